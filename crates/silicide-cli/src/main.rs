@@ -1,0 +1,3 @@
+//! The `silicide` command line.
+
+fn main() {}

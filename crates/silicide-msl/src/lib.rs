@@ -1,0 +1,1 @@
+//! Runs Metal Shading Language kernels on a CPU.
