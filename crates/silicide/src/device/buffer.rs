@@ -1,0 +1,167 @@
+//! Device memory with an owner.
+
+use std::any::Any;
+use std::ptr::NonNull;
+use std::sync::{Arc, Weak};
+
+use super::arena::Arena;
+use super::lock::Lock;
+use super::{Device, HostBytes};
+
+/// A piece of device memory. Cloning gives another handle to the same memory.
+#[derive(Clone)]
+pub struct Buffer {
+    storage: Arc<Storage>,
+    /// Returns temporary memory to its arena once the last handle is gone.
+    _lease: Option<Arc<Lease>>,
+}
+
+impl Buffer {
+    pub(super) fn new(storage: Storage) -> Buffer {
+        Buffer { storage: Arc::new(storage), _lease: None }
+    }
+
+    pub(super) fn leased(storage: Arc<Storage>, arena: Weak<Arena>) -> Buffer {
+        let lease = Lease { storage: storage.clone(), arena };
+        Buffer { storage, _lease: Some(Arc::new(lease)) }
+    }
+
+    /// The size in bytes.
+    pub fn len(&self) -> usize {
+        self.storage.memory.len
+    }
+
+    /// Whether it holds no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The device that holds it.
+    pub fn device(&self) -> &Device {
+        &self.storage.device
+    }
+
+    /// Whether two handles are to the same memory.
+    pub fn is_same(&self, other: &Buffer) -> bool {
+        Arc::ptr_eq(&self.storage, &other.storage)
+    }
+
+    pub(crate) fn address(&self) -> usize {
+        self.storage.memory.ptr.as_ptr() as usize
+    }
+
+    pub(super) fn storage(&self) -> &Arc<Storage> {
+        &self.storage
+    }
+
+    /// Copies host bytes in, while nothing else touches the buffer.
+    pub(super) fn host_write(&self, offset: usize, bytes: &[u8]) {
+        self.storage.write_locked(|memory| memory[offset..offset + bytes.len()].copy_from_slice(bytes));
+    }
+}
+
+/// Memory, the lock that says who touches it, and the device it belongs to.
+pub(crate) struct Storage {
+    pub(super) device: Device,
+    pub(super) memory: Memory,
+    pub(super) lock: Lock,
+    /// Mapped files and other adopted bytes are never written.
+    pub(super) read_only: bool,
+}
+
+impl Storage {
+    pub(super) fn new(device: Device, memory: Memory, read_only: bool) -> Storage {
+        Storage { device, memory, lock: Lock::default(), read_only }
+    }
+
+    /// Calls `f` with the bytes while nothing writes them.
+    pub(super) fn read_locked<R>(&self, f: impl FnOnce(&[u8]) -> R) -> R {
+        self.lock.acquire(false);
+        // SAFETY: the memory is `len` bytes for as long as `self`; the lock keeps writers out.
+        let bytes = unsafe { std::slice::from_raw_parts(self.memory.ptr.as_ptr(), self.memory.len) };
+        let result = f(bytes);
+        self.lock.release(false);
+        result
+    }
+
+    /// Calls `f` with the bytes while nothing else touches them.
+    pub(super) fn write_locked<R>(&self, f: impl FnOnce(&mut [u8]) -> R) -> R {
+        assert!(!self.read_only, "adopted memory is never written");
+        self.lock.acquire(true);
+        // SAFETY: the memory is `len` bytes for as long as `self` and ours to write; the lock keeps everyone else out.
+        let bytes = unsafe { std::slice::from_raw_parts_mut(self.memory.ptr.as_ptr(), self.memory.len) };
+        let result = f(bytes);
+        self.lock.release(true);
+        result
+    }
+}
+
+/// Host-visible memory and what keeps it alive.
+pub(crate) struct Memory {
+    pub(super) ptr: NonNull<u8>,
+    pub(super) len: usize,
+    /// The allocation, the mapped file, or the back end's own buffer object.
+    #[cfg_attr(not(target_os = "macos"), allow(dead_code))]
+    pub(super) owner: Box<dyn Any + Send + Sync>,
+}
+
+// SAFETY: the pointer is to memory that `owner` keeps; who may touch it when is the lock's business.
+unsafe impl Send for Memory {}
+// SAFETY: as above.
+unsafe impl Sync for Memory {}
+
+impl Memory {
+    /// Zeroed host memory, or `None` where there is not enough.
+    pub(super) fn host(len: usize) -> Option<Memory> {
+        let allocation = Allocation::zeroed(len)?;
+        Some(Memory { ptr: allocation.ptr, len, owner: Box::new(allocation) })
+    }
+
+    /// Bytes that somebody else owns.
+    pub(super) fn adopted(bytes: &Arc<dyn HostBytes>) -> Memory {
+        let slice = bytes.as_ref().as_ref();
+        Memory { ptr: NonNull::from(slice).cast(), len: slice.len(), owner: Box::new(bytes.clone()) }
+    }
+}
+
+/// A host allocation aligned to cache lines and vectors.
+struct Allocation {
+    ptr: NonNull<u8>,
+    layout: std::alloc::Layout,
+}
+
+const ALIGNMENT: usize = 64;
+
+impl Allocation {
+    fn zeroed(len: usize) -> Option<Allocation> {
+        let layout = std::alloc::Layout::from_size_align(len.max(1), ALIGNMENT).ok()?;
+        // SAFETY: the layout's size is not zero.
+        let ptr = NonNull::new(unsafe { std::alloc::alloc_zeroed(layout) })?;
+        Some(Allocation { ptr, layout })
+    }
+}
+
+impl Drop for Allocation {
+    fn drop(&mut self) {
+        // SAFETY: allocated by `zeroed` with this layout, and freed once.
+        unsafe { std::alloc::dealloc(self.ptr.as_ptr(), self.layout) }
+    }
+}
+
+// SAFETY: plain memory.
+unsafe impl Send for Allocation {}
+// SAFETY: plain memory.
+unsafe impl Sync for Allocation {}
+
+struct Lease {
+    storage: Arc<Storage>,
+    arena: Weak<Arena>,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some(arena) = self.arena.upgrade() {
+            arena.give_back(self.storage.clone());
+        }
+    }
+}

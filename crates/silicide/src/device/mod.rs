@@ -1,0 +1,233 @@
+//! Devices, their memory and the streams that run work on them.
+//!
+//! This is the only place arranged by back end. An op describes a [`Launch`]; a device's executor runs it. The executor's
+//! whole duty is the pair of traits [`Executor`] and [`Queue`].
+
+mod arena;
+mod buffer;
+mod hazard;
+mod launch;
+mod lock;
+mod plan;
+mod stream;
+
+pub(crate) mod cpu;
+pub(crate) mod emulated;
+#[cfg(target_os = "macos")]
+mod metal;
+
+use std::fmt;
+use std::sync::Arc;
+
+pub use self::buffer::Buffer;
+pub use self::cpu::CpuOptions;
+pub use self::emulated::EmulatedOptions;
+pub use self::launch::{Choice, Cost, Launch};
+pub use self::plan::Plan;
+pub use self::stream::Stream;
+
+use self::buffer::{Memory, Storage};
+pub(crate) use self::launch::Gpu;
+use crate::{DType, Element, Error, Result, Shape, Tensor};
+
+/// A place where tensors live and ops run. Cloning gives another handle to the same device.
+#[derive(Clone)]
+pub struct Device(Arc<dyn Executor>);
+
+/// What kind of device it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// The host's processors.
+    Cpu,
+    /// An Apple GPU.
+    Metal,
+    /// Metal kernels run on the host, thread by thread, with checks.
+    EmulatedMetal,
+}
+
+impl DeviceKind {
+    /// The name that `--device` takes.
+    pub fn name(self) -> &'static str {
+        match self {
+            DeviceKind::Cpu => "cpu",
+            DeviceKind::Metal => "metal",
+            DeviceKind::EmulatedMetal => "emulated-metal",
+        }
+    }
+}
+
+impl Device {
+    /// The host's processors, all of them.
+    pub fn cpu() -> Device {
+        Device::cpu_with(CpuOptions::default())
+    }
+
+    /// The host's processors, used as `options` say.
+    pub fn cpu_with(options: CpuOptions) -> Device {
+        Device(Arc::new(cpu::Cpu::new(options)))
+    }
+
+    /// Metal kernels run on the host by way of clang, for tests and for machines without an Apple GPU.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Device`] where clang 19 or later is not installed.
+    pub fn emulated_metal(options: EmulatedOptions) -> Result<Device> {
+        Ok(Device(Arc::new(emulated::EmulatedMetal::new(options)?)))
+    }
+
+    /// The system's default Apple GPU.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Device`] where there is none, or this is not macOS.
+    pub fn metal() -> Result<Device> {
+        #[cfg(target_os = "macos")]
+        return Ok(Device(Arc::new(metal::Metal::new()?)));
+        #[cfg(not(target_os = "macos"))]
+        Err(Error::Device {
+            device: "metal".into(),
+            message: "Metal needs macOS; use the cpu device, or emulated-metal to run Metal kernels here".into(),
+        })
+    }
+
+    /// The fastest device here: an Apple GPU where there is one, else the CPU.
+    pub fn auto() -> Device {
+        Device::metal().unwrap_or_else(|_| Device::cpu())
+    }
+
+    /// What kind of device it is.
+    pub fn kind(&self) -> DeviceKind {
+        self.0.kind()
+    }
+
+    /// What it is, for people: the processor's name and what of it is used.
+    pub fn description(&self) -> String {
+        self.0.description()
+    }
+
+    /// The CPU executor, on a CPU device.
+    pub(crate) fn as_cpu(&self) -> Option<&cpu::Cpu> {
+        self.0.as_cpu()
+    }
+
+    /// A new stream of work.
+    pub fn stream(&self) -> Stream {
+        Stream::new(self.clone(), self.0.queue())
+    }
+
+    /// A new buffer of `len` zero bytes, aligned for every element type and vector.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`].
+    pub fn allocate(&self, len: usize) -> Result<Buffer> {
+        let memory = self.0.allocate(len)?;
+        Ok(Buffer::new(Storage::new(self.clone(), memory, false)))
+    }
+
+    /// A read-only buffer over bytes that already lie in host memory, such as a mapped file: shared, not copied, where
+    /// the device can read them in place, else copied.
+    pub fn adopt(&self, bytes: Arc<dyn HostBytes>) -> Result<Buffer> {
+        match self.0.adopt(&bytes)? {
+            Some(memory) => Ok(Buffer::new(Storage::new(self.clone(), memory, true))),
+            None => {
+                let buffer = self.allocate(bytes.as_ref().as_ref().len())?;
+                buffer.host_write(0, bytes.as_ref().as_ref());
+                Ok(buffer)
+            }
+        }
+    }
+
+    /// A new row-major tensor with these elements.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Argument`] where the number of elements is not the shape's.
+    pub fn tensor<T: Element>(&self, elements: &[T], shape: impl Into<Shape>) -> Result<Tensor> {
+        self.tensor_from_bytes(bytemuck::cast_slice(elements), T::DTYPE, shape)
+    }
+
+    /// A new row-major tensor with these bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Argument`] where the number of bytes is not the shape's.
+    pub fn tensor_from_bytes(&self, bytes: &[u8], dtype: DType, shape: impl Into<Shape>) -> Result<Tensor> {
+        let tensor = self.zeros(dtype, shape)?;
+        if bytes.len() != tensor.byte_range().len() {
+            return Err(Error::argument(
+                "tensor",
+                format!("got {} bytes, wanted {} for {tensor:?}", bytes.len(), tensor.byte_range().len()),
+            ));
+        }
+        tensor.buffer().host_write(0, bytes);
+        Ok(tensor)
+    }
+
+    /// A new row-major tensor of zeros.
+    pub fn zeros(&self, dtype: DType, shape: impl Into<Shape>) -> Result<Tensor> {
+        let shape = shape.into();
+        let bytes = byte_len("zeros", dtype, &shape)?;
+        Tensor::new(self.allocate(bytes)?, 0, dtype, shape)
+    }
+}
+
+/// Bytes that a row-major tensor takes, or an error where no machine could hold it.
+fn byte_len(op: &'static str, dtype: DType, shape: &Shape) -> Result<usize> {
+    shape
+        .checked_elements()
+        .and_then(|n| n.checked_mul(dtype.size()))
+        .filter(|&n| n <= isize::MAX as usize)
+        .ok_or_else(|| Error::argument(op, format!("{dtype}{shape} is larger than any memory")))
+}
+
+impl PartialEq for Device {
+    fn eq(&self, other: &Device) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl fmt::Debug for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.kind().name())
+    }
+}
+
+/// Bytes in host memory that stay where they are for as long as they are held: a mapped file, a vector.
+pub trait HostBytes: AsRef<[u8]> + Send + Sync + 'static {}
+
+impl<T: AsRef<[u8]> + Send + Sync + 'static> HostBytes for T {}
+
+/// What a back end does: memory and queues.
+pub(crate) trait Executor: Send + Sync {
+    fn kind(&self) -> DeviceKind;
+    fn description(&self) -> String;
+    /// Zeroed memory, aligned to 64 bytes at least.
+    fn allocate(&self, len: usize) -> Result<Memory>;
+    /// Host bytes as device memory without a copy, where the device can.
+    fn adopt(&self, bytes: &Arc<dyn HostBytes>) -> Result<Option<Memory>>;
+    fn queue(&self) -> Box<dyn Queue>;
+    fn as_cpu(&self) -> Option<&cpu::Cpu> {
+        None
+    }
+}
+
+/// Where a stream's launches go. Launches between two barriers may run in any order and at once.
+pub(crate) trait Queue: Send {
+    fn launch(&mut self, launch: &Launch) -> Result<()>;
+    /// Everything launched before is done before anything launched after begins.
+    fn barrier(&mut self) -> Result<()>;
+    /// Returns when everything launched is done.
+    fn finish(&mut self) -> Result<()>;
+
+    fn replay(&mut self, plan: &Plan) -> Result<()> {
+        for (launch, barrier) in plan.steps() {
+            if barrier {
+                self.barrier()?;
+            }
+            self.launch(launch)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,91 @@
+//! What GPU kernels share: headers without entry points, and the declarations that Rust and kernels agree on.
+
+use std::fmt::Write;
+
+/// The headers a kernel may `#include`, by name.
+const HEADERS: &[(&str, &str)] = &[("silicide.h", include_str!("silicide.h"))];
+
+/// The Metal Shading Language source of an op: one file, every entry point of the op.
+pub(crate) struct KernelSource {
+    /// The op's name, unique among sources.
+    pub(crate) name: &'static str,
+    /// The declaration of each parameter struct, from [`KernelParams::DECLARATION`].
+    pub(crate) params: &'static [&'static str],
+    /// The text of `kernel.metal`.
+    pub(crate) body: &'static str,
+}
+
+impl KernelSource {
+    /// The whole translation unit: parameter structs first, headers in place of their `#include` lines.
+    ///
+    /// `newLibraryWithSource` has no include path, so the text must stand alone.
+    pub(crate) fn assemble(&self) -> String {
+        let mut text = String::from("#include <metal_stdlib>\nusing namespace metal;\n");
+        for declaration in self.params {
+            writeln!(text, "{declaration}").expect("writing to a string");
+        }
+        writeln!(text, "#line 1 \"{}/kernel.metal\"", self.name).expect("writing to a string");
+        let mut included = Vec::new();
+        expand(self.body, self.name, &mut included, &mut text);
+        text
+    }
+}
+
+fn expand(body: &str, name: &str, included: &mut Vec<&'static str>, text: &mut String) {
+    for (number, line) in body.lines().enumerate() {
+        let header = line.strip_prefix("#include \"").and_then(|rest| rest.strip_suffix('"'));
+        let Some(header) = header else {
+            text.push_str(line);
+            text.push('\n');
+            continue;
+        };
+        let (header, body) =
+            HEADERS.iter().find(|(h, _)| *h == header).unwrap_or_else(|| panic!("{name} includes unknown {header}"));
+        if !included.contains(header) {
+            included.push(header);
+            writeln!(text, "#line 1 \"{header}\"").expect("writing to a string");
+            expand(body, header, included, text);
+        }
+        let file = if HEADERS.iter().any(|(h, _)| *h == name) { name.into() } else { format!("{name}/kernel.metal") };
+        writeln!(text, "#line {} \"{file}\"", number + 2).expect("writing to a string");
+    }
+}
+
+/// A parameter struct that kernels receive inline; made by [`kernel_params!`].
+pub(crate) trait KernelParams: bytemuck::Pod {
+    /// The struct as Metal Shading Language declares it.
+    const DECLARATION: &'static str;
+}
+
+/// Declares a parameter struct once, for Rust and for kernels.
+///
+/// Fields are `u32`, `i32`, `f32`, `u64`, `i64` or arrays of them; 64-bit fields come first so that nothing is padded
+/// (padding does not compile).
+macro_rules! kernel_params {
+    ($(#[$meta:meta])* $vis:vis struct $name:ident { $($(#[$doc:meta])* $field:ident: $ty:tt),* $(,)? }) => {
+        $(#[$meta])*
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+        $vis struct $name { $($(#[$doc])* pub(crate) $field: $ty),* }
+
+        impl $crate::kernels::KernelParams for $name {
+            const DECLARATION: &'static str = concat!(
+                "struct ", stringify!($name), " { ",
+                $($crate::kernels::kernel_params!(@field $field $ty), " ",)*
+                "};"
+            );
+        }
+    };
+    (@field $field:ident [$ty:tt; $n:tt]) => {
+        concat!($crate::kernels::kernel_params!(@type $ty), " ", stringify!($field), "[", stringify!($n), "];")
+    };
+    (@field $field:ident $ty:tt) => {
+        concat!($crate::kernels::kernel_params!(@type $ty), " ", stringify!($field), ";")
+    };
+    (@type u32) => { "uint" };
+    (@type i32) => { "int" };
+    (@type f32) => { "float" };
+    (@type u64) => { "ulong" };
+    (@type i64) => { "long" };
+}
+pub(crate) use kernel_params;

@@ -1,0 +1,64 @@
+//! What the ops' argument checks share.
+
+use crate::{Error, Result, Tensor};
+
+/// An [`Error::Argument`] of `op` unless `ok`; the message says what was got and what was wanted.
+pub(crate) fn check(op: &'static str, ok: bool, message: impl FnOnce() -> String) -> Result<()> {
+    if ok { Ok(()) } else { Err(Error::argument(op, message())) }
+}
+
+/// A size as kernels take it.
+pub(crate) fn size(op: &'static str, name: &str, n: usize) -> Result<u32> {
+    u32::try_from(n).map_err(|_| Error::argument(op, format!("{name}: {n} is past 2^32 - 1")))
+}
+
+/// A tensor as rows of its last axis. Strides are in elements.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rows {
+    pub(crate) count: u32,
+    pub(crate) len: u32,
+    pub(crate) stride: u32,
+}
+
+impl Rows {
+    pub(crate) fn of(op: &'static str, name: &str, t: &Tensor) -> Result<Rows> {
+        let (count, len, stride) = t.as_rows().ok_or_else(|| {
+            let message = format!(
+                "{name}: got {t:?} with strides {}, wanted a contiguous last axis and one stride between rows; copy it first",
+                t.strides()
+            );
+            Error::argument(op, message)
+        })?;
+        Ok(Rows { count: size(op, name, count)?, len: size(op, name, len)?, stride: size(op, name, stride)? })
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.count == 0 || self.len == 0
+    }
+
+    /// The element at which row `row` starts.
+    pub(crate) fn start(&self, row: usize) -> usize {
+        row * self.stride as usize
+    }
+}
+
+/// The instance of a generic CPU entry for a floating-point element type that was checked before.
+macro_rules! float_entry {
+    ($dtype:expr, $t:ident => $entry:expr) => {
+        match $dtype {
+            $crate::DType::F16 => {
+                type $t = half::f16;
+                $entry as $crate::device::cpu::Entry
+            }
+            $crate::DType::BF16 => {
+                type $t = half::bf16;
+                $entry
+            }
+            _ => {
+                type $t = f32;
+                $entry
+            }
+        }
+    };
+}
+pub(crate) use float_entry;
