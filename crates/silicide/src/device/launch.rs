@@ -169,6 +169,12 @@ impl Launch {
         self
     }
 
+    /// Says how many bytes must be written, where it is less than whole tensors.
+    pub(crate) fn writes_bytes(mut self, written: usize) -> Launch {
+        self.cost.written = written as u64;
+        self
+    }
+
     /// Names the kernel chosen and the reason.
     pub(crate) fn choice(mut self, kernel: impl Into<Cow<'static, str>>, why: impl Into<Cow<'static, str>>) -> Launch {
         self.choice = Choice { kernel: kernel.into(), why: why.into() };

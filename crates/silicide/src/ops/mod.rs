@@ -1,7 +1,11 @@
 //! Model operations, one folder each: contract and checks in `mod.rs`, the CPU form in `cpu.rs`, the form for every GPU in
 //! `kernel.metal`, and one test for all devices in `tests.rs`.
 
+mod attention;
 mod check;
+mod kv_write;
 mod rms_norm;
 
+pub use attention::{Attention, Mask, attention, attention_into};
+pub use kv_write::kv_write;
 pub use rms_norm::{RmsNorm, rms_norm, rms_norm_into, rms_norm_with};

@@ -1,0 +1,228 @@
+//! Scaled dot-product attention, for a prompt, a chunk of one, or a single token against a cache.
+
+mod cpu;
+#[cfg(test)]
+mod tests;
+
+use crate::device::{Gpu, Launch, Stream};
+use crate::kernels::{KernelParams, KernelSource, kernel_params};
+use crate::ops::check::{check, float_entry, size};
+use crate::{DType, Result, Tensor};
+
+/// How queries weigh keys.
+#[derive(Clone, Copy, Debug)]
+pub struct Attention<'a> {
+    /// Multiplies every score, commonly `1 / sqrt(head_dim)`.
+    pub scale: f32,
+    /// Which keys a query sees.
+    pub mask: Mask<'a>,
+    /// A query sees only this many keys, ending with the last that [`mask`](Self::mask) shows it.
+    pub window: Option<usize>,
+    /// Scores become `cap * tanh(score / cap)`.
+    pub softcap: Option<f32>,
+    /// A logit for each query head, `[query_heads]` in f32, that takes part in the softmax and has no value
+    /// (attention sinks).
+    pub sinks: Option<&'a Tensor>,
+}
+
+/// Which keys a query sees.
+#[derive(Clone, Copy, Debug)]
+pub enum Mask<'a> {
+    /// All of them.
+    Full,
+    /// Those at or before its own place, where the last query stands at the last key.
+    Causal,
+    /// Keys `0..=positions[t]` for query `t`: `[queries]` in i32 or u32, read when the launch runs, so that a recorded
+    /// plan serves every step.
+    Positions(&'a Tensor),
+}
+
+/// `softmax(scale * q k^T) v`, head by head.
+///
+/// `q` is `[queries, query_heads, head_dim]`, `k` and `v` are `[keys, kv_heads, head_dim]`; query head `h` reads key
+/// and value head `h / (query_heads / kv_heads)`. The last axis is contiguous, the others may have any strides, so a
+/// cache may be laid out as it likes. `q` is f32, f16 or bf16; `k` and `v` share a floating-point type of their own.
+/// Head dimensions go to 512. Scores and sums are f32; a query that sees no key gives zeros. The result is
+/// `[queries, query_heads, head_dim]` in `q`'s type, and a query's result does not depend on the other queries.
+/// Mathematics: Vaswani et al., "Attention Is All You Need", 2017; grouped heads: Ainslie et al., 2023.
+///
+/// # Errors
+///
+/// [`Error::Argument`](crate::Error::Argument) where shapes or types do not fit.
+///
+/// ```
+/// use silicide::ops::{self, Attention, Mask};
+/// use silicide::{DType, Device};
+/// # fn main() -> silicide::Result<()> {
+/// let device = Device::cpu();
+/// let stream = &mut device.stream();
+/// let q = device.zeros(DType::F32, [2, 4, 8])?;
+/// let k = device.zeros(DType::F32, [2, 1, 8])?;
+/// let v = device.tensor(&[1.0f32; 8].into_iter().chain([3.0; 8]).collect::<Vec<_>>(), [2, 1, 8])?;
+/// let options = Attention { scale: 0.5, mask: Mask::Causal, window: None, softcap: None, sinks: None };
+/// let y = ops::attention(stream, &q, &k, &v, options)?.to_vec::<f32>(stream)?;
+/// // The first query sees one value, the second the mean of two.
+/// assert_eq!((y[0], y[32]), (1.0, 2.0));
+/// # Ok(())
+/// # }
+/// ```
+pub fn attention(stream: &mut Stream, q: &Tensor, k: &Tensor, v: &Tensor, options: Attention) -> Result<Tensor> {
+    let out = stream.empty(q.dtype(), *q.shape())?;
+    attention_into(stream, q, k, v, options, &out)?;
+    Ok(out)
+}
+
+/// [`attention`] into `out`.
+pub fn attention_into(
+    stream: &mut Stream,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    options: Attention,
+    out: &Tensor,
+) -> Result<()> {
+    let Attention { scale, mask, window, softcap, sinks } = options;
+    let q_heads = Heads::of("q", q)?;
+    let k_heads = Heads::of("k", k)?;
+    let v_heads = Heads::of("v", v)?;
+    let out_heads = Heads::of("out", out)?;
+    let dim = q_heads.dim;
+    check(OP, dim == k_heads.dim && k.shape() == v.shape() && k.dtype() == v.dtype(), || {
+        format!("k, v: got {k:?} and {v:?}, wanted [keys, kv_heads, {dim}], both of one type")
+    })?;
+    check(OP, dim <= MAX_HEAD_DIM, || format!("head_dim: got {dim}, wanted at most {MAX_HEAD_DIM}"))?;
+    check(OP, k_heads.heads > 0 && q_heads.heads.is_multiple_of(k_heads.heads), || {
+        format!("q: got {} heads, wanted a multiple of the {} key heads", q_heads.heads, k_heads.heads)
+    })?;
+    check(OP, out.shape() == q.shape() && out.dtype() == q.dtype(), || format!("out: got {out:?}, wanted {q:?}"))?;
+    check(OP, softcap.is_none_or(|c| c > 0.0), || format!("softcap: got {softcap:?}, wanted more than 0"))?;
+    check(OP, window != Some(0), || "window: got 0, wanted at least 1".into())?;
+    if let Some(s) = sinks {
+        check(OP, s.shape()[..] == [q_heads.heads as usize] && s.dtype() == DType::F32 && s.is_contiguous(), || {
+            format!("sinks: got {s:?}, wanted f32[{}], contiguous", q_heads.heads)
+        })?;
+    }
+    let positions = match mask {
+        Mask::Positions(p) => Some(p),
+        Mask::Full | Mask::Causal => None,
+    };
+    if let Some(p) = positions {
+        let fits = p.shape()[..] == [q_heads.tokens as usize] && p.is_contiguous();
+        check(OP, fits && matches!(p.dtype(), DType::I32 | DType::U32), || {
+            format!("positions: got {p:?}, wanted i32 or u32 [{}], contiguous", q_heads.tokens)
+        })?;
+    }
+    check(OP, !matches!(mask, Mask::Causal) || q_heads.tokens <= k_heads.tokens, || {
+        format!("got {} queries and {} keys; causal queries need a key each", q_heads.tokens, k_heads.tokens)
+    })?;
+    if q.elements() == 0 {
+        return Ok(());
+    }
+    let params = Params {
+        q_strides: q_heads.strides,
+        k_strides: k_heads.strides,
+        v_strides: v_heads.strides,
+        out_strides: out_heads.strides,
+        queries: q_heads.tokens,
+        keys: k_heads.tokens,
+        q_heads: q_heads.heads,
+        kv_heads: k_heads.heads,
+        dim,
+        mask: match mask {
+            Mask::Full => FULL,
+            Mask::Causal => CAUSAL,
+            Mask::Positions(_) => POSITIONS,
+        },
+        window: window.map_or(0, |w| w.min(u32::MAX as usize) as u32),
+        has_sinks: sinks.is_some().into(),
+        scale,
+        softcap: softcap.unwrap_or(0.0),
+    };
+    let launch = Launch::new(OP, &params)
+        .read(q)
+        .read(k)
+        .read(v)
+        .read_optional(positions)
+        .read_optional(sinks)
+        .write(out)
+        .flops(4 * q.elements() * k_heads.tokens as usize);
+    let entry = match k.dtype() {
+        DType::F16 => float_entry!(q.dtype(), T => cpu::run::<T, half::f16>),
+        DType::BF16 => float_entry!(q.dtype(), T => cpu::run::<T, half::bf16>),
+        _ => float_entry!(q.dtype(), T => cpu::run::<T, f32>),
+    };
+    stream.launch(launch, entry, || Gpu {
+        source: &SOURCE,
+        entry: format!("attention_{}_{}", q.dtype(), k.dtype()),
+        threadgroups: [params.queries, params.q_heads, 1],
+        threads: [32 * SIMDGROUPS, 1, 1],
+    })
+}
+
+const OP: &str = "attention";
+const MAX_HEAD_DIM: u32 = 512;
+/// Simdgroups that share the keys of one query; `kernel.metal` has the same.
+const SIMDGROUPS: u32 = 8;
+
+const FULL: u32 = 0;
+const CAUSAL: u32 = 1;
+const POSITIONS: u32 = 2;
+
+/// A tensor as `[tokens, heads, dim]`; strides are elements by token and by head.
+struct Heads {
+    tokens: u32,
+    heads: u32,
+    dim: u32,
+    strides: [u32; 2],
+}
+
+impl Heads {
+    fn of(name: &'static str, t: &Tensor) -> Result<Heads> {
+        let fits = t.rank() == 3 && (t.dim(2) <= 1 || t.strides()[2] == 1) && t.dtype().is_float();
+        check(OP, fits, || {
+            format!("{name}: got {t:?}, wanted [tokens, heads, head_dim] of floats with a contiguous last axis")
+        })?;
+        Ok(Heads {
+            tokens: size(OP, name, t.dim(0))?,
+            heads: size(OP, name, t.dim(1))?,
+            dim: size(OP, name, t.dim(2))?,
+            strides: [size(OP, name, t.strides()[0])?, size(OP, name, t.strides()[1])?],
+        })
+    }
+}
+
+kernel_params! {
+    /// Strides are elements by token and by head.
+    struct Params {
+        q_strides: [u32; 2],
+        k_strides: [u32; 2],
+        v_strides: [u32; 2],
+        out_strides: [u32; 2],
+        queries: u32,
+        keys: u32,
+        q_heads: u32,
+        kv_heads: u32,
+        dim: u32,
+        mask: u32,
+        window: u32,
+        has_sinks: u32,
+        scale: f32,
+        softcap: f32,
+    }
+}
+
+impl Params {
+    /// The keys that a query sees, given its position where positions decide.
+    fn visible(&self, query: u32, position: i64) -> std::ops::Range<usize> {
+        let end = match self.mask {
+            FULL => self.keys as i64,
+            CAUSAL => (self.keys - self.queries + query) as i64 + 1,
+            _ => (position + 1).clamp(0, self.keys as i64),
+        };
+        let start = if self.window == 0 { 0 } else { (end - self.window as i64).max(0) };
+        start as usize..end as usize
+    }
+}
+
+static SOURCE: KernelSource =
+    KernelSource { name: "attention", params: &[Params::DECLARATION], body: include_str!("kernel.metal") };

@@ -1,0 +1,41 @@
+//! A copy on the caller's thread: it moves little, and waking threads would cost more.
+
+use super::Params;
+use crate::Float;
+use crate::device::cpu::vector::vectorized;
+use crate::device::cpu::{Call, View};
+
+pub(super) fn run<T: Float, C: Float>(call: &Call) {
+    let p: Params = call.params();
+    let slots = call.slice::<u32>(2);
+    vectorized(
+        #[inline(always)]
+        || {
+            write(&p, slots, call.view::<T>(0), p.k_strides, call.view::<C>(3), p.k_cache_strides);
+            write(&p, slots, call.view::<T>(1), p.v_strides, call.view::<C>(4), p.v_cache_strides);
+        },
+    );
+}
+
+#[inline(always)]
+fn write<T: Float, C: Float>(
+    p: &Params,
+    slots: &[u32],
+    from: View<T>,
+    strides: [u32; 2],
+    to: View<C>,
+    to_strides: [u32; 2],
+) {
+    let dim = p.dim as usize;
+    for (token, &slot) in slots.iter().enumerate().filter(|&(_, &slot)| slot < p.capacity) {
+        for head in 0..p.heads as usize {
+            let at = token * strides[0] as usize + head * strides[1] as usize;
+            let to_at = slot as usize * to_strides[0] as usize + head * to_strides[1] as usize;
+            // SAFETY: one thread copies, between memory that does not overlap.
+            let (from, to) = unsafe { (from.row(at, dim), to.row_mut(to_at, dim)) };
+            for (to, from) in to.iter_mut().zip(from) {
+                *to = C::from_f32(from.to_f32());
+            }
+        }
+    }
+}

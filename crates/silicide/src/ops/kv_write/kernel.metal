@@ -1,0 +1,37 @@
+// kv_write: one threadgroup for each new token and head.
+
+#include "silicide.h"
+
+template <typename T, typename C>
+kernel void kv_write(
+    device const T* keys [[buffer(0)]],
+    device const T* values [[buffer(1)]],
+    device const uint* slots [[buffer(2)]],
+    device C* key_cache [[buffer(3)]],
+    device C* value_cache [[buffer(4)]],
+    constant Params& p [[buffer(5)]],
+    uint3 group [[threadgroup_position_in_grid]],
+    uint thread_index [[thread_index_in_threadgroup]],
+    uint3 threads [[threads_per_threadgroup]]) {
+  uint slot = slots[group.x];
+  if (slot >= p.capacity) {
+    return;
+  }
+  keys += ulong(group.x) * p.k_strides[0] + ulong(group.y) * p.k_strides[1];
+  values += ulong(group.x) * p.v_strides[0] + ulong(group.y) * p.v_strides[1];
+  key_cache += ulong(slot) * p.k_cache_strides[0] + ulong(group.y) * p.k_cache_strides[1];
+  value_cache += ulong(slot) * p.v_cache_strides[0] + ulong(group.y) * p.v_cache_strides[1];
+  for (uint i = thread_index; i < p.dim; i += threads.x) {
+    key_cache[i] = C(float(keys[i]));
+    value_cache[i] = C(float(values[i]));
+  }
+}
+
+#define instantiate_kv_write(name, T)                           \
+  instantiate_kernel("kv_write_" name "_f32", kv_write, T, float)   \
+  instantiate_kernel("kv_write_" name "_f16", kv_write, T, half)    \
+  instantiate_kernel("kv_write_" name "_bf16", kv_write, T, bfloat)
+
+instantiate_kv_write("f32", float)
+instantiate_kv_write("f16", half)
+instantiate_kv_write("bf16", bfloat)
