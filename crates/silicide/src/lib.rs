@@ -2,6 +2,7 @@
 
 mod dtype;
 mod error;
+pub mod formats;
 pub mod quant;
 mod shape;
 
