@@ -3,6 +3,7 @@
 pub mod device;
 mod dtype;
 mod error;
+pub mod formats;
 mod kernels;
 pub mod ops;
 pub mod quant;
