@@ -1,7 +1,9 @@
 //! Tensors, devices and model operations.
 
 mod dtype;
+pub mod device;
 mod error;
+pub mod ops;
 pub mod quant;
 mod shape;
 

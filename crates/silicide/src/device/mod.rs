@@ -1,0 +1,3 @@
+//! Where tensors live and work runs.
+
+pub mod cpu;
