@@ -11,7 +11,7 @@ mod lock;
 mod plan;
 mod stream;
 
-pub(crate) mod cpu;
+pub mod cpu;
 pub(crate) mod emulated;
 #[cfg(target_os = "macos")]
 mod metal;

@@ -4,6 +4,7 @@
 mod attention;
 mod check;
 mod kv_write;
+pub mod matmul;
 mod rms_norm;
 
 pub use attention::{Attention, Mask, attention, attention_into};

@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use bytemuck::Pod;
 
-pub use self::features::Features;
-pub(crate) use self::pool::Pool;
+pub use self::features::{Features, Level};
+pub use self::pool::Pool;
 use super::buffer::Memory;
 use super::launch::{Arg, Body, Launch, LockSet};
 use super::plan::Plan;
@@ -133,6 +133,12 @@ impl<'a> Call<'a> {
     /// The parameter struct that the launch was made with.
     pub(crate) fn params<P: Pod>(&self) -> P {
         bytemuck::pod_read_unaligned(self.params)
+    }
+
+    /// Rows of `len` elements that a task should have at least, for waking a thread to pay.
+    pub(crate) fn grain(&self, len: usize) -> usize {
+        const ELEMENTS: usize = 16 * 1024;
+        ELEMENTS.div_ceil(len.max(1))
     }
 
     /// The elements of an argument that no output of the launch overlaps.

@@ -1,6 +1,10 @@
 //! The formats in which weights come quantised, and what each one's bytes look like.
 
+mod dequant;
+
 use std::fmt;
+
+pub use dequant::{Group, QuantView, Values};
 
 /// How the rows of a quantised weight are stored.
 ///

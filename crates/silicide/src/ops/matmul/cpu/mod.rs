@@ -1,0 +1,370 @@
+//! Products with packed weights on the CPU.
+//!
+//! A weight is packed once ([`PackLayout`]). Then [`matmul`] picks, by the number of rows and the instructions at hand:
+//!
+//! | rows | weight | reduced precision | `f32` |
+//! |---|---|---|---|
+//! | few | integer codes | `integer`: activations as integers | `float` |
+//! | few | f16, bf16, mxfp8 | `float` | `float` |
+//! | many | any but f32 | `bf16` where there are such instructions, else `float` | `float` |
+//! | any | f32 | `float` | `float` |
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use crate::device::cpu::{Features, Pool};
+use crate::{Error, Result};
+
+#[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
+mod bf16;
+mod float;
+mod integer;
+mod pack;
+mod scratch;
+mod simd;
+#[cfg(test)]
+mod tests;
+mod unpack;
+
+use integer::Activations;
+use pack::{Codes, UNIT};
+use scratch::with_scratch;
+use simd::{LANES, Simd};
+
+pub use pack::{DenseView, PackLayout};
+
+/// How exactly a product is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// `f32` throughout. A row's result is the same bits whatever rows stand beside it.
+    F32,
+    /// Activations rounded: for few rows to integers as given here, for many to bf16. Sums are `f32`.
+    Reduced(Activation),
+}
+
+/// The integers that stand for activations, 32 of which share a scale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activation {
+    /// 8 bits.
+    I8,
+    /// About 15 bits, as two products of bytes.
+    I16,
+}
+
+/// The most rows that are multiplied with integer codes directly; with more, dequantising the weight pays.
+const FEW_ROWS: usize = 8;
+
+/// `rows` rows of `f32`, possibly apart.
+#[derive(Clone, Copy, Debug)]
+pub struct Rows<'a> {
+    data: &'a [f32],
+    rows: usize,
+    width: usize,
+    stride: usize,
+}
+
+impl<'a> Rows<'a> {
+    /// Rows of `width` elements that begin every `stride` elements of `data`.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] where the last row would end past `data`.
+    pub fn new(data: &'a [f32], rows: usize, width: usize, stride: usize) -> Result<Rows<'a>> {
+        check_rows(data.len(), rows, width, stride)?;
+        Ok(Rows { data, rows, width, stride })
+    }
+
+    fn row(&self, row: usize) -> &'a [f32] {
+        &self.data[row * self.stride..][..self.width]
+    }
+
+    fn stride(&self) -> usize {
+        self.stride
+    }
+}
+
+/// Room for `rows` rows of `f32`, possibly apart.
+#[derive(Debug)]
+pub struct RowsMut<'a> {
+    data: *mut f32,
+    rows: usize,
+    width: usize,
+    stride: usize,
+    borrow: PhantomData<&'a mut [f32]>,
+}
+
+impl<'a> RowsMut<'a> {
+    /// As [`Rows::new`]; rows may not overlap.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] where the last row would end past `data`, or rows overlap.
+    pub fn new(data: &'a mut [f32], rows: usize, width: usize, stride: usize) -> Result<RowsMut<'a>> {
+        check_rows(data.len(), rows, width, stride)?;
+        if rows > 1 && stride < width {
+            return Err(Error::argument("matmul", format!("output rows of {width} overlap: stride {stride}")));
+        }
+        Ok(RowsMut { data: data.as_mut_ptr(), rows, width, stride, borrow: PhantomData })
+    }
+}
+
+fn check_rows(len: usize, rows: usize, width: usize, stride: usize) -> Result<()> {
+    let end = rows.checked_sub(1).map_or(Some(0), |last| last.checked_mul(stride)?.checked_add(width));
+    if end.is_none_or(|end| end > len) {
+        let message = format!("{rows} rows of {width} every {stride} elements do not fit in {len}");
+        return Err(Error::argument("matmul", message));
+    }
+    Ok(())
+}
+
+/// `out = x * weight^T`: `x` is `[m, k]`, the packed weight `[n, k]`, `out` `[m, n]`.
+///
+/// With [`Precision::Reduced`] a NaN or infinity among a row's activations makes all of the row's outputs NaN where the
+/// activations become integers.
+///
+/// # Errors
+/// [`Error::Argument`] where shapes differ, or `weight` has not the layout's length.
+pub fn matmul(
+    pool: &Pool,
+    features: Features,
+    precision: Precision,
+    layout: &PackLayout,
+    weight: &[u8],
+    x: Rows<'_>,
+    out: RowsMut<'_>,
+) -> Result<()> {
+    let fail = |message| Err(Error::argument("matmul", message));
+    if weight.len() != layout.bytes() {
+        return fail(format!("packed weight has {} bytes, wanted {}", weight.len(), layout.bytes()));
+    }
+    if x.width != layout.k {
+        return fail(format!("activations have {} columns, wanted the weight's {}", x.width, layout.k));
+    }
+    if (out.rows, out.width) != (x.rows, layout.n) {
+        return fail(format!("output is [{}, {}], wanted [{}, {}]", out.rows, out.width, x.rows, layout.n));
+    }
+    let product = Call { pool, features, layout, weight, x, out: Out::new(&out, layout.n) };
+    let integers = matches!(layout.codes, Codes::Bits { .. } | Codes::Table { .. });
+    match precision {
+        Precision::Reduced(activation) if integers && x.rows <= FEW_ROWS => product.integer(activation),
+        #[cfg(target_arch = "x86_64")]
+        Precision::Reduced(_)
+            if layout.codes != Codes::F32
+                && x.rows > FEW_ROWS
+                && features.level() >= crate::device::cpu::Level::Avx512Bf16 =>
+        {
+            product.bf16();
+        }
+        _ => product.float(),
+    }
+    Ok(())
+}
+
+/// Dequantises row `row` of a packed weight, as an embedding that shares its weight with the output layer needs.
+///
+/// # Errors
+/// [`Error::Argument`] where there is no such row, or a slice has not the layout's length.
+pub fn unpack_row(features: Features, layout: &PackLayout, weight: &[u8], row: usize, out: &mut [f32]) -> Result<()> {
+    let fail = |message| Err(Error::argument("unpack", message));
+    if weight.len() != layout.bytes() {
+        return fail(format!("packed weight has {} bytes, wanted {}", weight.len(), layout.bytes()));
+    }
+    if row >= layout.n || out.len() != layout.k {
+        return fail(format!("row {row} of {} into {} elements, wanted {}", layout.n, out.len(), layout.k));
+    }
+    // SAFETY: row and lengths were checked against the layout.
+    unsafe { simd::run(features, float::Unpack { layout, weight: weight.as_ptr(), row, out }) };
+    Ok(())
+}
+
+/// Where a product goes. Tasks write disjoint columns.
+#[derive(Clone, Copy)]
+struct Out {
+    data: *mut f32,
+    stride: usize,
+    n: usize,
+}
+
+// SAFETY: tasks write to disjoint columns of it, and `matmul` keeps the borrow until all have ended.
+unsafe impl Sync for Out {}
+
+impl Out {
+    fn new(rows: &RowsMut<'_>, n: usize) -> Out {
+        Out { data: rows.data, stride: rows.stride, n }
+    }
+
+    /// The sums of a panel's rows; those past the last are zero.
+    ///
+    /// # Safety
+    /// As for [`Simd`]; the row and the panel are the product's.
+    #[inline(always)]
+    unsafe fn load<S: Simd>(self, row: usize, panel: usize) -> S::F {
+        let lanes = LANES.min(self.n - panel * LANES);
+        // SAFETY: `lanes` columns from the panel's first are inside the row.
+        unsafe {
+            let from = self.data.add(row * self.stride + panel * LANES);
+            if lanes == LANES {
+                return S::load(from);
+            }
+            let mut all = [0.0; LANES];
+            all.as_mut_ptr().copy_from_nonoverlapping(from, lanes);
+            S::load(all.as_ptr())
+        }
+    }
+
+    /// Stores the sums of a panel's rows, those past the last left out.
+    ///
+    /// # Safety
+    /// As for [`load`](Out::load).
+    #[inline(always)]
+    unsafe fn store<S: Simd>(self, row: usize, panel: usize, x: S::F) {
+        let lanes = LANES.min(self.n - panel * LANES);
+        // SAFETY: `lanes` columns from the panel's first are inside the row.
+        unsafe {
+            let to = self.data.add(row * self.stride + panel * LANES);
+            if lanes == LANES {
+                return S::store(to, x);
+            }
+            let mut all = [0.0; LANES];
+            S::store(all.as_mut_ptr(), x);
+            to.copy_from_nonoverlapping(all.as_ptr(), lanes);
+        }
+    }
+}
+
+/// Lets tasks share a pointer to what they read, or write in disjoint parts.
+#[derive(Clone, Copy)]
+struct Shared<T>(T);
+
+// SAFETY: the holders below say why each use is sound.
+unsafe impl<T> Sync for Shared<T> {}
+
+impl<T: Copy> Shared<T> {
+    fn get(&self) -> T {
+        self.0
+    }
+}
+
+/// A checked call of [`matmul`].
+struct Call<'a> {
+    pool: &'a Pool,
+    features: Features,
+    layout: &'a PackLayout,
+    weight: &'a [u8],
+    x: Rows<'a>,
+    out: Out,
+}
+
+impl Call<'_> {
+    fn integer(&self, activation: Activation) {
+        let units = self.layout.units;
+        let (quads, params) = Activations::bytes(self.x.rows, units);
+        with_scratch(quads + params, |scratch| {
+            // SAFETY: the scratch holds both, and a unit's parameters keep their alignment behind whole units of quads.
+            let params = unsafe { scratch.add(quads) }.cast();
+            let to = Activations { quads: scratch, params, units, wide: activation == Activation::I16 };
+            // SAFETY: `to` has room for all rows.
+            unsafe { simd::run(self.features, integer::Encode { x: self.x, rows: 0..self.x.rows, to }) };
+            let to = Shared(to);
+            self.each_panels(1, &|panels| {
+                let product = integer::Product {
+                    layout: self.layout,
+                    weight: self.weight.as_ptr(),
+                    panels,
+                    // Only read from here on.
+                    x: to.get(),
+                    rows: 0..self.x.rows,
+                    out: self.out,
+                };
+                // SAFETY: lengths were checked against the layout, and no other task has these panels.
+                unsafe { simd::run(self.features, product) };
+            });
+        });
+    }
+
+    fn float(&self) {
+        // A single pass over the rows wants its weights in the first cache, many want to read them from the second.
+        let step = if self.x.rows <= 12 { 4 } else { 32 };
+        let bytes = float::PANELS * step * UNIT * LANES * size_of::<f32>();
+        self.each_tile(float::PANELS, 1, &|panels, rows| {
+            with_scratch(bytes, |scratch| {
+                for first in panels.clone().step_by(float::PANELS) {
+                    let product = float::Product {
+                        layout: self.layout,
+                        weight: self.weight.as_ptr(),
+                        panels: first..panels.end.min(first + float::PANELS),
+                        x: self.x,
+                        rows: rows.clone(),
+                        out: self.out,
+                        scratch: scratch.cast(),
+                        step,
+                    };
+                    // SAFETY: lengths were checked against the layout, and no other task has these panels and rows.
+                    unsafe { simd::run(self.features, product) };
+                }
+            });
+        });
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn bf16(&self) {
+        let units = self.layout.units;
+        let padded = self.x.rows.next_multiple_of(bf16::ROWS);
+        let amx = self.features.level() == crate::device::cpu::Level::Amx;
+        with_scratch(padded * units * UNIT * size_of::<u16>(), |x| {
+            let x = Shared(x.cast::<u16>());
+            self.pool.parallel_ranges(padded, 8, &|rows| {
+                let there = rows.start.min(self.x.rows)..rows.end.min(self.x.rows);
+                // SAFETY: the level has the instructions, the scratch holds all rows, and tasks have disjoint ones.
+                unsafe {
+                    x.get().add(rows.start * units * UNIT).write_bytes(0, if there.is_empty() { rows.len() * units * UNIT } else { 0 });
+                    bf16::round_rows(self.x, there, units, x.get());
+                }
+            });
+            let step = units.min(128);
+            let bytes = bf16::PANELS * step * UNIT * LANES * size_of::<u16>();
+            self.each_tile(bf16::PANELS, bf16::ROWS, &|panels, rows| {
+                with_scratch(bytes, |scratch| {
+                    for first in panels.clone().step_by(bf16::PANELS) {
+                        let product = bf16::Product {
+                            layout: self.layout,
+                            weight: self.weight.as_ptr(),
+                            panels: first..panels.end.min(first + bf16::PANELS),
+                            x: x.get(),
+                            rows: rows.clone(),
+                            out: self.out,
+                            scratch: scratch.cast(),
+                            step,
+                            amx,
+                        };
+                        // SAFETY: as above, and lengths were checked against the layout.
+                        unsafe { product.run() };
+                    }
+                });
+            });
+        });
+    }
+
+    /// Splits the panels, `grain` at a time, for the pool.
+    fn each_panels(&self, grain: usize, task: &(dyn Fn(Range<usize>) + Sync)) {
+        let panels = self.layout.panels();
+        // Some tasks a thread even out what other programs take from the cores.
+        let size = panels.div_ceil(self.pool.threads() * 6).next_multiple_of(grain);
+        self.pool.parallel(panels.div_ceil(size.max(1)), &|i| task(i * size..panels.min((i + 1) * size)));
+    }
+
+    /// Splits the panels, `grain` at a time, and where they are too few for the threads the rows as well.
+    fn each_tile(&self, grain: usize, row_grain: usize, task: &(dyn Fn(Range<usize>, Range<usize>) + Sync)) {
+        let (panels, rows) = (self.layout.panels(), self.x.rows);
+        let wanted = self.pool.threads() * 4;
+        let size = panels.div_ceil(wanted).next_multiple_of(grain).max(1);
+        let columns = panels.div_ceil(size);
+        // Each part of the rows dequantises the weight again, so a part is worth that.
+        let parts = wanted.div_ceil(columns.max(1)).min(rows / 128).max(1);
+        let height = rows.div_ceil(parts).next_multiple_of(row_grain).max(1);
+        self.pool.parallel(columns * rows.div_ceil(height), &|i| {
+            let (c, r) = (i % columns, i / columns);
+            task(c * size..panels.min((c + 1) * size), r * height..rows.min((r + 1) * height));
+        });
+    }
+}

@@ -1,0 +1,337 @@
+//! The packed form of a weight: rows interleaved in panels of sixteen, so that a vector's lane is an output row.
+//!
+//! A row is cut into units of 32 elements, a unit's 32 codes into 8 quads of 4. Codes lie in planes of 8, 4, 2 or 1 bits
+//! (5 bits are a plane of 4 and a plane of 1). In a plane of `w` bits a vector of 64 bytes, byte `4 r + j` of it for
+//! element `j` of a quad of row `r`, holds `8 / w` quads, the first in the lowest bits. After the planes come the scales
+//! of each group, sixteen together, then those of GGUF's blocks. Panels follow each other, so the packed forms
+//! of weights whose row counts are multiples of 16 can be put one after another.
+
+use crate::device::cpu::Pool;
+use crate::quant::{GgmlFormat, Group, QuantFormat, QuantView, Values};
+use crate::{DType, Error, Result};
+
+use super::simd::LANES;
+
+/// Elements of a row that are handled together.
+pub(super) const UNIT: usize = 32;
+/// Elements in a GGUF block with two levels of scales.
+pub(super) const BLOCK: usize = 256;
+
+/// Where everything lies in the packed form of a weight.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PackLayout {
+    pub(super) n: usize,
+    pub(super) k: usize,
+    /// Units of a row; the last may be padded.
+    pub(super) units: usize,
+    pub(super) codes: Codes,
+    pub(super) scales: Scales,
+    /// Elements that share a scale.
+    pub(super) group: usize,
+    /// Where the scales begin in a panel.
+    pub(super) scales_at: usize,
+    /// Where the scales of blocks begin in a panel.
+    pub(super) blocks_at: usize,
+    pub(super) panel_bytes: usize,
+    source: Source,
+}
+
+/// What a weight is packed from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Source {
+    Dense(DType),
+    Quantized(QuantFormat, DType),
+}
+
+/// What the elements of a panel are.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Codes {
+    /// `[k][row]`.
+    F32,
+    /// `[k][row]`.
+    F16,
+    /// `[k / 2][row][2]`, as the instructions on bf16 pairs take them.
+    Bf16,
+    /// Planes of unsigned codes of so many bits, less `zero`.
+    Bits { bits: u8, zero: f32 },
+    /// A plane of 4-bit indices into a table of bytes, these less `zero` and times `factor`.
+    Table { table: [u8; 16], zero: f32, factor: f32 },
+    /// Quads of 8-bit floats.
+    E4m3,
+}
+
+/// What the scales of a group are.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Scales {
+    None,
+    /// A scale of this type, and where `bias` a bias.
+    Float {
+        dtype: DType,
+        bias: bool,
+    },
+    E8m0,
+    E4m3,
+    /// A signed byte, times an f16 for each block.
+    Signed,
+    /// Bytes of scale and minimum, times two f16 for each block.
+    Pair,
+    /// The same in the halves of one byte.
+    Nibbles,
+}
+
+impl Scales {
+    /// Bytes for a group of a panel, and for a block.
+    fn bytes(self) -> (usize, usize) {
+        match self {
+            Scales::None => (0, 0),
+            Scales::Float { dtype, bias } => (LANES * dtype.size() * (1 + bias as usize), 0),
+            Scales::E8m0 | Scales::E4m3 => (LANES, 0),
+            Scales::Signed => (LANES, 2 * LANES),
+            Scales::Pair => (2 * LANES, 4 * LANES),
+            Scales::Nibbles => (LANES, 4 * LANES),
+        }
+    }
+}
+
+/// Bytes of the rows of a dense weight that can be packed.
+#[derive(Clone, Copy, Debug)]
+pub struct DenseView<'a> {
+    /// The elements' type: f32, f16 or bf16.
+    pub dtype: DType,
+    /// `n` rows of `k` elements, little-endian, at any alignment.
+    pub bytes: &'a [u8],
+}
+
+impl PackLayout {
+    /// The layout of a dense weight of `n` rows of `k` elements.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] where `dtype` is not f32, f16 or bf16, or the size overflows.
+    pub fn dense(dtype: DType, n: usize, k: usize) -> Result<PackLayout> {
+        let codes = match dtype {
+            DType::F32 => Codes::F32,
+            DType::F16 => Codes::F16,
+            DType::BF16 => Codes::Bf16,
+            _ => return Err(Error::argument("pack", format!("weight is {dtype}, wanted f32, f16 or bf16"))),
+        };
+        PackLayout::new(Source::Dense(dtype), n, k, codes, Scales::None, UNIT)
+    }
+
+    /// The layout of a quantised weight of `n` rows of `k` elements; `scale_dtype` is the type of affine scales.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] where the size overflows, or `scale_dtype` is not a floating-point type.
+    pub fn quantized(format: QuantFormat, scale_dtype: DType, n: usize, k: usize) -> Result<PackLayout> {
+        use GgmlFormat::*;
+        let codes = match format.values() {
+            Values::Offset(zero) => Codes::Bits { bits: format.bits() as u8, zero: zero as f32 },
+            Values::Table(table, factor) => {
+                // The instructions want unsigned bytes; any power of two times 128 keeps `zero * scale` exact.
+                Codes::Table { table: table.map(|x| x as u8 ^ 0x80), zero: 128.0, factor }
+            }
+            Values::E4m3 => Codes::E4m3,
+        };
+        let scales = match format {
+            QuantFormat::Affine { .. } if !scale_dtype.is_float() => {
+                return Err(Error::argument("pack", format!("scales are {scale_dtype}, wanted f32, f16 or bf16")));
+            }
+            QuantFormat::Affine { .. } => Scales::Float { dtype: scale_dtype, bias: true },
+            QuantFormat::Mxfp4 | QuantFormat::Mxfp8 => Scales::E8m0,
+            QuantFormat::Nvfp4 => Scales::E4m3,
+            QuantFormat::Ggml(Q4_0 | Q5_0 | Q8_0 | IQ4_NL) => Scales::Float { dtype: DType::F16, bias: false },
+            QuantFormat::Ggml(Q4_1 | Q5_1) => Scales::Float { dtype: DType::F16, bias: true },
+            QuantFormat::Ggml(Q3_K | Q6_K | IQ4_XS) => Scales::Signed,
+            QuantFormat::Ggml(Q4_K | Q5_K) => Scales::Pair,
+            QuantFormat::Ggml(Q2_K) => Scales::Nibbles,
+        };
+        PackLayout::new(Source::Quantized(format, scale_dtype), n, k, codes, scales, format.scale_group())
+    }
+
+    fn new(source: Source, n: usize, k: usize, codes: Codes, scales: Scales, group: usize) -> Result<PackLayout> {
+        let units = k.div_ceil(UNIT);
+        let element_bits = match codes {
+            Codes::F32 => 32,
+            Codes::F16 | Codes::Bf16 => 16,
+            Codes::Bits { bits, .. } => bits as usize,
+            Codes::Table { .. } => 4,
+            Codes::E4m3 => 8,
+        };
+        let (group_bytes, block_bytes) = scales.bytes();
+        let size = || {
+            let scales_at = units.checked_mul(UNIT * LANES / 8 * element_bits)?;
+            let blocks_at = scales_at.checked_add((units * UNIT).div_ceil(group).checked_mul(group_bytes)?)?;
+            let end = blocks_at.checked_add(k.div_ceil(BLOCK).checked_mul(block_bytes)?)?;
+            let panel_bytes = end.checked_next_multiple_of(64)?;
+            n.div_ceil(LANES).checked_mul(panel_bytes)?;
+            Some((scales_at, blocks_at, panel_bytes))
+        };
+        let Some((scales_at, blocks_at, panel_bytes)) = size() else {
+            return Err(Error::argument("pack", format!("a weight of [{n}, {k}] is past the address space")));
+        };
+        Ok(PackLayout { n, k, units, codes, scales, group, scales_at, blocks_at, panel_bytes, source })
+    }
+
+    /// Bytes of the packed form.
+    pub fn bytes(&self) -> usize {
+        self.panels() * self.panel_bytes
+    }
+
+    /// Output features.
+    pub fn rows(&self) -> usize {
+        self.n
+    }
+
+    /// Input features.
+    pub fn columns(&self) -> usize {
+        self.k
+    }
+
+    pub(super) fn panels(&self) -> usize {
+        self.n.div_ceil(LANES)
+    }
+
+    /// Packs a quantised weight into `out`.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] where the weight or the length of `out` is not the layout's.
+    pub fn pack_quantized(&self, weight: &QuantView<'_>, out: &mut [u8], pool: &Pool) -> Result<()> {
+        let dtype = if let Source::Quantized(_, dtype) = self.source { dtype } else { DType::F32 };
+        let scale_dtype = if matches!(weight.format(), QuantFormat::Affine { .. }) { weight.scale_dtype() } else { dtype };
+        let source = Source::Quantized(weight.format(), scale_dtype);
+        self.check(source, weight.rows(), weight.columns(), out.len())?;
+        self.each_panel(out, pool, &|rows, panel| {
+            let mut codes = vec![0; self.units * UNIT];
+            for (r, row) in rows.enumerate() {
+                weight.codes_of_row(row, &mut codes[..self.k]);
+                self.put_codes(r, &codes, panel);
+                for g in 0..self.k / self.group {
+                    self.put_group(r, g, weight.group(row, g), panel);
+                }
+            }
+        });
+        Ok(())
+    }
+
+    /// Packs a dense weight into `out`.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] where the weight or the length of `out` is not the layout's.
+    pub fn pack_dense(&self, weight: DenseView<'_>, out: &mut [u8], pool: &Pool) -> Result<()> {
+        self.check(Source::Dense(weight.dtype), self.n, self.k, out.len())?;
+        let size = weight.dtype.size();
+        let (got, wanted) = (weight.bytes.len(), self.n * self.k * size);
+        if got != wanted {
+            return Err(Error::argument("pack", format!("weight has {got} bytes, wanted {wanted}")));
+        }
+        self.each_panel(out, pool, &|rows, panel| {
+            for (r, row) in rows.enumerate() {
+                let row = &weight.bytes[row * self.k * size..][..self.k * size];
+                for (k, x) in row.chunks_exact(size).enumerate() {
+                    let at = match self.codes {
+                        Codes::Bf16 => k / 2 * LANES * 2 + r * 2 + k % 2,
+                        _ => k * LANES + r,
+                    };
+                    panel[at * size..][..size].copy_from_slice(x);
+                }
+            }
+        });
+        Ok(())
+    }
+
+    fn check(&self, source: Source, n: usize, k: usize, len: usize) -> Result<()> {
+        if (source, n, k) != (self.source, self.n, self.k) {
+            let (wanted, on, ok) = (self.source, self.n, self.k);
+            return Err(Error::argument(
+                "pack",
+                format!("weight is {source:?} [{n}, {k}], wanted {wanted:?} [{on}, {ok}]"),
+            ));
+        }
+        if len != self.bytes() {
+            return Err(Error::argument("pack", format!("output has {len} bytes, wanted {}", self.bytes())));
+        }
+        Ok(())
+    }
+
+    /// Clears each panel and has it filled with its rows.
+    fn each_panel(&self, out: &mut [u8], pool: &Pool, fill: &(dyn Fn(std::ops::Range<usize>, &mut [u8]) + Sync)) {
+        if self.panel_bytes == 0 {
+            return;
+        }
+        let panels: Vec<_> = out.chunks_exact_mut(self.panel_bytes).map(std::sync::Mutex::new).collect();
+        pool.parallel(panels.len(), &|p| {
+            let mut panel = panels[p].lock().expect("each panel is one task's");
+            panel.fill(0);
+            fill(p * LANES..self.n.min((p + 1) * LANES), &mut panel);
+        });
+    }
+
+    fn put_codes(&self, r: usize, codes: &[u8], panel: &mut [u8]) {
+        let bits = match self.codes {
+            Codes::Bits { bits, .. } => bits as usize,
+            Codes::Table { .. } => 4,
+            _ => 8,
+        };
+        let (mut plane, mut shift) = (0, 0);
+        while shift < bits {
+            // The widest plane first: it holds the lowest bits.
+            let width = 1 << (bits - shift).ilog2();
+            let quads = 8 / width;
+            for (quad, codes) in codes.as_chunks::<4>().0.iter().enumerate() {
+                let vector = &mut panel[plane + quad / quads * 64..][r * 4..][..4];
+                for (byte, code) in vector.iter_mut().zip(codes) {
+                    let bits = (*code as u32 >> shift) & ((1 << width) - 1);
+                    *byte |= (bits << (quad % quads * width)) as u8;
+                }
+            }
+            plane += self.units * 64 * width;
+            shift += width;
+        }
+    }
+
+    fn put_group(&self, r: usize, g: usize, group: Group, panel: &mut [u8]) {
+        let (group_bytes, block_bytes) = self.scales.bytes();
+        let (scales, blocks) = panel[self.scales_at..].split_at_mut(self.blocks_at - self.scales_at);
+        let scales = &mut scales[g * group_bytes..];
+        match self.scales {
+            Scales::None => {}
+            Scales::Float { dtype, bias } => {
+                put_float(scales, dtype, r, group.scale);
+                if bias {
+                    put_float(scales, dtype, LANES + r, group.min);
+                }
+            }
+            Scales::E8m0 => {
+                // The power of two is the exponent field itself, but for the one power below the field's range.
+                let bits = group.scale.to_bits();
+                scales[r] = if bits == 1 << 22 { 0 } else { (bits >> 23) as u8 };
+            }
+            Scales::E4m3 => {
+                // The value came from such a byte: shift its fields to their places below an f32's.
+                let bits = (group.scale * 2f32.powi(-120)).to_bits();
+                scales[r] = (bits >> 24) as u8 & 0x80 | (bits >> 20) as u8 & 0x7f;
+            }
+            Scales::Signed => scales[r] = group.scale as i8 as u8,
+            Scales::Pair => {
+                scales[r] = group.scale as u8;
+                scales[LANES + r] = group.min as u8;
+            }
+            Scales::Nibbles => scales[r] = group.scale as u8 | (group.min as u8) << 4,
+        }
+        if block_bytes > 0 {
+            let block = &mut blocks[g * self.group / BLOCK * block_bytes..];
+            put_float(block, DType::F16, r, group.d);
+            if block_bytes > 2 * LANES {
+                put_float(block, DType::F16, LANES + r, group.dmin);
+            }
+        }
+    }
+}
+
+/// Stores a number that came from this type.
+fn put_float(out: &mut [u8], dtype: DType, index: usize, x: f32) {
+    match dtype {
+        DType::F16 => out[index * 2..][..2].copy_from_slice(&half::f16::from_f32(x).to_le_bytes()),
+        DType::BF16 => out[index * 2..][..2].copy_from_slice(&half::bf16::from_f32(x).to_le_bytes()),
+        _ => out[index * 4..][..4].copy_from_slice(&x.to_le_bytes()),
+    }
+}

@@ -1,0 +1,122 @@
+//! AVX-512 with VNNI: a vector is one register.
+#![allow(unsafe_op_in_unsafe_fn, reason = "see the parent module")]
+
+use std::arch::x86_64::*;
+
+use super::{Kernel, QUAD, Simd, Tile};
+
+#[derive(Clone, Copy)]
+pub(in super::super) struct Avx512;
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+pub(super) unsafe fn run<K: Kernel>(kernel: K) {
+    kernel.run::<Avx512>();
+}
+
+impl Simd for Avx512 {
+    type F = __m512;
+    type I = __m512i;
+    /// The sums with the high and with the low bytes of activations.
+    type Sum = [__m512i; 2];
+    const TILE: Tile = Tile::TwelveByTwo;
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self::F {
+        _mm512_set1_ps(x)
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self::F {
+        _mm512_loadu_ps(p)
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, x: Self::F) {
+        _mm512_storeu_ps(p, x);
+    }
+    #[inline(always)]
+    unsafe fn mul(a: Self::F, b: Self::F) -> Self::F {
+        _mm512_mul_ps(a, b)
+    }
+    #[inline(always)]
+    unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        _mm512_fmadd_ps(a, b, c)
+    }
+    #[inline(always)]
+    unsafe fn load_f16(p: *const u16) -> Self::F {
+        _mm512_cvtph_ps(_mm256_loadu_si256(p.cast()))
+    }
+    #[inline(always)]
+    unsafe fn load_u16(p: *const u16) -> Self::I {
+        _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()))
+    }
+    #[inline(always)]
+    unsafe fn load_u8(p: *const u8) -> Self::I {
+        _mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast()))
+    }
+    #[inline(always)]
+    unsafe fn load_i8(p: *const i8) -> Self::I {
+        _mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))
+    }
+    #[inline(always)]
+    unsafe fn load_bytes(p: *const u8) -> Self::I {
+        _mm512_loadu_si512(p.cast())
+    }
+    #[inline(always)]
+    unsafe fn splat_u32(x: u32) -> Self::I {
+        _mm512_set1_epi32(x as i32)
+    }
+    #[inline(always)]
+    unsafe fn and(a: Self::I, b: Self::I) -> Self::I {
+        _mm512_and_si512(a, b)
+    }
+    #[inline(always)]
+    unsafe fn or(a: Self::I, b: Self::I) -> Self::I {
+        _mm512_or_si512(a, b)
+    }
+    #[inline(always)]
+    unsafe fn shr(x: Self::I, n: u32) -> Self::I {
+        _mm512_srlv_epi32(x, _mm512_set1_epi32(n as i32))
+    }
+    #[inline(always)]
+    unsafe fn shl(x: Self::I, n: u32) -> Self::I {
+        _mm512_sllv_epi32(x, _mm512_set1_epi32(n as i32))
+    }
+    #[inline(always)]
+    unsafe fn lookup(table: &[u8; 16], x: Self::I) -> Self::I {
+        _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast())), x)
+    }
+    #[inline(always)]
+    unsafe fn to_f32(x: Self::I) -> Self::F {
+        _mm512_cvtepi32_ps(x)
+    }
+    #[inline(always)]
+    unsafe fn from_bits(x: Self::I) -> Self::F {
+        _mm512_castsi512_ps(x)
+    }
+    #[inline(always)]
+    unsafe fn encode(x: [i32; 4]) -> [u8; QUAD] {
+        // x = 256 * high + low, both signed bytes: these instructions multiply unsigned by signed.
+        let high = x.map(|x| ((x + 128) >> 8) as u8);
+        let low = x.map(|x| x as u8);
+        [high[0], high[1], high[2], high[3], low[0], low[1], low[2], low[3]]
+    }
+    #[inline(always)]
+    unsafe fn sum_zero() -> Self::Sum {
+        [_mm512_setzero_si512(); 2]
+    }
+    #[inline(always)]
+    unsafe fn dot<const WIDE: bool>(sum: Self::Sum, x: Self::I, quad: *const u8) -> Self::Sum {
+        let quad = quad.cast::<i32>();
+        let low = _mm512_dpbusd_epi32(sum[1], x, _mm512_set1_epi32(quad.add(1).read_unaligned()));
+        if !WIDE {
+            return [sum[0], low];
+        }
+        [_mm512_dpbusd_epi32(sum[0], x, _mm512_set1_epi32(quad.read_unaligned())), low]
+    }
+    #[inline(always)]
+    unsafe fn sum_to_f32<const WIDE: bool>(sum: Self::Sum) -> Self::F {
+        if !WIDE {
+            return _mm512_cvtepi32_ps(sum[1]);
+        }
+        _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(sum[0], 8), sum[1]))
+    }
+}

@@ -1,0 +1,113 @@
+//! Sixteen lanes by the instructions of each level.
+//!
+//! Kernels are written once, over [`Simd`]. A lane is an output row of the weight, so nothing is ever summed across lanes.
+#![allow(unsafe_op_in_unsafe_fn, reason = "each function is one or two instructions, unsafe for their level alone")]
+
+use crate::device::cpu::{Features, Level};
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub(super) mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+mod portable;
+
+/// Lanes of a vector: the rows in a panel of packed weights.
+pub(super) const LANES: usize = 16;
+
+/// Bytes of four activations encoded for [`Simd::dot`].
+pub(super) const QUAD: usize = 8;
+
+/// The instructions of one level.
+///
+/// # Safety
+/// Every function may run only on a machine of that level, which is so inside [`run`].
+pub(super) trait Simd: Copy {
+    /// Sixteen `f32`.
+    type F: Copy;
+    /// Sixteen `u32`, or 64 bytes.
+    type I: Copy;
+    /// Sixteen integer sums of products of bytes with activations.
+    type Sum: Copy;
+    /// The most activation rows, and panels of sixteen, whose sums fit in the registers.
+    const TILE: Tile;
+
+    unsafe fn splat(x: f32) -> Self::F;
+    unsafe fn load(p: *const f32) -> Self::F;
+    unsafe fn store(p: *mut f32, x: Self::F);
+    unsafe fn mul(a: Self::F, b: Self::F) -> Self::F;
+    /// `a * b + c`.
+    unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// Widens sixteen f16.
+    unsafe fn load_f16(p: *const u16) -> Self::F;
+    /// Widens sixteen u16 to the low halves of lanes.
+    unsafe fn load_u16(p: *const u16) -> Self::I;
+    /// Widens sixteen bytes.
+    unsafe fn load_u8(p: *const u8) -> Self::I;
+    /// Widens sixteen signed bytes.
+    unsafe fn load_i8(p: *const i8) -> Self::I;
+
+    unsafe fn load_bytes(p: *const u8) -> Self::I;
+    unsafe fn splat_u32(x: u32) -> Self::I;
+    unsafe fn and(a: Self::I, b: Self::I) -> Self::I;
+    unsafe fn or(a: Self::I, b: Self::I) -> Self::I;
+    /// Shifts each lane right.
+    unsafe fn shr(x: Self::I, n: u32) -> Self::I;
+    /// Shifts each lane left.
+    unsafe fn shl(x: Self::I, n: u32) -> Self::I;
+    /// Replaces each byte, all of them below 16, by that entry of the table.
+    unsafe fn lookup(table: &[u8; 16], x: Self::I) -> Self::I;
+    /// The lanes, as signed numbers.
+    unsafe fn to_f32(x: Self::I) -> Self::F;
+    /// The lanes, as the bits of numbers.
+    unsafe fn from_bits(x: Self::I) -> Self::F;
+
+    /// Encodes four activations in -32639..=32639 for [`dot`](Simd::dot).
+    unsafe fn encode(x: [i32; 4]) -> [u8; QUAD];
+    unsafe fn sum_zero() -> Self::Sum;
+    /// Adds to each lane's sum the products of its four bytes with the four activations at `quad`.
+    ///
+    /// Not `WIDE`: the activations are in -127..=127.
+    unsafe fn dot<const WIDE: bool>(sum: Self::Sum, x: Self::I, quad: *const u8) -> Self::Sum;
+    unsafe fn sum_to_f32<const WIDE: bool>(sum: Self::Sum) -> Self::F;
+}
+
+/// The shape of a register tile.
+#[derive(Clone, Copy)]
+pub(super) enum Tile {
+    /// Twelve rows by two panels.
+    TwelveByTwo,
+    /// Six rows by one panel.
+    SixByOne,
+    /// Two rows by one panel.
+    TwoByOne,
+}
+
+/// Work that can be done at any level.
+pub(super) trait Kernel {
+    /// Does the work.
+    ///
+    /// # Safety
+    /// The machine is of level `S`, and the kernel's own pointers are good. Implementations are `inline(always)`, so that
+    /// they are compiled with the level's instructions.
+    unsafe fn run<S: Simd>(self);
+}
+
+/// Runs a kernel with the instructions of `features`.
+///
+/// # Safety
+/// The kernel's own pointers are good.
+pub(super) unsafe fn run<K: Kernel>(features: Features, kernel: K) {
+    match features.level() {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => avx2::run(kernel),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 | Level::Avx512Bf16 | Level::Amx => avx512::run(kernel),
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon => neon::run(kernel),
+        #[cfg(target_arch = "aarch64")]
+        Level::NeonDot => neon::run_dot(kernel),
+        _ => portable::run(kernel),
+    }
+}

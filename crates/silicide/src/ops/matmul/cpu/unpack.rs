@@ -1,0 +1,213 @@
+//! Reading packed panels in registers: codes as quads of bytes, scales and elements as `f32`.
+#![allow(unsafe_op_in_unsafe_fn, reason = "pointers are into a panel whose layout is at hand")]
+
+use super::pack::{BLOCK, Codes, PackLayout, Scales, UNIT};
+use super::simd::{LANES, Simd};
+use crate::DType;
+
+/// The code kinds of integer kernels, as const parameters: the bits, or this for 4-bit indices into a table.
+pub(super) const TABLE: usize = 14;
+
+/// The eight quads of unit `unit` of a panel with codes of kind `KIND`.
+#[inline(always)]
+pub(super) unsafe fn quads<S: Simd, const KIND: usize>(
+    panel: *const u8,
+    units: usize,
+    unit: usize,
+    table: &[u8; 16],
+) -> [S::I; 8] {
+    let mut x = [S::splat_u32(0); 8];
+    let (low, high) = match KIND {
+        2 => (2, 0),
+        3 => (2, 1),
+        5 => (4, 1),
+        6 => (4, 2),
+        8 => (8, 0),
+        _ => (4, 0),
+    };
+    for (i, x) in x.iter_mut().enumerate() {
+        *x = plane_quad::<S>(panel, low, unit, i);
+        if high > 0 {
+            let bits = plane_quad::<S>(panel.add(units * 64 * low), high, unit, i);
+            *x = S::or(*x, S::shl(bits, low as u32));
+        }
+        if KIND == TABLE {
+            *x = S::lookup(table, *x);
+        }
+    }
+    x
+}
+
+/// Quad `i` of a unit in a plane of `width` bits.
+#[inline(always)]
+unsafe fn plane_quad<S: Simd>(plane: *const u8, width: usize, unit: usize, i: usize) -> S::I {
+    let quads = 8 / width;
+    let x = S::load_bytes(plane.add((unit * width + i / quads) * 64));
+    if width == 8 {
+        return x;
+    }
+    S::and(S::shr(x, (i % quads * width) as u32), S::splat_u32(0x0101_0101 * ((1 << width) - 1)))
+}
+
+/// Writes scale and bias of groups `first..first + count` of a panel: `w = scale * code + bias` for the unsigned code.
+#[inline(always)]
+pub(super) unsafe fn scales<S: Simd>(
+    layout: &PackLayout,
+    panel: *const u8,
+    first: usize,
+    count: usize,
+    out: *mut [[f32; LANES]; 2],
+) {
+    let (zero, factor) = match layout.codes {
+        Codes::Bits { zero, .. } => (zero, 1.0),
+        Codes::Table { zero, factor, .. } => (zero, factor),
+        _ => (0.0, 1.0),
+    };
+    let at = panel.add(layout.scales_at);
+    let blocks = panel.add(layout.blocks_at);
+    for g in first..first + count {
+        let block = g * layout.group / BLOCK;
+        let (scale, bias) = match layout.scales {
+            Scales::None => (S::splat(1.0), None),
+            Scales::Float { dtype, bias } => {
+                let stride = LANES * dtype.size();
+                let at = at.add(g * stride * (1 + bias as usize));
+                (floats::<S>(at, dtype), bias.then(|| at.add(stride)).map(|at| floats::<S>(at, dtype)))
+            }
+            Scales::E8m0 => (e8m0::<S>(at.add(g * LANES)), None),
+            Scales::E4m3 => (e4m3::<S>(S::load_u8(at.add(g * LANES))), None),
+            Scales::Signed => {
+                let d = S::load_f16(blocks.add(block * LANES * 2).cast());
+                (S::mul(d, S::to_f32(S::load_i8(at.add(g * LANES).cast()))), None)
+            }
+            Scales::Pair | Scales::Nibbles => {
+                let d = S::load_f16(blocks.add(block * LANES * 4).cast());
+                let dmin = S::load_f16(blocks.add(block * LANES * 4 + LANES * 2).cast());
+                let (scale, min) = if layout.scales == Scales::Pair {
+                    let at = at.add(g * LANES * 2);
+                    (S::load_u8(at), S::load_u8(at.add(LANES)))
+                } else {
+                    let x = S::load_u8(at.add(g * LANES));
+                    (S::and(x, S::splat_u32(15)), S::shr(x, 4))
+                };
+                (S::mul(d, S::to_f32(scale)), Some(S::mul(dmin, S::to_f32(min))))
+            }
+        };
+        let scale = S::mul(scale, S::splat(factor));
+        let out = out.add(g - first).cast::<f32>();
+        S::store(out, scale);
+        S::store(out.add(LANES), bias.unwrap_or(S::mul(scale, S::splat(-zero))));
+    }
+}
+
+#[inline(always)]
+unsafe fn floats<S: Simd>(at: *const u8, dtype: DType) -> S::F {
+    match dtype {
+        DType::F16 => S::load_f16(at.cast()),
+        DType::BF16 => S::from_bits(S::shl(S::load_u16(at.cast()), 16)),
+        _ => S::load(at.cast()),
+    }
+}
+
+#[inline(always)]
+unsafe fn e8m0<S: Simd>(at: *const u8) -> S::F {
+    let mut bits = [0u32; LANES];
+    for (bits, &x) in bits.iter_mut().zip(&*at.cast::<[u8; LANES]>()) {
+        *bits = match x {
+            0 => 1 << 22,
+            255 => f32::NAN.to_bits(),
+            x => (x as u32) << 23,
+        };
+    }
+    S::load(bits.as_ptr().cast())
+}
+
+/// The values of lanes that hold an e4m3 byte each.
+#[inline(always)]
+unsafe fn e4m3<S: Simd>(x: S::I) -> S::F {
+    let sign = S::shl(S::and(x, S::splat_u32(0x80)), 24);
+    let magnitude = S::shl(S::and(x, S::splat_u32(0x7f)), 20);
+    // The exponent's bias is 7 where f32 has 127.
+    S::mul(S::from_bits(S::or(sign, magnitude)), S::splat(f32::from_bits((127 + 120) << 23)))
+}
+
+/// Writes the elements of `count` units of a panel as `[k][row]`.
+#[inline(always)]
+pub(super) unsafe fn dequantize<S: Simd>(
+    layout: &PackLayout,
+    panel: *const u8,
+    first: usize,
+    count: usize,
+    out: *mut f32,
+) {
+    match layout.codes {
+        Codes::F32 => {
+            let from = panel.cast::<f32>().add(first * UNIT * LANES);
+            std::ptr::copy_nonoverlapping(from, out, count * UNIT * LANES);
+        }
+        Codes::F16 => {
+            let from = panel.cast::<u16>().add(first * UNIT * LANES);
+            for i in 0..count * UNIT {
+                S::store(out.add(i * LANES), S::load_f16(from.add(i * LANES)));
+            }
+        }
+        Codes::Bf16 => {
+            let from = panel.add(first * UNIT * LANES * 2);
+            for i in 0..count * UNIT / 2 {
+                let pair = S::load_bytes(from.add(i * LANES * 4));
+                let out = out.add(i * LANES * 2);
+                S::store(out, S::from_bits(S::shl(pair, 16)));
+                S::store(out.add(LANES), S::from_bits(S::and(pair, S::splat_u32(0xffff_0000))));
+            }
+        }
+        Codes::Bits { bits, .. } => match bits {
+            2 => codes::<S, 2>(layout, panel, first, count, &[0; 16], out),
+            3 => codes::<S, 3>(layout, panel, first, count, &[0; 16], out),
+            4 => codes::<S, 4>(layout, panel, first, count, &[0; 16], out),
+            5 => codes::<S, 5>(layout, panel, first, count, &[0; 16], out),
+            6 => codes::<S, 6>(layout, panel, first, count, &[0; 16], out),
+            _ => codes::<S, 8>(layout, panel, first, count, &[0; 16], out),
+        },
+        Codes::Table { table, .. } => codes::<S, TABLE>(layout, panel, first, count, &table, out),
+        Codes::E4m3 => codes::<S, E4M3>(layout, panel, first, count, &[0; 16], out),
+    }
+}
+
+/// Codes that only [`dequantize`] reads.
+const E4M3: usize = 8 + 16;
+
+#[inline(always)]
+unsafe fn codes<S: Simd, const KIND: usize>(
+    layout: &PackLayout,
+    panel: *const u8,
+    first: usize,
+    count: usize,
+    table: &[u8; 16],
+    out: *mut f32,
+) {
+    let mut buffer = [[[0f32; LANES]; 2]; 2];
+    let groups = UNIT.div_ceil(layout.group);
+    for unit in first..first + count {
+        // Groups of 16 come two to a unit; larger ones are read again for each unit.
+        if groups == 2 || unit == first || (unit * UNIT).is_multiple_of(layout.group) {
+            scales::<S>(layout, panel, unit * UNIT / layout.group, groups, buffer.as_mut_ptr());
+        }
+        let quads = if KIND == E4M3 {
+            quads::<S, 8>(panel, layout.units, unit, table)
+        } else {
+            quads::<S, KIND>(panel, layout.units, unit, table)
+        };
+        let mut out = out.add((unit - first) * UNIT * LANES);
+        for (i, quad) in quads.into_iter().enumerate() {
+            let [scale, bias] = &buffer[i * groups / 8];
+            let (scale, bias) = (S::load(scale.as_ptr()), S::load(bias.as_ptr()));
+            for j in 0..4 {
+                let code = S::and(S::shr(quad, 8 * j), S::splat_u32(0xff));
+                let value = if KIND == E4M3 { e4m3::<S>(code) } else { S::to_f32(code) };
+                S::store(out, S::fma(value, scale, bias));
+                out = out.add(LANES);
+            }
+        }
+    }
+}
+

@@ -1,0 +1,3 @@
+//! Products with a weight matrix, dense or quantised.
+
+pub mod cpu;
