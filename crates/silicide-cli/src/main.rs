@@ -1,3 +1,5 @@
 //! The `silicide` command line.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    silicide_cli::main()
+}

@@ -1,0 +1,68 @@
+//! The `silicide` command line, as a library so that its parts can be tested one by one.
+//!
+//! [`main`] reads the arguments, runs a subcommand and decides the exit status; each module below does one thing:
+//!
+//! - [`args`]: the grammar of the command line
+//! - [`model`]: from the text after `--model` to a path, and `silicide pull`
+//! - [`hub`]: the Hugging Face hub's client and cache; [`starter`]: models that Python packages carry too
+//! - [`chat`]: a conversation at the terminal
+//! - [`report`]: what is printed after a run, tables, sizes
+//!
+//! Results go to stdout, everything else to stderr.
+
+pub mod args;
+pub mod chat;
+mod digest;
+pub mod hub;
+pub mod interrupt;
+pub mod model;
+pub mod paths;
+pub mod progress;
+pub mod report;
+pub mod starter;
+
+use std::io::{self, ErrorKind, Write};
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Cli, Command};
+use interrupt::Interrupt;
+use model::Library;
+
+/// Runs the command line that this process was started with.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(usage) => {
+            // Help goes to stdout with status 0, a mistake to stderr with status 2. A reader that left early is no failure.
+            let _ = usage.print();
+            return ExitCode::from(u8::try_from(usage.exit_code()).unwrap_or(2));
+        }
+    };
+    match run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if interrupt::caused(&error) => ExitCode::from(interrupt::EXIT_STATUS),
+        // `silicide ... | head` is no failure either: whoever closed the pipe has what they wanted.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(io::stderr(), "error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    let library = Library::from_env(Interrupt::listen()?)?;
+    match command {
+        Command::Pull(args) => model::pull(&args, &library, &mut io::stdout().lock()),
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let kind = |cause: &(dyn std::error::Error + 'static)| match cause.downcast_ref::<io::Error>() {
+        Some(e) => Some(e.kind()),
+        None => cause.downcast_ref::<serde_json::Error>().and_then(serde_json::Error::io_error_kind),
+    };
+    error.chain().any(|cause| kind(cause) == Some(ErrorKind::BrokenPipe))
+}
