@@ -73,7 +73,8 @@ impl Tokenizer {
             inner.add_tokens([token.clone()]).map_err(|e| Error::file(&config_path, "added_tokens_decoder", e))?;
             let got = inner.token_to_id(&token.content);
             if got != Some(*id) {
-                let message = format!("token {:?} should have id {id}, but tokenizer.json makes it {got:?}", token.content);
+                let message =
+                    format!("token {:?} should have id {id}, but tokenizer.json makes it {got:?}", token.content);
                 return Err(Error::file(&config_path, "added_tokens_decoder", message));
             }
         }
@@ -87,7 +88,8 @@ impl Tokenizer {
         let wrap = (config.add_bos_token.is_some() || config.add_eos_token.is_some()).then(|| {
             (bos.filter(|_| config.add_bos_token == Some(true)), eos.filter(|_| config.add_eos_token == Some(true)))
         });
-        let pieces = Pieces::new(&inner).map_err(|(field, message)| Error::file(folder.join("tokenizer.json"), field, message))?;
+        let pieces = Pieces::new(&inner)
+            .map_err(|(field, message)| Error::file(folder.join("tokenizer.json"), field, message))?;
         let special = SpecialTokens { bos, eos: eos.into_iter().collect(), wrap };
         Ok(Tokenizer { inner, pieces: Arc::new(pieces), special, config })
     }
@@ -98,8 +100,8 @@ impl Tokenizer {
     /// A kind or pre-tokeniser that is not known, lists whose lengths differ, ids outside the vocabulary, and broken merges.
     pub fn from_gguf(vocab: GgufVocab) -> Result<Self> {
         let (inner, special, config) = gguf::build(vocab)?;
-        let pieces =
-            Pieces::new(&inner).map_err(|(field, message)| Error::Tokenizer(format!("GGUF vocabulary: {field}: {message}")))?;
+        let pieces = Pieces::new(&inner)
+            .map_err(|(field, message)| Error::Tokenizer(format!("GGUF vocabulary: {field}: {message}")))?;
         Ok(Tokenizer { inner, pieces: Arc::new(pieces), special, config })
     }
 
@@ -113,8 +115,10 @@ impl Tokenizer {
     /// A text with a symbol that the vocabulary can neither spell nor replace.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
         let wrap = if add_special { self.special.wrap } else { Some((None, None)) };
-        let encoding =
-            self.inner.encode_fast(text, wrap.is_none()).map_err(|e| Error::Tokenizer(format!("cannot encode: {e}")))?;
+        let encoding = self
+            .inner
+            .encode_fast(text, wrap.is_none())
+            .map_err(|e| Error::Tokenizer(format!("cannot encode: {e}")))?;
         let (before, after) = wrap.unwrap_or_default();
         Ok(before.into_iter().chain(encoding.get_ids().iter().copied()).chain(after).collect())
     }

@@ -54,6 +54,16 @@ impl Buffer {
         &self.storage
     }
 
+    /// Calls `f` with a range of the bytes, while nothing writes them.
+    pub(crate) fn host_read<R>(&self, range: std::ops::Range<usize>, f: impl FnOnce(&[u8]) -> R) -> R {
+        self.storage.read_locked(|memory| f(&memory[range]))
+    }
+
+    /// Calls `f` to fill the bytes, while nothing else touches them.
+    pub(crate) fn host_fill<R>(&self, f: impl FnOnce(&mut [u8]) -> R) -> R {
+        self.storage.write_locked(f)
+    }
+
     /// Copies host bytes in, while nothing else touches the buffer.
     pub(super) fn host_write(&self, offset: usize, bytes: &[u8]) {
         self.storage.write_locked(|memory| memory[offset..offset + bytes.len()].copy_from_slice(bytes));

@@ -1,5 +1,6 @@
 //! One kernel launch, described for every back end at once.
 
+use std::any::Any;
 use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
@@ -19,6 +20,8 @@ pub struct Launch {
     pub(crate) cost: Cost,
     pub(crate) choice: Choice,
     pub(crate) body: Body,
+    /// What the CPU form needs and plain parameters cannot hold, such as a packed weight's layout.
+    pub(crate) context: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 /// What a launch must move and compute, whatever kernel does it.
@@ -53,6 +56,8 @@ pub(crate) enum Body {
 /// Tensors are bound in the order in which the launch names them, from `[[buffer(0)]]`; the parameters come next.
 pub(crate) struct Gpu {
     pub(crate) source: &'static KernelSource,
+    /// Lines put before the source, for sources compiled apart for each format; empty for most.
+    pub(crate) defines: String,
     pub(crate) entry: String,
     /// Threadgroups by axis.
     pub(crate) threadgroups: [u32; 3],
@@ -98,6 +103,7 @@ impl Launch {
             cost: Cost::default(),
             choice: Choice::default(),
             body: Body::None,
+            context: None,
         }
     }
 
@@ -154,6 +160,12 @@ impl Launch {
             self.cost.written += size;
         }
         self.args.push(Arg { storage: t.buffer().storage().clone(), bytes: t.byte_range(), dtype: t.dtype(), access });
+        self
+    }
+
+    /// Gives the CPU form something more than parameters; see [`Call::context`](cpu::Call::context).
+    pub(crate) fn context<T: Any + Send + Sync>(mut self, context: &Arc<T>) -> Launch {
+        self.context = Some(context.clone());
         self
     }
 

@@ -19,8 +19,8 @@ impl KernelSource {
     /// The whole translation unit: parameter structs first, headers in place of their `#include` lines.
     ///
     /// `newLibraryWithSource` has no include path, so the text must stand alone.
-    pub(crate) fn assemble(&self) -> String {
-        let mut text = String::from("#include <metal_stdlib>\nusing namespace metal;\n");
+    pub(crate) fn assemble(&self, defines: &str) -> String {
+        let mut text = format!("#include <metal_stdlib>\nusing namespace metal;\n{defines}\n");
         for declaration in self.params {
             writeln!(text, "{declaration}").expect("writing to a string");
         }

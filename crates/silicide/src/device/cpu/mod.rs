@@ -4,6 +4,7 @@ mod features;
 mod pool;
 pub(crate) mod vector;
 
+use std::any::Any;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
@@ -90,7 +91,13 @@ struct CpuQueue(Arc<Shared>);
 impl CpuQueue {
     fn run(&self, launch: &Launch) {
         let Body::Cpu(entry) = launch.body else { unreachable!("the stream gives a CPU queue CPU launches") };
-        entry(&Call { args: &launch.args, params: &launch.params, pool: &self.0.pool, features: self.0.features });
+        entry(&Call {
+            args: &launch.args,
+            params: &launch.params,
+            context: launch.context.as_deref(),
+            pool: &self.0.pool,
+            features: self.0.features,
+        });
     }
 }
 
@@ -123,6 +130,7 @@ impl Queue for CpuQueue {
 pub(crate) struct Call<'a> {
     args: &'a [Arg],
     params: &'a [u8],
+    context: Option<&'a (dyn Any + Send + Sync)>,
     /// The threads to use.
     pub(crate) pool: &'a Pool,
     /// The instruction sets that may be used.
@@ -133,6 +141,11 @@ impl<'a> Call<'a> {
     /// The parameter struct that the launch was made with.
     pub(crate) fn params<P: Pod>(&self) -> P {
         bytemuck::pod_read_unaligned(self.params)
+    }
+
+    /// What the launch was given besides parameters.
+    pub(crate) fn context<T: Any>(&self) -> &'a T {
+        self.context.and_then(|c| c.downcast_ref()).expect("the op gave its launch this context")
     }
 
     /// Rows of `len` elements that a task should have at least, for waking a thread to pay.

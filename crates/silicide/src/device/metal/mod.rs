@@ -29,8 +29,9 @@ struct Shared {
     device: Object<dyn MTLDevice>,
     /// One queue for all streams: waiting for its last command buffer waits for everything.
     queue: Object<dyn MTLCommandQueue>,
-    libraries: Mutex<HashMap<&'static str, Object<dyn MTLLibrary>>>,
-    pipelines: Mutex<HashMap<String, Object<dyn MTLComputePipelineState>>>,
+    /// By what was put before the source, and the source's name.
+    libraries: Mutex<HashMap<(&'static str, String), Object<dyn MTLLibrary>>>,
+    pipelines: Mutex<HashMap<(String, String), Object<dyn MTLComputePipelineState>>>,
 }
 
 // SAFETY: Metal's devices, queues, libraries and pipeline states may be used from any thread.
@@ -112,7 +113,8 @@ impl Executor for Metal {
 impl Shared {
     fn pipeline(&self, gpu: &Gpu) -> Result<Object<dyn MTLComputePipelineState>> {
         let mut pipelines = self.pipelines.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(pipeline) = pipelines.get(&gpu.entry) {
+        let key = (gpu.entry.clone(), gpu.defines.clone());
+        if let Some(pipeline) = pipelines.get(&key) {
             return Ok(pipeline.clone());
         }
         let kernel = |message: String| Error::Kernel { kernel: gpu.entry.clone(), message };
@@ -124,13 +126,14 @@ impl Shared {
             .device
             .newComputePipelineStateWithFunction_error(&function)
             .map_err(|e| kernel(e.localizedDescription().to_string()))?;
-        pipelines.insert(gpu.entry.clone(), pipeline.clone());
+        pipelines.insert(key, pipeline.clone());
         Ok(pipeline)
     }
 
     fn library(&self, gpu: &Gpu) -> Result<Object<dyn MTLLibrary>> {
         let mut libraries = self.libraries.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(library) = libraries.get(gpu.source.name) {
+        let key = (gpu.source.name, gpu.defines.clone());
+        if let Some(library) = libraries.get(&key) {
             return Ok(library.clone());
         }
         let options = MTLCompileOptions::new();
@@ -138,12 +141,12 @@ impl Shared {
         options.setMathMode(MTLMathMode::Safe);
         let library = self
             .device
-            .newLibraryWithSource_options_error(&NSString::from_str(&gpu.source.assemble()), Some(&options))
+            .newLibraryWithSource_options_error(&NSString::from_str(&gpu.source.assemble(&gpu.defines)), Some(&options))
             .map_err(|e| Error::Kernel {
                 kernel: gpu.source.name.into(),
                 message: e.localizedDescription().to_string(),
             })?;
-        libraries.insert(gpu.source.name, library.clone());
+        libraries.insert(key, library.clone());
         Ok(library)
     }
 }

@@ -153,6 +153,7 @@ pub fn attention_into(
     };
     stream.launch(launch, entry, || Gpu {
         source: &SOURCE,
+        defines: String::new(),
         entry: format!("attention_{}_{}", q.dtype(), k.dtype()),
         threadgroups: [params.queries, params.q_heads, 1],
         threads: [32 * SIMDGROUPS, 1, 1],

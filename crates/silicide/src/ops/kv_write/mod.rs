@@ -89,6 +89,7 @@ pub fn kv_write(
     };
     stream.launch(launch, entry, || Gpu {
         source: &SOURCE,
+        defines: String::new(),
         entry: format!("kv_write_{}_{}", keys.dtype(), key_cache.dtype()),
         threadgroups: [params.tokens, params.heads, 1],
         threads: [params.dim.next_multiple_of(32).min(256), 1, 1],

@@ -1,3 +1,311 @@
 //! Products with a weight matrix, dense or quantised.
 
 pub mod cpu;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::sync::Arc;
+
+pub use self::cpu::{Activation, Precision};
+use self::cpu::{DenseView, PackLayout, RowsMut};
+use crate::device::cpu::vector::{narrow, vectorized, widen, with_scratch};
+use crate::device::cpu::{Call, Entry};
+use crate::device::{Gpu, Launch, Stream};
+use crate::kernels::{KernelParams, KernelSource, kernel_params};
+use crate::matrix::{Matrix, MatrixFormat};
+use crate::ops::check::{Rows, check, float_entry, size};
+use crate::quant::QuantView;
+use crate::{DType, Device, Float, Result, Tensor};
+
+/// A matrix made ready for products on its device.
+///
+/// A GPU reads the checkpoint's own bytes. The CPU has them packed, once, so that vector lanes are output features; the
+/// packed form takes about as much memory as the original, which may be dropped.
+#[derive(Clone)]
+pub struct Weight {
+    rows: usize,
+    columns: usize,
+    format: MatrixFormat,
+    form: Form,
+}
+
+#[derive(Clone)]
+enum Form {
+    Packed { layout: Arc<PackLayout>, bytes: Tensor },
+    Stored(Matrix),
+}
+
+impl Weight {
+    /// Makes a matrix ready for products.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
+    pub fn new(matrix: &Matrix) -> Result<Weight> {
+        let (rows, columns, format) = (matrix.rows(), matrix.columns(), matrix.format());
+        let form = if matrix.device().as_cpu().is_some() { pack(matrix)? } else { Form::Stored(matrix.clone()) };
+        Ok(Weight { rows, columns, format, form })
+    }
+
+    /// Output features.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Input features.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// How the matrix was stored.
+    pub fn format(&self) -> MatrixFormat {
+        self.format
+    }
+
+    /// The device it is on.
+    pub fn device(&self) -> &Device {
+        match &self.form {
+            Form::Packed { bytes, .. } => bytes.device(),
+            Form::Stored(matrix) => matrix.device(),
+        }
+    }
+
+    /// Bytes that a product reads.
+    pub fn bytes(&self) -> usize {
+        match &self.form {
+            Form::Packed { bytes, .. } => bytes.elements(),
+            Form::Stored(matrix) => matrix.bytes(),
+        }
+    }
+}
+
+impl fmt::Debug for Weight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} [{}, {}]", self.format, self.rows, self.columns)
+    }
+}
+
+fn pack(matrix: &Matrix) -> Result<Form> {
+    let device = matrix.device();
+    let pool = device.as_cpu().expect("only the CPU packs").pool();
+    let (rows, columns) = (matrix.rows(), matrix.columns());
+    let layout = match matrix.format() {
+        MatrixFormat::Dense(dtype) => PackLayout::dense(dtype, rows, columns)?,
+        MatrixFormat::Quantized(format, scales) => PackLayout::quantized(format, scales, rows, columns)?,
+    };
+    let packed = device.zeros(DType::U8, [layout.bytes()])?;
+    let part = |t: Option<&Tensor>, f: &mut dyn FnMut(&[u8])| match t {
+        Some(t) => t.buffer().host_read(t.byte_range(), f),
+        None => f(&[]),
+    };
+    let mut result = Ok(());
+    part(Some(matrix.codes()), &mut |codes| {
+        part(matrix.scales(), &mut |scales| {
+            part(matrix.biases(), &mut |biases| {
+                packed.buffer().host_fill(|out| {
+                    result = match matrix.format() {
+                        MatrixFormat::Dense(dtype) => layout.pack_dense(DenseView { dtype, bytes: codes }, out, pool),
+                        MatrixFormat::Quantized(format, dtype) => {
+                            QuantView::new(format, rows, columns, codes, scales, biases, dtype)
+                                .and_then(|view| layout.pack_quantized(&view, out, pool))
+                        }
+                    };
+                });
+            });
+        });
+    });
+    result?;
+    Ok(Form::Packed { layout: Arc::new(layout), bytes: packed })
+}
+
+/// `x W^T`: every row of `x` times every row of the weight.
+///
+/// `x` is `[.., columns]` in f32, f16 or bf16 with any offset and any stride between rows; the result is `[.., rows]` in
+/// `x`'s type. Sums are f32. `precision` says whether the CPU may round activations; GPUs never round further than `x`'s
+/// own type.
+///
+/// # Errors
+///
+/// [`Error::Argument`](crate::Error::Argument) where shapes or types do not fit.
+///
+/// ```
+/// use silicide::formats::Mapped;
+/// use silicide::ops::{self, Precision, Weight};
+/// use silicide::{DType, Device, Matrix, MatrixFormat};
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let device = Device::cpu();
+/// let stream = &mut device.stream();
+/// let bytes: Vec<u8> = [1.0f32, 2.0, 3.0, 4.0].iter().flat_map(|w| w.to_le_bytes()).collect();
+/// let format = MatrixFormat::Dense(DType::F32);
+/// let weight = Weight::new(&Matrix::new(&device, format, 2, 2, &Mapped::copy_from(&bytes)?, None, None)?)?;
+/// let x = device.tensor(&[10.0f32, 1.0], [1, 2])?;
+/// let y = ops::matmul(stream, &x, &weight, Precision::F32)?;
+/// assert_eq!(y.to_vec::<f32>(stream)?, [12.0, 34.0]);
+/// # Ok(())
+/// # }
+/// ```
+pub fn matmul(stream: &mut Stream, x: &Tensor, weight: &Weight, precision: Precision) -> Result<Tensor> {
+    let mut shape = *x.shape();
+    check(OP, shape.rank() > 0, || format!("x: got {x:?}, wanted at least one axis"))?;
+    let last = shape.rank() - 1;
+    shape[last] = weight.rows;
+    let out = stream.empty(x.dtype(), shape)?;
+    matmul_into(stream, x, weight, precision, &out)?;
+    Ok(out)
+}
+
+/// [`matmul`] into `out`.
+pub fn matmul_into(
+    stream: &mut Stream,
+    x: &Tensor,
+    weight: &Weight,
+    precision: Precision,
+    out: &Tensor,
+) -> Result<()> {
+    let (x_rows, out_rows) = (Rows::of(OP, "x", x)?, Rows::of(OP, "out", out)?);
+    check(OP, x.dtype().is_float() && x_rows.len as usize == weight.columns, || {
+        format!("x: got {x:?}, wanted floats [.., {}]", weight.columns)
+    })?;
+    check(
+        OP,
+        out.dtype() == x.dtype() && out_rows.len as usize == weight.rows && out_rows.count == x_rows.count,
+        || format!("out: got {out:?}, wanted {} [{}, {}]", x.dtype(), x_rows.count, weight.rows),
+    )?;
+    if x_rows.count == 0 || weight.rows == 0 {
+        return Ok(());
+    }
+    let params = Params {
+        code_stride: 0,
+        m: x_rows.count,
+        n: size(OP, "weight", weight.rows)?,
+        k: size(OP, "weight", weight.columns)?,
+        x_stride: x_rows.stride,
+        out_stride: out_rows.stride,
+        group_size: 0,
+    };
+    let flops = 2 * x_rows.count as usize * weight.rows * weight.columns;
+    match &weight.form {
+        Form::Packed { layout, bytes } => {
+            let launch = Launch::new(OP, &params).read(x).read(bytes).write(out).flops(flops);
+            let launch = launch.context(&Arc::new((layout.clone(), precision)));
+            let features = weight.device().as_cpu().map(|cpu| cpu.features());
+            let launch = launch.choice(
+                format!("cpu {} {}", weight.format, features.map_or(String::new(), |f| f.to_string())),
+                match precision {
+                    Precision::F32 => "f32 activations, as asked",
+                    Precision::Reduced(_) => "",
+                },
+            );
+            let entry: Entry = float_entry!(x.dtype(), T => run::<T>);
+            stream.launch(launch, entry, || unreachable!("packed weights are the CPU's"))
+        }
+        Form::Stored(matrix) => {
+            let MatrixParts { defines, group_size } = parts(matrix);
+            let params = Params { code_stride: size(OP, "weight", matrix.code_stride())?, group_size, ..params };
+            let launch = Launch::new(OP, &params)
+                .read(x)
+                .read(matrix.codes())
+                .read_optional(matrix.scales())
+                .read_optional(matrix.biases())
+                .write(out)
+                .flops(flops);
+            stream.launch(launch, |_| unreachable!("stored weights are a GPU's"), || Gpu {
+                source: &SOURCE,
+                defines,
+                entry: format!("matmul_{}", x.dtype()),
+                threadgroups: [params.n.div_ceil(ROWS_A_GROUP), params.m, 1],
+                threads: [32 * ROWS_A_GROUP, 1, 1],
+            })
+        }
+    }
+}
+
+/// The CPU form: rows of another type than f32 are widened on the way in and rounded on the way out.
+fn run<T: Float>(call: &Call) {
+    let p: Params = call.params();
+    let (layout, precision): &(Arc<PackLayout>, Precision) = call.context();
+    let (m, n, k) = (p.m as usize, p.n as usize, p.k as usize);
+    let (x, out) = (call.view::<T>(0), call.view::<T>(2));
+    let (x_stride, out_stride) = (p.x_stride as usize, p.out_stride as usize);
+    let product = |x: &[f32], x_stride: usize, out: &mut [f32], out_stride: usize| {
+        let x = cpu::Rows::new(x, m, k, x_stride).expect("rows were checked");
+        let out = RowsMut::new(out, m, n, out_stride).expect("rows were checked");
+        cpu::matmul(call.pool, call.features, *precision, layout, call.slice::<u8>(1), x, out)
+            .expect("shapes were checked");
+    };
+    // SAFETY: nothing writes x, and nobody else has the output.
+    let (x, out) = unsafe { (x.row(0, x.len()), out.row_mut(0, out.len())) };
+    if T::DTYPE == DType::F32 {
+        return product(bytemuck::cast_slice(x), x_stride, bytemuck::cast_slice_mut(out), out_stride);
+    }
+    with_scratch(m * (n + k), |scratch| {
+        let (wide_x, wide_out) = scratch.split_at_mut(m * k);
+        vectorized(
+            #[inline(always)]
+            || {
+                for (row, wide) in wide_x.chunks_exact_mut(k.max(1)).enumerate() {
+                    widen(&x[row * x_stride..][..k], wide);
+                }
+            },
+        );
+        product(wide_x, k, wide_out, n);
+        vectorized(
+            #[inline(always)]
+            || {
+                for (row, wide) in wide_out.chunks_exact(n).enumerate() {
+                    narrow(wide, &mut out[row * out_stride..][..n]);
+                }
+            },
+        );
+    });
+}
+
+/// What a kernel that reads a stored matrix is compiled with.
+pub(crate) struct MatrixParts {
+    /// Names the reader in `kernels/matrix.h`.
+    pub(crate) defines: String,
+    pub(crate) group_size: u32,
+}
+
+/// How `kernels/matrix.h` reads this matrix.
+pub(crate) fn parts(matrix: &Matrix) -> MatrixParts {
+    use crate::quant::QuantFormat;
+    let msl = |dtype: DType| match dtype {
+        DType::F16 => "half",
+        DType::BF16 => "bfloat",
+        _ => "float",
+    };
+    let (reader, group_size) = match matrix.format() {
+        MatrixFormat::Dense(dtype) => (format!("Dense<{}>", msl(dtype)), 0),
+        MatrixFormat::Quantized(QuantFormat::Affine { bits, group_size }, dtype) => {
+            (format!("Affine<{bits}, {}>", msl(dtype)), group_size as u32)
+        }
+        MatrixFormat::Quantized(QuantFormat::Mxfp4, _) => ("Mxfp4".into(), 32),
+        MatrixFormat::Quantized(QuantFormat::Mxfp8, _) => ("Mxfp8".into(), 32),
+        MatrixFormat::Quantized(QuantFormat::Nvfp4, _) => ("Nvfp4".into(), 16),
+        MatrixFormat::Quantized(QuantFormat::Ggml(format), _) => (format.name().into(), 0),
+    };
+    MatrixParts { defines: format!("#define MATRIX {reader}"), group_size }
+}
+
+const OP: &str = "matmul";
+
+/// Output features that a threadgroup computes, one a simdgroup.
+const ROWS_A_GROUP: u32 = 8;
+
+kernel_params! {
+    /// `x` is m rows of k, the weight n rows of k; strides in elements, the weight's in bytes.
+    struct Params {
+        code_stride: u32,
+        m: u32,
+        n: u32,
+        k: u32,
+        x_stride: u32,
+        out_stride: u32,
+        group_size: u32,
+    }
+}
+
+static SOURCE: KernelSource =
+    KernelSource { name: "matmul", params: &[Params::DECLARATION], body: include_str!("kernel.metal") };

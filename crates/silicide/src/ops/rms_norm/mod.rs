@@ -117,6 +117,7 @@ pub fn rms_norm_with(stream: &mut Stream, x: &Tensor, options: RmsNorm, out: &Te
     };
     stream.launch(launch, entry, || Gpu {
         source: &SOURCE,
+        defines: String::new(),
         entry: format!("rms_norm_{}_{weight_dtype}", x.dtype()),
         threadgroups: [params.rows, 1, 1],
         threads: [params.dim.div_ceil(4).next_multiple_of(32).min(1024), 1, 1],
