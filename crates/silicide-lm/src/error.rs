@@ -22,6 +22,14 @@ pub enum Error {
         /// What was got and what was wanted.
         message: String,
     },
+    /// A model's configuration is not one that can be run.
+    #[error("configuration: {field}: {message}")]
+    Config {
+        /// The key at fault.
+        field: String,
+        /// What was got and what was wanted.
+        message: String,
+    },
     /// A chat template does not parse, or does not render these messages.
     #[error("chat template: {0}")]
     Template(String),
@@ -34,6 +42,18 @@ pub enum Error {
 }
 
 impl Error {
+    /// Names the file that a configuration came from.
+    pub(crate) fn within(self, checkpoint: &silicide::formats::Checkpoint) -> Self {
+        match self {
+            Error::Config { field, message } => {
+                let path = checkpoint.path();
+                let path = if path.is_dir() { path.join("config.json") } else { path.into() };
+                Error::File { path, field, message }
+            }
+            other => other,
+        }
+    }
+
     /// An [`Error::File`].
     pub(crate) fn file(path: impl Into<PathBuf>, field: impl Into<String>, message: impl ToString) -> Self {
         Error::File { path: path.into(), field: field.into(), message: message.to_string() }

@@ -41,6 +41,17 @@ impl Message {
         Message { role: role.into(), content: Some(serde_json::Value::String(content.into())), fields: Map::new() }
     }
 
+    /// The text of the content: its parts' texts joined where it is a list, empty where there is none.
+    pub fn text(&self) -> String {
+        match &self.content {
+            Some(serde_json::Value::String(text)) => text.clone(),
+            Some(serde_json::Value::Array(parts)) => {
+                parts.iter().filter_map(|part| part.get("text")?.as_str()).collect::<Vec<_>>().join("\n")
+            }
+            _ => String::new(),
+        }
+    }
+
     /// The message as a template sees it. Reasoning goes under all the names that templates know it by, as transformers does it.
     fn view(&self) -> Result<serde_json::Value> {
         let mut view =

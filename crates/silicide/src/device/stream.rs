@@ -65,9 +65,12 @@ impl Stream {
     /// # Errors
     ///
     /// What `f` returns; [`Error::Argument`] where a recording is already under way.
-    pub fn record<R>(&mut self, f: impl FnOnce(&mut Stream) -> Result<R>) -> Result<(Plan, R)> {
+    pub fn record<R, E: From<Error>>(
+        &mut self,
+        f: impl FnOnce(&mut Stream) -> Result<R, E>,
+    ) -> Result<(Plan, R), E> {
         if self.recording.is_some() {
-            return Err(Error::argument("record", "a recording is already under way on this stream"));
+            return Err(Error::argument("record", "a recording is already under way on this stream").into());
         }
         // Temporaries of the plan must not be handed to anything outside it.
         let outer = std::mem::take(&mut self.arena);

@@ -12,4 +12,4 @@ pub use attention::{Attention, Mask, attention, attention_into};
 pub use embedding::embedding;
 pub use kv_write::kv_write;
 pub use matmul::{Activation, Precision, Weight, matmul, matmul_into};
-pub use rms_norm::{RmsNorm, rms_norm, rms_norm_into, rms_norm_with};
+pub use rms_norm::{RmsNormOptions, rms_norm, rms_norm_into, rms_norm_with};

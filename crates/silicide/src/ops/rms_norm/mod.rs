@@ -11,7 +11,7 @@ use crate::{DType, Result, Tensor};
 
 /// What [`rms_norm_with`] does besides normalising.
 #[derive(Clone, Copy, Debug)]
-pub struct RmsNorm<'a> {
+pub struct RmsNormOptions<'a> {
     /// Multiplies the normalised row: `[dim]`, of `x`'s type or f32. None for ones.
     pub weight: Option<&'a Tensor>,
     /// Added to every weight: 1 for models whose checkpoints hold the weight less one (Gemma).
@@ -55,7 +55,7 @@ pub fn rms_norm(stream: &mut Stream, x: &Tensor, weight: &Tensor, eps: f32) -> R
 
 /// [`rms_norm`] into `out`, which may be `x` itself.
 pub fn rms_norm_into(stream: &mut Stream, x: &Tensor, weight: &Tensor, eps: f32, out: &Tensor) -> Result<()> {
-    rms_norm_with(stream, x, RmsNorm { weight: Some(weight), weight_offset: 0.0, eps, residual: None, sum: None }, out)
+    rms_norm_with(stream, x, RmsNormOptions { weight: Some(weight), weight_offset: 0.0, eps, residual: None, sum: None }, out)
 }
 
 /// [`rms_norm_into`] with everything that models put around it.
@@ -66,8 +66,8 @@ pub fn rms_norm_into(stream: &mut Stream, x: &Tensor, weight: &Tensor, eps: f32,
 /// # Errors
 ///
 /// [`Error::Argument`](crate::Error::Argument) where shapes or types do not fit.
-pub fn rms_norm_with(stream: &mut Stream, x: &Tensor, options: RmsNorm, out: &Tensor) -> Result<()> {
-    let RmsNorm { weight, weight_offset, eps, residual, sum } = options;
+pub fn rms_norm_with(stream: &mut Stream, x: &Tensor, options: RmsNormOptions, out: &Tensor) -> Result<()> {
+    let RmsNormOptions { weight, weight_offset, eps, residual, sum } = options;
     let rows = Rows::of(OP, "x", x)?;
     check(OP, x.dtype().is_float(), || format!("x: got {x:?}, wanted f32, f16 or bf16"))?;
     check(OP, eps >= 0.0, || format!("eps: got {eps}, wanted 0 or more"))?;

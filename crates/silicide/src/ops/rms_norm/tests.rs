@@ -34,7 +34,7 @@ proptest! {
             let xt = random.tensor(device, dtype, &x, [rows, dim]);
             let wt = crate::testing::tensor_of(device, weight_dtype, &w, [dim]);
             let out = stream.empty(dtype, [rows, dim]).unwrap();
-            let options = RmsNorm { weight: Some(&wt), weight_offset: offset as f32, eps: 1e-5, residual: None, sum: None };
+            let options = RmsNormOptions { weight: Some(&wt), weight_offset: offset as f32, eps: 1e-5, residual: None, sum: None };
             rms_norm_with(stream, &xt, options, &out).unwrap();
             let want = reference(&x, &w, offset as f64, 1e-5);
             assert_close(dtype, &values_of(stream, &out), &want, 1.0);
@@ -52,7 +52,7 @@ proptest! {
             let xt = random.tensor(device, dtype, &x, [rows, dim]);
             let rt = random.tensor(device, dtype, &r, [rows, dim]);
             let sum = rounded(dtype, &x.iter().zip(&r).map(|(a, b)| a + b).collect::<Vec<_>>());
-            let options = RmsNorm { weight: None, weight_offset: 0.0, eps: 1e-6, residual: Some(&rt), sum: Some(&rt) };
+            let options = RmsNormOptions { weight: None, weight_offset: 0.0, eps: 1e-6, residual: Some(&rt), sum: Some(&rt) };
             rms_norm_with(stream, &xt, options, &xt).unwrap();
             assert_eq!(values_of(stream, &rt), sum);
             assert_close(dtype, &values_of(stream, &xt), &reference(&sum, &vec![1.0; dim], 0.0, 1e-6), 1.0);

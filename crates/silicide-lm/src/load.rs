@@ -1,0 +1,204 @@
+//! From a checkpoint's tensors to the parts of a model.
+
+use half::{bf16, f16};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use silicide::formats::{Checkpoint, Kind, Mapped, RawTensor, StoredType};
+use silicide::ops::{Gate, Precision, RopeFrequencies, Weight};
+use silicide::{DType, Device, Matrix, MatrixFormat, Tensor};
+
+use crate::error::{Error, Result};
+use crate::gguf;
+use crate::nn::{Embedding, Linear, Mlp, RmsNorm, RopeArgs, Scaling};
+
+/// The tensors of a checkpoint, by the names that mlx-lm and transformers give them, and how to bring them to a device.
+pub(crate) struct Weights<'a> {
+    checkpoint: &'a Checkpoint,
+    config: Value,
+    device: Device,
+    /// The type of activations.
+    dtype: DType,
+    precision: Precision,
+    /// What stands before the names of `model_type`'s tensors: empty, or `language_model.`.
+    prefix: &'static str,
+}
+
+impl<'a> Weights<'a> {
+    pub(crate) fn new(checkpoint: &'a Checkpoint, device: &Device, dtype: DType, precision: Precision) -> Result<Self> {
+        let config = match (checkpoint.config(), checkpoint.gguf()) {
+            (Some(config), _) => config.clone(),
+            (None, Some(metadata)) => gguf::config(checkpoint, metadata)?,
+            (None, None) => unreachable!("a checkpoint is a folder or a GGUF file"),
+        };
+        let prefix = match checkpoint.contains("language_model.model.norm.weight") {
+            true => "language_model.",
+            false => "",
+        };
+        Ok(Weights { checkpoint, config, device: device.clone(), dtype, precision, prefix })
+    }
+
+    pub(crate) fn model_type(&self) -> Result<&str> {
+        self.config
+            .get("model_type")
+            .and_then(Value::as_str)
+            .ok_or_else(|| Error::Config { field: "model_type".into(), message: "is missing or not a string".into() })
+    }
+
+    /// The configuration as the numbers that a model wants.
+    pub(crate) fn args<T: DeserializeOwned>(&self) -> Result<T> {
+        serde_path(&self.config)
+    }
+
+    pub(crate) fn is_gguf(&self) -> bool {
+        self.checkpoint.kind() == Kind::Gguf
+    }
+
+    pub(crate) fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Rotary frequencies of the layers of `kind`, where the configuration tells kinds apart.
+    pub(crate) fn rope(&self, kind: Option<&str>, default_theta: f64, head_dim: usize) -> Result<RopeFrequencies> {
+        let mut args = RopeArgs::from_config(&self.config, kind, default_theta)?;
+        // llama.cpp writes Llama 3's scaling as a divisor for every pair.
+        if let Some(divisors) = self.checkpoint.find("rope_freqs.weight") {
+            args.scaling = Scaling::Divisors(to_f32(&divisors)?.into_iter().map(f64::from).collect());
+        }
+        args.frequencies(head_dim)
+    }
+
+    /// Rotary frequencies of layers with a sliding window, which are never scaled.
+    pub(crate) fn rope_local(&self, default_theta: f64, head_dim: usize) -> Result<RopeFrequencies> {
+        let newer = self.config.get("rope_parameters").and_then(|p| p.get("sliding_attention"));
+        let theta = match newer {
+            Some(parameters) => parameters.get("rope_theta"),
+            None => self.config.get("rope_local_base_freq"),
+        };
+        Ok(RopeFrequencies::new(head_dim, theta.and_then(Value::as_f64).unwrap_or(default_theta))?)
+    }
+
+    /// The projection at a module path such as `model.layers.0.mlp.up_proj`, with its bias if it has one.
+    pub(crate) fn linear(&self, path: &str, rows: usize, columns: usize) -> Result<Linear> {
+        let matrix = self.matrix(path, Some(rows), columns)?;
+        let bias = match self.find(path, "bias") {
+            Some(raw) => Some(self.vector(&raw, rows, self.dtype)?),
+            None => None,
+        };
+        Ok(Linear { weight: Weight::new(&matrix)?, bias, precision: self.precision })
+    }
+
+    /// The feed-forward network at a module path.
+    pub(crate) fn mlp(&self, path: &str, hidden: usize, intermediate: usize, activation: Gate) -> Result<Mlp> {
+        Ok(Mlp {
+            gate_proj: self.linear(&format!("{path}.gate_proj"), intermediate, hidden)?,
+            up_proj: self.linear(&format!("{path}.up_proj"), intermediate, hidden)?,
+            down_proj: self.linear(&format!("{path}.down_proj"), hidden, intermediate)?,
+            activation,
+        })
+    }
+
+    /// The token embedding and the output projection, which share one matrix where `tied` or where there is only one.
+    pub(crate) fn embedding_and_head(&self, tied: bool, hidden: usize, scale: f32) -> Result<(Embedding, Linear)> {
+        const TABLE: &str = "model.embed_tokens";
+        const HEAD: &str = "lm_head";
+        let table = self.matrix(TABLE, None, hidden)?;
+        let head = match self.find(HEAD, "weight") {
+            Some(_) if !tied => self.linear(HEAD, table.rows(), hidden)?,
+            _ => Linear { weight: Weight::new(&table)?, bias: None, precision: self.precision },
+        };
+        Ok((Embedding { table, scale, dtype: self.dtype }, head))
+    }
+
+    /// The norm at a module path.
+    pub(crate) fn rms_norm(&self, path: &str, dim: usize, eps: f32, offset: f32) -> Result<RmsNorm> {
+        let weight = self.vector(&self.get(path, "weight")?, dim, DType::F32)?;
+        Ok(RmsNorm { weight, offset, eps })
+    }
+
+    /// The matrix at a module path; `rows` is None where the tensor itself decides.
+    fn matrix(&self, path: &str, rows: Option<usize>, columns: usize) -> Result<Matrix> {
+        let weight = self.get(path, "weight")?;
+        let got = weight.shape;
+        let found_rows = *got.first().unwrap_or(&0);
+        if got.rank() != 2 || rows.is_some_and(|rows| rows != found_rows) {
+            let wanted = rows.map_or("rows".into(), |r| r.to_string());
+            return Err(weight.error(format!("got shape {got}, wanted {wanted} rows of {columns}")).into());
+        }
+        let (format, scales, biases) = match &weight.dtype {
+            StoredType::Ggml(format) => {
+                (MatrixFormat::Quantized(silicide::quant::QuantFormat::Ggml(*format), DType::F16), None, None)
+            }
+            _ => match self.checkpoint.quant_format(&self.name(path), columns)? {
+                None => (MatrixFormat::Dense(weight.dense()?), None, None),
+                Some(format) => {
+                    let scales = self.get(path, "scales")?;
+                    let biases = self.find(path, "biases");
+                    let dtype = scales.dense()?;
+                    if biases.as_ref().is_some_and(|b| b.dtype != scales.dtype) {
+                        return Err(scales.error("scales and biases differ in type").into());
+                    }
+                    (MatrixFormat::Quantized(format, dtype), Some(scales.bytes), biases.map(|b| b.bytes))
+                }
+            },
+        };
+        let quantized = matches!(format, MatrixFormat::Quantized(..));
+        if !quantized && got[1] != columns || matches!(weight.dtype, StoredType::Ggml(_)) && got[1] != columns {
+            return Err(weight.error(format!("got shape {got}, wanted [{found_rows}, {columns}]")).into());
+        }
+        let matrix =
+            Matrix::new(&self.device, format, found_rows, columns, &weight.bytes, scales.as_ref(), biases.as_ref());
+        matrix.map_err(|e| weight.error(e.to_string()).into())
+    }
+
+    fn vector(&self, raw: &RawTensor, len: usize, dtype: DType) -> Result<Tensor> {
+        if raw.shape[..] != [len] {
+            return Err(raw.error(format!("got shape {}, wanted [{len}]", raw.shape)).into());
+        }
+        let values = to_f32(raw)?;
+        let tensor = match dtype {
+            DType::F16 => self.device.tensor(&values.iter().map(|&v| f16::from_f32(v)).collect::<Vec<_>>(), [len]),
+            DType::BF16 => self.device.tensor(&values.iter().map(|&v| bf16::from_f32(v)).collect::<Vec<_>>(), [len]),
+            _ => self.device.tensor(&values, [len]),
+        };
+        Ok(tensor?)
+    }
+
+    fn get(&self, path: &str, leaf: &str) -> Result<RawTensor> {
+        Ok(self.checkpoint.get(&format!("{}.{leaf}", self.name(path)))?)
+    }
+
+    fn find(&self, path: &str, leaf: &str) -> Option<RawTensor> {
+        self.checkpoint.find(&format!("{}.{leaf}", self.name(path)))
+    }
+
+    /// The name that the checkpoint has for a module.
+    fn name(&self, path: &str) -> String {
+        if self.is_gguf() {
+            return gguf::module_name(path, self.config["model_type"].as_str().unwrap_or_default());
+        }
+        format!("{}{path}", self.prefix)
+    }
+}
+
+/// Reads a configuration, naming the field that does not fit.
+fn serde_path<T: DeserializeOwned>(config: &Value) -> Result<T> {
+    serde_json::from_value(config.clone()).map_err(|e| Error::Config { field: "config".into(), message: e.to_string() })
+}
+
+/// A small tensor's elements.
+fn to_f32(raw: &RawTensor) -> Result<Vec<f32>> {
+    let bytes: &Mapped = &raw.bytes;
+    Ok(match raw.dense()? {
+        DType::F32 => bytes.chunks_exact(4).map(bytemuck::pod_read_unaligned).collect(),
+        DType::F16 => bytes.chunks_exact(2).map(|b| bytemuck::pod_read_unaligned::<f16>(b).to_f32()).collect(),
+        DType::BF16 => bytes.chunks_exact(2).map(|b| bytemuck::pod_read_unaligned::<bf16>(b).to_f32()).collect(),
+        other => return Err(raw.error(format!("got {other}, wanted f32, f16 or bf16")).into()),
+    })
+}
+
+/// The type in which a checkpoint holds what is not quantised.
+pub(crate) fn stored_dtype(checkpoint: &Checkpoint) -> DType {
+    let norm = ["model.norm.weight", "language_model.model.norm.weight", "output_norm.weight"];
+    let found = norm.into_iter().find_map(|name| checkpoint.find(name)?.dense().ok());
+    found.filter(|dtype| dtype.is_float()).unwrap_or(DType::F32)
+}

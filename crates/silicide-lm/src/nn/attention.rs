@@ -1,0 +1,55 @@
+//! Self-attention with rotary positions over a cache.
+
+use silicide::Tensor;
+use silicide::ops::{self, Mask, Rope};
+
+use super::{Linear, RmsNorm, Step};
+use crate::error::Result;
+
+/// The numbers of an attention layer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AttentionArgs {
+    /// The layer's place in the cache.
+    pub(crate) layer: usize,
+    pub(crate) heads: usize,
+    pub(crate) kv_heads: usize,
+    pub(crate) head_dim: usize,
+    pub(crate) scale: f32,
+    /// How many tokens back a token sees; None for all.
+    pub(crate) window: Option<usize>,
+    /// Bounds scores by `cap * tanh(score / cap)`.
+    pub(crate) softcap: Option<f32>,
+}
+
+/// Grouped-query attention: projections, optional norms of query and key heads, rotary embedding, cache.
+pub(crate) struct Attention {
+    pub(crate) args: AttentionArgs,
+    pub(crate) q_proj: Linear,
+    pub(crate) k_proj: Linear,
+    pub(crate) v_proj: Linear,
+    pub(crate) o_proj: Linear,
+    /// Over each head of the queries and of the keys, before they are turned.
+    pub(crate) qk_norm: Option<(RmsNorm, RmsNorm)>,
+    pub(crate) rope: Rope,
+}
+
+impl Attention {
+    /// `x` is `[tokens, hidden]`, and so is the result.
+    pub(crate) fn forward(&self, step: &mut Step, x: &Tensor) -> Result<Tensor> {
+        let AttentionArgs { layer, heads, kv_heads, head_dim, scale, window, softcap } = self.args;
+        let tokens = x.dim(0);
+        let mut q = self.q_proj.forward(step, x)?.reshape([tokens, heads, head_dim])?;
+        let mut k = self.k_proj.forward(step, x)?.reshape([tokens, kv_heads, head_dim])?;
+        let v = self.v_proj.forward(step, x)?.reshape([tokens, kv_heads, head_dim])?;
+        if let Some((q_norm, k_norm)) = &self.qk_norm {
+            q = q_norm.forward(step, &q)?;
+            k = k_norm.forward(step, &k)?;
+        }
+        ops::rope_in_place(step.stream, &q, &k, step.positions, &self.rope)?;
+        let (keys, values) = step.cache.layer(layer);
+        ops::kv_write(step.stream, &k, &v, step.positions, keys, values)?;
+        let options = ops::Attention { scale, mask: Mask::Positions(step.positions), window, softcap, sinks: None };
+        let y = ops::attention(step.stream, &q, keys, values, options)?;
+        self.o_proj.forward(step, &y.reshape([tokens, heads * head_dim])?)
+    }
+}

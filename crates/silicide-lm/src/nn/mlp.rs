@@ -1,0 +1,25 @@
+//! The gated feed-forward network.
+
+use silicide::Tensor;
+use silicide::ops::{self, Gate};
+
+use super::{Linear, Step};
+use crate::error::Result;
+
+/// `down(activation(gate(x)) * up(x))`.
+pub(crate) struct Mlp {
+    pub(crate) gate_proj: Linear,
+    pub(crate) up_proj: Linear,
+    pub(crate) down_proj: Linear,
+    pub(crate) activation: Gate,
+}
+
+impl Mlp {
+    /// `x` is `[tokens, hidden]`, and so is the result.
+    pub(crate) fn forward(&self, step: &mut Step, x: &Tensor) -> Result<Tensor> {
+        let gate = self.gate_proj.forward(step, x)?;
+        let up = self.up_proj.forward(step, x)?;
+        ops::glu_into(step.stream, self.activation, &gate, &up, &gate)?;
+        self.down_proj.forward(step, &gate)
+    }
+}

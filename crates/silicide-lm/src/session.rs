@@ -1,0 +1,163 @@
+//! A conversation with a model: the tokens so far, their keys and values, and the recorded decode step.
+
+use silicide::device::Plan;
+use silicide::{DType, Stream, Tensor, ops};
+
+use crate::cache::KvCache;
+use crate::error::Result;
+use crate::generate::{GenerateOptions, Generator, Prompt};
+use crate::model::Model;
+use crate::nn::Step;
+
+/// Tokens that a model has seen, and what it keeps of them.
+///
+/// A later prompt that begins with the same tokens computes only the rest, as the turns of a conversation do.
+pub struct Session {
+    model: Model,
+    stream: Stream,
+    cache: KvCache,
+    /// The tokens in the cache.
+    tokens: Vec<u32>,
+    decode: Option<Decode>,
+    /// The last position's logits.
+    logits: Vec<f32>,
+}
+
+/// The decode step of one token, recorded once for a cache.
+struct Decode {
+    plan: Plan,
+    token: Tensor,
+    position: Tensor,
+    logits: Tensor,
+}
+
+impl Session {
+    pub(crate) fn new(model: Model) -> Session {
+        let stream = model.device().stream();
+        let logits = vec![0.0; model.vocabulary()];
+        Session { model, stream, cache: KvCache::empty(), tokens: Vec::new(), decode: None, logits }
+    }
+
+    /// Generates an answer to a prompt; what the prompt shares with the tokens so far is not computed again.
+    ///
+    /// # Errors
+    /// As for [`Model::generate`].
+    pub fn generate(&mut self, prompt: impl Into<Prompt>, options: GenerateOptions) -> Result<Generator<'_>> {
+        Generator::start(self.into(), &prompt.into(), options)
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// The tokens whose keys and values are kept.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Keeps the tokens that `ids` begins with and forgets the rest, and makes room for `capacity` in all. At least the last of `ids`
+    /// is left to compute, since its logits are wanted. Gives how many are kept.
+    pub(crate) fn rewind(&mut self, ids: &[u32], capacity: usize) -> Result<usize> {
+        let same = self.tokens.iter().zip(ids).take_while(|(a, b)| a == b).count();
+        self.tokens.truncate(same.min(ids.len().saturating_sub(1)));
+        if capacity > self.cache.capacity() {
+            self.grow(capacity)?;
+        }
+        Ok(self.tokens.len())
+    }
+
+    /// Runs `ids`, at most `chunk` at a time. Each position's logits are appended to `keep` where they are wanted; the
+    /// last one's are in [`logits`](Self::logits).
+    pub(crate) fn prefill(&mut self, ids: &[u32], chunk: usize, mut keep: Option<&mut Vec<f32>>) -> Result<()> {
+        let chunks = ids.chunks(chunk.max(1));
+        let last = chunks.len().saturating_sub(1);
+        for (i, ids) in chunks.enumerate() {
+            let first = self.tokens.len() as u32;
+            let device = self.model.device();
+            let tokens = device.tensor(ids, [ids.len()])?;
+            let positions: Vec<u32> = (first..first + ids.len() as u32).collect();
+            let positions = device.tensor(&positions, [ids.len()])?;
+            let model = self.model.inner();
+            let mut step = Step { stream: &mut self.stream, positions: &positions, cache: &self.cache };
+            let hidden = model.decoder.forward(&mut step, &tokens)?;
+            self.tokens.extend(ids);
+            let vocabulary = self.logits.len();
+            if let Some(keep) = keep.as_deref_mut() {
+                let logits = f32_logits(&mut step, &self.model, &hidden)?;
+                let from = keep.len();
+                keep.resize(from + ids.len() * vocabulary, 0.0);
+                self.stream.read(&logits, &mut keep[from..])?;
+                self.logits.copy_from_slice(&keep[keep.len() - vocabulary..]);
+            } else if i == last {
+                let hidden = hidden.slice(0, ids.len() - 1..ids.len())?;
+                let logits = f32_logits(&mut step, &self.model, &hidden)?;
+                self.stream.read(&logits, &mut self.logits)?;
+            }
+        }
+        self.stream.synchronize()?;
+        // A prompt's temporaries are large, and of no use to the steps that follow.
+        self.stream.trim();
+        Ok(())
+    }
+
+    /// Runs one token; the cache has room for it.
+    pub(crate) fn decode(&mut self, id: u32) -> Result<()> {
+        if self.decode.is_none() {
+            self.decode = Some(self.record()?);
+        }
+        let Decode { plan, token, position, logits } = self.decode.as_ref().expect("recorded above");
+        self.stream.write(token, &[id])?;
+        self.stream.write(position, &[self.tokens.len() as u32])?;
+        self.stream.replay(plan)?;
+        self.stream.read(logits, &mut self.logits)?;
+        self.tokens.push(id);
+        Ok(())
+    }
+
+    /// The last position's logits. The sampler writes over them.
+    pub(crate) fn logits(&mut self) -> (&mut [f32], &[u32]) {
+        (&mut self.logits, &self.tokens)
+    }
+
+    fn record(&mut self) -> Result<Decode> {
+        let device = self.model.device();
+        let token = device.zeros(DType::U32, [1])?;
+        let position = device.zeros(DType::U32, [1])?;
+        let (model, cache) = (&self.model, &self.cache);
+        let (plan, logits) = self.stream.record(|stream| {
+            let mut step = Step { stream, positions: &position, cache };
+            let hidden = model.inner().decoder.forward(&mut step, &token)?;
+            f32_logits(&mut step, model, &hidden)
+        })?;
+        Ok(Decode { plan, token, position, logits })
+    }
+
+    /// Moves to a larger cache.
+    fn grow(&mut self, capacity: usize) -> Result<()> {
+        /// Room is made by so many tokens, so that a conversation seldom moves.
+        const STEP: usize = 256;
+        let capacity = capacity.next_multiple_of(STEP);
+        let model = self.model.inner();
+        let larger = KvCache::new(&model.device, model.decoder.cache_shape(), model.cache_dtype, capacity)?;
+        let used = self.tokens.len();
+        if used > 0 {
+            for (from, to) in self.cache.tensors().zip(larger.tensors()) {
+                ops::copy_into(&mut self.stream, &from.slice(0, 0..used)?, &to.slice(0, 0..used)?)?;
+            }
+            self.stream.synchronize()?;
+        }
+        self.cache = larger;
+        self.decode = None;
+        Ok(())
+    }
+}
+
+/// Logits as f32, whatever the type of activations.
+fn f32_logits(step: &mut Step, model: &Model, hidden: &Tensor) -> Result<Tensor> {
+    let logits = model.inner().decoder.logits(step, hidden)?;
+    match logits.dtype() {
+        DType::F32 => Ok(logits),
+        _ => Ok(ops::cast(step.stream, &logits, DType::F32)?),
+    }
+}
