@@ -1,7 +1,7 @@
 //! Tensors, devices and model operations.
 
-mod dtype;
 pub mod device;
+mod dtype;
 mod error;
 pub mod ops;
 pub mod quant;

@@ -271,7 +271,7 @@ mod tests {
                 assert!(!r.is_empty());
                 sum.fetch_add(r.sum::<usize>(), Relaxed);
             });
-            assert_eq!(sum.into_inner(), (0..len).sum());
+            assert_eq!(sum.into_inner(), (0..len).sum::<usize>());
         }
     }
 
