@@ -131,7 +131,8 @@ impl<'a> QuantView<'a> {
         biases: &'a [u8],
         dtype: DType,
     ) -> Result<QuantView<'a>> {
-        let fail = |message: String| Err(Error::argument("quantized weight", format!("{format} [{n}, {k}]: {message}")));
+        let fail =
+            |message: String| Err(Error::argument("quantized weight", format!("{format} [{n}, {k}]: {message}")));
         let group = format.group_size();
         if let QuantFormat::Affine { bits, group_size } = format {
             if !matches!(bits, 2 | 3 | 4 | 5 | 6 | 8) || !matches!(group_size, 32 | 64 | 128) {
@@ -296,9 +297,7 @@ fn block_group(format: GgmlFormat, block: &[u8], g: usize) -> Group {
     match format {
         Q4_0 | Q5_0 | Q8_0 | IQ4_NL => Group::one(half(0), 0.0),
         Q4_1 | Q5_1 => Group::one(half(0), half(2)),
-        Q2_K => {
-            Group { d: half(80), scale: (block[g] & 15) as f32, dmin: -half(82), min: (block[g] >> 4) as f32 }
-        }
+        Q2_K => Group { d: half(80), scale: (block[g] & 15) as f32, dmin: -half(82), min: (block[g] >> 4) as f32 },
         Q3_K => {
             let low = block[96 + g % 8] >> (g / 8 * 4) & 15;
             let high = block[104 + g % 4] >> (g / 4 * 2) & 3;
@@ -330,8 +329,11 @@ fn float(bytes: &[u8], dtype: DType, index: usize) -> f32 {
     }
 }
 
-/// The value of an e4m3 byte. As in MLX, the two codes of NaN read as ±480.
+/// The value of an e4m3 byte, which has no infinity and a single magnitude of NaN.
 fn e4m3(code: u8) -> f32 {
+    if code & 0x7f == 0x7f {
+        return f32::NAN;
+    }
     // The same fields in f16's places, whose exponent is biased by 8 more.
     f16::from_bits((code as u16 & 0x80) << 8 | (code as u16 & 0x7f) << 7).to_f32() * 256.0
 }

@@ -2,6 +2,9 @@
 
 mod dequant;
 
+#[cfg(test)]
+mod tests;
+
 use std::fmt;
 
 pub use dequant::{Group, QuantView, Values};

@@ -21,8 +21,8 @@ pub enum Level {
     Amx,
     /// NEON, as every AArch64 has it.
     Neon,
-    /// And the dot product of bytes.
-    NeonDot,
+    /// And the dot product of unsigned with signed bytes (I8MM).
+    NeonI8mm,
 }
 
 impl Features {
@@ -52,7 +52,7 @@ impl fmt::Display for Features {
             Level::Avx512Bf16 => "AVX-512 VNNI BF16",
             Level::Amx => "AVX-512 VNNI BF16, AMX BF16",
             Level::Neon => "NEON",
-            Level::NeonDot => "NEON DOTPROD",
+            Level::NeonI8mm => "NEON I8MM",
         })
     }
 }
@@ -62,14 +62,16 @@ mod arch {
     use super::Level;
 
     pub(super) fn levels() -> Vec<Level> {
-        let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
+        let avx2 =
+            is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
         let avx512 = is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512vl")
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vnni");
         let bf16 = is_x86_feature_detected!("avx512bf16");
-        let chain = [(Level::Avx2, avx2), (Level::Avx512, avx512), (Level::Avx512Bf16, bf16), (Level::Amx, bf16 && amx())];
+        let chain =
+            [(Level::Avx2, avx2), (Level::Avx512, avx512), (Level::Avx512Bf16, bf16), (Level::Amx, bf16 && amx())];
         chain.into_iter().take_while(|&(_, there)| there).map(|(level, _)| level).collect()
     }
 
@@ -119,7 +121,7 @@ mod arch {
     pub(super) fn levels() -> Vec<Level> {
         let chain = [
             (Level::Neon, std::arch::is_aarch64_feature_detected!("neon")),
-            (Level::NeonDot, std::arch::is_aarch64_feature_detected!("dotprod")),
+            (Level::NeonI8mm, std::arch::is_aarch64_feature_detected!("i8mm")),
         ];
         chain.into_iter().take_while(|&(_, there)| there).map(|(level, _)| level).collect()
     }

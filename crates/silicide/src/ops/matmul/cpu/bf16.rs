@@ -14,11 +14,15 @@ pub(super) const PANELS: usize = 2;
 /// Activation rows are padded to a multiple of this.
 pub(super) const ROWS: usize = 32;
 
-/// Rounds rows to bf16 at `to`, `units` units a row, zeros behind the last element.
+/// Rounds rows to bf16 at `to`, `units` units a row, zeros behind the last element and in rows past the last.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
 pub(super) unsafe fn round_rows(x: Rows<'_>, rows: Range<usize>, units: usize, to: *mut u16) {
     for row in rows {
         let to = to.add(row * units * UNIT);
+        if row >= x.rows {
+            to.write_bytes(0, units * UNIT);
+            continue;
+        }
         let x = x.row(row);
         let (chunks, rest) = x.as_chunks::<LANES>();
         for (i, x) in chunks.iter().enumerate() {

@@ -163,13 +163,7 @@ impl Product<'_> {
         while first < units {
             let end = units.min(first + STEP);
             let group0 = first * UNIT / group;
-            unpack::scales::<S>(
-                self.layout,
-                codes,
-                group0,
-                (end * UNIT).div_ceil(group) - group0,
-                buffer.as_mut_ptr(),
-            );
+            unpack::scales::<S>(self.layout, codes, group0, (end * UNIT).div_ceil(group) - group0, buffer.as_mut_ptr());
             for unit in first..end {
                 let w = unpack::quads::<S, KIND>(codes, units, unit, table);
                 let scales = buffer.as_ptr().add(unit * UNIT / group - group0);

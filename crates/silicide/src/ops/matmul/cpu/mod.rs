@@ -314,12 +314,8 @@ impl Call<'_> {
         with_scratch(padded * units * UNIT * size_of::<u16>(), |x| {
             let x = Shared(x.cast::<u16>());
             self.pool.parallel_ranges(padded, 8, &|rows| {
-                let there = rows.start.min(self.x.rows)..rows.end.min(self.x.rows);
                 // SAFETY: the level has the instructions, the scratch holds all rows, and tasks have disjoint ones.
-                unsafe {
-                    x.get().add(rows.start * units * UNIT).write_bytes(0, if there.is_empty() { rows.len() * units * UNIT } else { 0 });
-                    bf16::round_rows(self.x, there, units, x.get());
-                }
+                unsafe { bf16::round_rows(self.x, rows, units, x.get()) };
             });
             let step = units.min(128);
             let bytes = bf16::PANELS * step * UNIT * LANES * size_of::<u16>();

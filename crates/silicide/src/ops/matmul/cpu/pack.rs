@@ -126,7 +126,7 @@ impl PackLayout {
         let codes = match format.values() {
             Values::Offset(zero) => Codes::Bits { bits: format.bits() as u8, zero: zero as f32 },
             Values::Table(table, factor) => {
-                // The instructions want unsigned bytes; any power of two times 128 keeps `zero * scale` exact.
+                // The instructions want unsigned bytes, and 128 times a scale is exact.
                 Codes::Table { table: table.map(|x| x as u8 ^ 0x80), zero: 128.0, factor }
             }
             Values::E4m3 => Codes::E4m3,
@@ -196,7 +196,8 @@ impl PackLayout {
     /// [`Error::Argument`] where the weight or the length of `out` is not the layout's.
     pub fn pack_quantized(&self, weight: &QuantView<'_>, out: &mut [u8], pool: &Pool) -> Result<()> {
         let dtype = if let Source::Quantized(_, dtype) = self.source { dtype } else { DType::F32 };
-        let scale_dtype = if matches!(weight.format(), QuantFormat::Affine { .. }) { weight.scale_dtype() } else { dtype };
+        let scale_dtype =
+            if matches!(weight.format(), QuantFormat::Affine { .. }) { weight.scale_dtype() } else { dtype };
         let source = Source::Quantized(weight.format(), scale_dtype);
         self.check(source, weight.rows(), weight.columns(), out.len())?;
         self.each_panel(out, pool, &|rows, panel| {
@@ -306,9 +307,10 @@ impl PackLayout {
                 scales[r] = if bits == 1 << 22 { 0 } else { (bits >> 23) as u8 };
             }
             Scales::E4m3 => {
-                // The value came from such a byte: shift its fields to their places below an f32's.
+                // The value came from such a byte, whose exponent is biased by 120 less than an f32's.
                 let bits = (group.scale * 2f32.powi(-120)).to_bits();
-                scales[r] = (bits >> 24) as u8 & 0x80 | (bits >> 20) as u8 & 0x7f;
+                let magnitude = if group.scale.is_nan() { 0x7f } else { (bits >> 20) as u8 & 0x7f };
+                scales[r] = (bits >> 24) as u8 & 0x80 | magnitude;
             }
             Scales::Signed => scales[r] = group.scale as i8 as u8,
             Scales::Pair => {

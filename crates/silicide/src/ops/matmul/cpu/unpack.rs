@@ -126,9 +126,11 @@ unsafe fn e8m0<S: Simd>(at: *const u8) -> S::F {
 #[inline(always)]
 unsafe fn e4m3<S: Simd>(x: S::I) -> S::F {
     let sign = S::shl(S::and(x, S::splat_u32(0x80)), 24);
-    let magnitude = S::shl(S::and(x, S::splat_u32(0x7f)), 20);
+    let magnitude = S::and(x, S::splat_u32(0x7f));
+    let bits = S::or(sign, S::shl(magnitude, 20));
     // The exponent's bias is 7 where f32 has 127.
-    S::mul(S::from_bits(S::or(sign, magnitude)), S::splat(f32::from_bits((127 + 120) << 23)))
+    let value = S::mul(S::from_bits(bits), S::splat(f32::from_bits((127 + 120) << 23)));
+    S::select(magnitude, 0x7f, S::splat(f32::NAN), value)
 }
 
 /// Writes the elements of `count` units of a panel as `[k][row]`.
@@ -210,4 +212,3 @@ unsafe fn codes<S: Simd, const KIND: usize>(
         }
     }
 }
-

@@ -46,10 +46,7 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     unsafe fn load_u16(p: *const u16) -> Self::I {
-        [
-            _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast())),
-            _mm256_cvtepu16_epi32(_mm_loadu_si128(p.add(8).cast())),
-        ]
+        [_mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast())), _mm256_cvtepu16_epi32(_mm_loadu_si128(p.add(8).cast()))]
     }
     #[inline(always)]
     unsafe fn load_u8(p: *const u8) -> Self::I {
@@ -99,6 +96,12 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn from_bits(x: Self::I) -> Self::F {
         [_mm256_castsi256_ps(x[0]), _mm256_castsi256_ps(x[1])]
+    }
+    #[inline(always)]
+    unsafe fn select(x: Self::I, value: u32, a: Self::F, b: Self::F) -> Self::F {
+        let value = _mm256_set1_epi32(value as i32);
+        let half = |x, a, b| _mm256_blendv_ps(b, a, _mm256_castsi256_ps(_mm256_cmpeq_epi32(x, value)));
+        [half(x[0], a[0], b[0]), half(x[1], a[1], b[1])]
     }
     #[inline(always)]
     unsafe fn encode(x: [i32; 4]) -> [u8; QUAD] {

@@ -93,6 +93,10 @@ impl Simd for Avx512 {
         _mm512_castsi512_ps(x)
     }
     #[inline(always)]
+    unsafe fn select(x: Self::I, value: u32, a: Self::F, b: Self::F) -> Self::F {
+        _mm512_mask_blend_ps(_mm512_cmpeq_epi32_mask(x, _mm512_set1_epi32(value as i32)), b, a)
+    }
+    #[inline(always)]
     unsafe fn encode(x: [i32; 4]) -> [u8; QUAD] {
         // x = 256 * high + low, both signed bytes: these instructions multiply unsigned by signed.
         let high = x.map(|x| ((x + 128) >> 8) as u8);

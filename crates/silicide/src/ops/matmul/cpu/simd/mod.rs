@@ -63,6 +63,9 @@ pub(super) trait Simd: Copy {
     /// The lanes, as the bits of numbers.
     unsafe fn from_bits(x: Self::I) -> Self::F;
 
+    /// `a` in lanes where `x` is `value`, else `b`.
+    unsafe fn select(x: Self::I, value: u32, a: Self::F, b: Self::F) -> Self::F;
+
     /// Encodes four activations in -32639..=32639 for [`dot`](Simd::dot).
     unsafe fn encode(x: [i32; 4]) -> [u8; QUAD];
     unsafe fn sum_zero() -> Self::Sum;
@@ -107,7 +110,7 @@ pub(super) unsafe fn run<K: Kernel>(features: Features, kernel: K) {
         #[cfg(target_arch = "aarch64")]
         Level::Neon => neon::run(kernel),
         #[cfg(target_arch = "aarch64")]
-        Level::NeonDot => neon::run_dot(kernel),
+        Level::NeonI8mm => neon::run_i8mm(kernel),
         _ => portable::run(kernel),
     }
 }

@@ -97,6 +97,10 @@ impl Simd for Portable {
         x.map(f32::from_bits)
     }
     #[inline(always)]
+    unsafe fn select(x: Self::I, value: u32, a: Self::F, b: Self::F) -> Self::F {
+        std::array::from_fn(|i| if x[i] == value { a[i] } else { b[i] })
+    }
+    #[inline(always)]
     unsafe fn encode(x: [i32; 4]) -> [u8; QUAD] {
         (x[0] as u16 as u64 | (x[1] as u16 as u64) << 16 | (x[2] as u16 as u64) << 32 | (x[3] as u16 as u64) << 48)
             .to_le_bytes()
