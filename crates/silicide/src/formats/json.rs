@@ -39,8 +39,11 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<Value> {
     let mut json = serde_json::Deserializer::from_str(&text);
     let value = Strict { keys: &keys }.deserialize(&mut json).and_then(|value| json.end().map(|()| value));
     value.map_err(|e| {
-        let keys = keys.into_inner();
-        let field = if keys.is_empty() { "file".into() } else { keys.join(".") };
+        let field = match keys.into_inner().join(".") {
+            none if none.is_empty() => "file".into(),
+            field if field.contains(char::is_control) => format!("{field:?}"),
+            field => field,
+        };
         Error::format(path, field, e.to_string())
     })
 }

@@ -22,6 +22,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, Visitor};
 
+use super::table::check_name;
 use super::{Mapped, StoredType, TensorEntry, TensorTable};
 use crate::{DType, Error, MAX_RANK, Result, Shape};
 
@@ -119,6 +120,8 @@ impl<'de> Visitor<'de> for HeaderSeed<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header, A::Error> {
         let (mut metadata, mut entries) = (None, Vec::new());
         while let Some(name) = map.next_key::<String>()? {
+            *self.field = "tensor name".into();
+            check_name(&name).map_err(A::Error::custom)?;
             self.field.clone_from(&name);
             if name == METADATA {
                 if metadata.replace(map.next_value::<Metadata>()?.0).is_some() {
@@ -266,10 +269,11 @@ fn write_header(tensors: &[&TensorData<'_>], metadata: &[(&str, &str)]) -> Resul
     }
     let mut start = 0usize;
     for t in tensors {
-        let wanted = t.shape.checked_elements().and_then(|n| n.checked_mul(t.dtype.size()));
-        if wanted != Some(t.bytes.len()) {
-            let (got, dtype, shape) = (t.bytes.len(), t.dtype, t.shape);
-            return error(format!("{:?} has {got} bytes, {dtype} {shape} takes {wanted:?}", t.name));
+        let (dtype, shape, got) = (t.dtype, t.shape, t.bytes.len());
+        let wanted = shape.checked_elements().and_then(|n| n.checked_mul(dtype.size()));
+        let wanted = wanted.map_or("more bytes than can be".into(), |n| n.to_string());
+        if wanted != got.to_string() {
+            return error(format!("{:?} has {got} bytes, {dtype} {shape} takes {wanted}", t.name));
         }
         let (dtype, ..) = DTYPES.iter().find(|(_, d, _)| *d == Some(t.dtype)).expect("every DType has a name");
         let end = start + t.bytes.len();

@@ -95,11 +95,10 @@ pub struct TensorTable {
 }
 
 impl TensorTable {
-    /// Checks what every format promises: names, their uniqueness, bounds, no overlap.
+    /// Checks what every format promises: unique names, bounds, no overlap. Each name was checked when it was read.
     pub(super) fn new(path: &Path, bytes: Mapped, entries: Vec<TensorEntry>) -> Result<TensorTable> {
         let error = |e: &TensorEntry, message: String| Err(Error::format(path, &*e.name, message));
         for e in &entries {
-            check_name(path, "tensor name", &e.name)?;
             if e.span.start > e.span.end || e.span.end > bytes.len() {
                 let Range { start, end } = e.span;
                 return error(e, format!("takes bytes {start} to {end}, the file has {}: is it whole?", bytes.len()));
@@ -157,12 +156,10 @@ impl TensorTable {
 }
 
 /// Names end up in messages, paths and terminals: control characters in them are an attack or an accident.
-pub(super) fn check_name(path: &Path, field: &str, name: &str) -> Result<()> {
+pub(super) fn check_name(name: &str) -> Result<(), String> {
     match name {
-        "" => Err(Error::format(path, field, "is empty")),
-        _ if name.contains(char::is_control) => {
-            Err(Error::format(path, field, format!("{name:?} has control characters")))
-        }
+        "" => Err("is empty".into()),
+        _ if name.contains(char::is_control) => Err(format!("{name:?} has control characters")),
         _ => Ok(()),
     }
 }

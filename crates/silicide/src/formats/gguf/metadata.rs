@@ -71,7 +71,7 @@ impl Metadata {
         let mut entries = BTreeMap::new();
         for i in 0..count {
             let key = cursor.string(format_args!("metadata key {i}"))?;
-            check_name(cursor.path, "metadata key", key)?;
+            check_name(key).map_err(|message| cursor.error("metadata key", message))?;
             let kind = Kind::read(cursor, format_args!("{key}"))?;
             let start = cursor.position();
             cursor.skip(kind, 0, format_args!("{key}"))?;

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 pub use metadata::{Array, FromValue, Kind, Metadata, Value};
 
 use self::metadata::Cursor;
+use super::table::check_name;
 use super::{Mapped, StoredType, TensorEntry, TensorTable};
 use crate::{MAX_RANK, Result, Shape};
 
@@ -132,6 +133,7 @@ fn part_paths(path: &Path, count: u16) -> Option<Vec<PathBuf>> {
 /// unknown size ends where it starts.
 fn read_entry(cursor: &mut Cursor<'_>, index: u64, alignment: u64) -> Result<TensorEntry> {
     let name = cursor.string(format_args!("name of tensor {index}"))?.to_owned();
+    check_name(&name).map_err(|message| cursor.error("tensor name", message))?;
     let rank = cursor.u32(format_args!("{name}: dimension count"))? as usize;
     if rank > MAX_RANK {
         return Err(cursor.error(name, format!("has {rank} dimensions, at most {MAX_RANK} are possible")));
