@@ -70,12 +70,12 @@ pub(crate) fn compile(source: &str, options: &CompileOptions) -> Result<Compiled
     Ok(Compiled { path, entries: rewritten.kernels, folder })
 }
 
-struct Clang {
+pub(crate) struct Clang {
     program: &'static str,
     version: String,
 }
 
-fn clang() -> Result<&'static Clang, Error> {
+pub(crate) fn clang() -> Result<&'static Clang, Error> {
     static FOUND: OnceLock<Result<Clang, Error>> = OnceLock::new();
     FOUND.get_or_init(find_clang).as_ref().map_err(Clone::clone)
 }

@@ -17,3 +17,11 @@ mod rewrite;
 pub use error::{Error, Fault, FaultKind};
 pub use launch::{BufferArg, Launch, MAX_BINDINGS, MAX_INLINE_BYTES, MAX_THREADGROUP_BYTES, MAX_THREADS, Schedule};
 pub use library::{Binding, BindingKind, CompileOptions, Constant, Kernel, KernelInfo, Library};
+
+/// Looks for the compiler that [`Library::compile`] needs.
+///
+/// # Errors
+/// [`Error::NoCompiler`], saying what was looked for and how to get one.
+pub fn find_compiler() -> Result<(), Error> {
+    compile::clang().map(drop)
+}

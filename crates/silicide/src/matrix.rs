@@ -117,7 +117,11 @@ impl Matrix {
 
     /// Bytes it takes, scales and biases included.
     pub fn bytes(&self) -> usize {
-        [Some(&self.codes), self.scales.as_ref(), self.biases.as_ref()].into_iter().flatten().map(Tensor::elements).sum()
+        [Some(&self.codes), self.scales.as_ref(), self.biases.as_ref()]
+            .into_iter()
+            .flatten()
+            .map(Tensor::elements)
+            .sum()
     }
 
     /// Bytes that one row takes, scales and biases included.

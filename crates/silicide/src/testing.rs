@@ -5,7 +5,7 @@ use std::path::Path;
 
 use half::{bf16, f16};
 
-use crate::device::CpuOptions;
+use crate::device::{CpuOptions, EmulatedOptions};
 use crate::{DType, Device, Shape, Stream, Tensor};
 
 /// Runs `test` on every device here. The emulated Metal device runs with checks, under several shuffled schedules; where
@@ -23,7 +23,7 @@ pub(crate) fn on_every_device(mut test: impl FnMut(&mut Stream)) {
 }
 
 fn emulated(seed: u64) -> Option<Device> {
-    let options = crate::device::EmulatedOptions { checks: true, seed: Some(seed) };
+    let options = EmulatedOptions { checks: true, seed: Some(seed), ..EmulatedOptions::default() };
     match Device::emulated_metal(options) {
         Ok(device) => Some(device),
         Err(e) if std::env::var_os("SILICIDE_REQUIRE_EMULATED").is_some() => panic!("{e}"),

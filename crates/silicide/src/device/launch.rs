@@ -66,6 +66,7 @@ pub(crate) struct Gpu {
 }
 
 /// A tensor as a launch sees it: memory and the bytes of it that may be touched.
+#[derive(Clone)]
 pub(crate) struct Arg {
     pub(super) storage: Arc<Storage>,
     pub(super) bytes: Range<usize>,

@@ -65,10 +65,7 @@ impl Stream {
     /// # Errors
     ///
     /// What `f` returns; [`Error::Argument`] where a recording is already under way.
-    pub fn record<R, E: From<Error>>(
-        &mut self,
-        f: impl FnOnce(&mut Stream) -> Result<R, E>,
-    ) -> Result<(Plan, R), E> {
+    pub fn record<R, E: From<Error>>(&mut self, f: impl FnOnce(&mut Stream) -> Result<R, E>) -> Result<(Plan, R), E> {
         if self.recording.is_some() {
             return Err(Error::argument("record", "a recording is already under way on this stream").into());
         }

@@ -156,13 +156,7 @@ pub fn matmul(stream: &mut Stream, x: &Tensor, weight: &Weight, precision: Preci
 }
 
 /// [`matmul`] into `out`.
-pub fn matmul_into(
-    stream: &mut Stream,
-    x: &Tensor,
-    weight: &Weight,
-    precision: Precision,
-    out: &Tensor,
-) -> Result<()> {
+pub fn matmul_into(stream: &mut Stream, x: &Tensor, weight: &Weight, precision: Precision, out: &Tensor) -> Result<()> {
     let (x_rows, out_rows) = (Rows::of(OP, "x", x)?, Rows::of(OP, "out", out)?);
     check(OP, x.dtype().is_float() && x_rows.len as usize == weight.columns, || {
         format!("x: got {x:?}, wanted floats [.., {}]", weight.columns)
@@ -210,13 +204,17 @@ pub fn matmul_into(
                 .read_optional(matrix.biases())
                 .write(out)
                 .flops(flops);
-            stream.launch(launch, |_| unreachable!("stored weights are a GPU's"), || Gpu {
-                source: &SOURCE,
-                defines,
-                entry: format!("matmul_{}", x.dtype()),
-                threadgroups: [params.n.div_ceil(ROWS_A_GROUP), params.m, 1],
-                threads: [32 * ROWS_A_GROUP, 1, 1],
-            })
+            stream.launch(
+                launch,
+                |_| unreachable!("stored weights are a GPU's"),
+                || Gpu {
+                    source: &SOURCE,
+                    defines,
+                    entry: format!("matmul_{}", x.dtype()),
+                    threadgroups: [params.n.div_ceil(ROWS_A_GROUP), params.m, 1],
+                    threads: [32 * ROWS_A_GROUP, 1, 1],
+                },
+            )
         }
     }
 }

@@ -55,7 +55,12 @@ pub fn rms_norm(stream: &mut Stream, x: &Tensor, weight: &Tensor, eps: f32) -> R
 
 /// [`rms_norm`] into `out`, which may be `x` itself.
 pub fn rms_norm_into(stream: &mut Stream, x: &Tensor, weight: &Tensor, eps: f32, out: &Tensor) -> Result<()> {
-    rms_norm_with(stream, x, RmsNormOptions { weight: Some(weight), weight_offset: 0.0, eps, residual: None, sum: None }, out)
+    rms_norm_with(
+        stream,
+        x,
+        RmsNormOptions { weight: Some(weight), weight_offset: 0.0, eps, residual: None, sum: None },
+        out,
+    )
 }
 
 /// [`rms_norm_into`] with everything that models put around it.
