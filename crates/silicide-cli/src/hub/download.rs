@@ -4,7 +4,6 @@ use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::Duration;
 
 use indicatif::ProgressBar;
 
@@ -21,9 +20,8 @@ impl Hub {
     pub(super) fn fetch(&self, repo: &RepoCache, file: &RemoteFile<'_>, bar: &ProgressBar) -> Result<u64, Error> {
         let blob = repo.blob(&file.etag);
         let begun = bar.position();
-        let _lock = repo.lock(&file.etag, &self.stop, || {
-            bar.set_message(format!("{} (another process downloads it)", file.name))
-        })?;
+        let _lock =
+            repo.lock(&file.etag, || bar.set_message(format!("{} (another process downloads it)", file.name)))?;
         let mut downloaded = 0;
         if fs::metadata(&blob).is_ok_and(|blob| blob.len() == file.size) {
             bar.set_position(begun + file.size);
@@ -59,7 +57,8 @@ impl Hub {
                 Ok(()) => {}
                 Err(Stopped::Connection(why)) => {
                     reason = why;
-                    self.pause(idle)?;
+                    // Longer each time that brought nothing.
+                    thread::sleep(self.client.timeouts().retry * 2u32.pow(idle));
                 }
                 Err(Stopped::Fatal(error)) => return Err(error),
             }
@@ -76,7 +75,6 @@ impl Hub {
         bar: &ProgressBar,
         begun: u64,
     ) -> Result<(), Stopped> {
-        self.stop.check().map_err(Error::from)?;
         let mut answer = self.client.get_from(&file.url, part.len).map_err(|error| match error {
             Error::Unreachable { reason, .. } => Stopped::Connection(reason),
             error => Stopped::Fatal(error),
@@ -100,7 +98,6 @@ impl Hub {
         let mut body = answer.body_mut().as_reader();
         let mut buffer = vec![0; 1 << 17];
         while part.len < file.size {
-            self.stop.check().map_err(Error::from)?;
             let n = match body.read(&mut buffer) {
                 Ok(0) => return Err(Stopped::Connection("the connection was closed".into())),
                 Ok(n) => n,
@@ -110,18 +107,6 @@ impl Hub {
             let room = file.size - part.len;
             part.append(&buffer[..n.min(usize::try_from(room).unwrap_or(usize::MAX))])?;
             bar.set_position(begun + part.len);
-        }
-        Ok(())
-    }
-
-    /// Waits, longer each time that brought nothing.
-    fn pause(&self, idle: u32) -> Result<(), Error> {
-        let mut left = self.client.timeouts().retry * 2u32.pow(idle);
-        while !left.is_zero() {
-            self.stop.check()?;
-            let step = left.min(Duration::from_millis(100));
-            thread::sleep(step);
-            left -= step;
         }
         Ok(())
     }

@@ -1,8 +1,6 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::interrupt::Interrupted;
-
 /// Why a model could not be fetched from the hub.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -126,10 +124,6 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
-
-    /// Ctrl-C.
-    #[error("interrupted")]
-    Interrupted(#[from] Interrupted),
 }
 
 impl Error {
