@@ -101,7 +101,6 @@ impl Library {
     }
 
     fn download(&self, name: &RepoName) -> anyhow::Result<Located> {
-        self.progress.note(format_args!("asking the hub for {name}"));
         let _cut_off_anywhere = self.stop.exit_at_once();
         let snapshot = self.hub.pull(name, self.progress).map_err(|e| {
             let near = self.near(&name.repo);

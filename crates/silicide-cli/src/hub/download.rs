@@ -13,7 +13,7 @@ use super::{Hub, RemoteFile, http};
 use crate::digest::Digest;
 
 /// A download that brings no byte this many times in a row is given up.
-const MAX_IDLE_ATTEMPTS: u32 = 4;
+const MAX_IDLE_ATTEMPTS: u32 = 3;
 
 impl Hub {
     /// Puts the file's contents in place, unless they are there, and returns the number of bytes downloaded.
@@ -30,7 +30,7 @@ impl Hub {
         make_parent(&blob)?;
         let mut part = Part::open(repo.blob(&format!("{}.incomplete", file.etag)), file)?;
         let mut resumed = part.len > 0;
-        let (mut idle, mut reason) = (0, String::new());
+        let mut idle = 0;
         loop {
             bar.set_position(begun + part.len);
             if part.len == file.size {
@@ -46,20 +46,17 @@ impl Hub {
                 }
                 continue;
             }
-            if idle == MAX_IDLE_ATTEMPTS {
-                return Err(Error::Broken { file: file.name.to_owned(), got: part.len, size: file.size, reason });
-            }
             let before = part.len;
             let outcome = self.attempt(&mut part, file, bar, begun);
             downloaded += part.len.saturating_sub(before);
             idle = if part.len > before { 0 } else { idle + 1 };
             match outcome {
                 Ok(()) => {}
-                Err(Stopped::Connection(why)) => {
-                    reason = why;
-                    // Longer each time that brought nothing.
-                    thread::sleep(self.client.timeouts().retry * 2u32.pow(idle));
+                Err(Stopped::Connection(reason)) if idle == MAX_IDLE_ATTEMPTS => {
+                    return Err(Error::Broken { file: file.name.to_owned(), got: part.len, size: file.size, reason });
                 }
+                // Longer each time that brought nothing.
+                Err(Stopped::Connection(_)) => thread::sleep(self.client.timeouts().retry * 2u32.pow(idle)),
                 Err(Stopped::Fatal(error)) => return Err(error),
             }
         }

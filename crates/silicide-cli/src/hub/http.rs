@@ -24,7 +24,7 @@ impl Default for Timeouts {
     fn default() -> Self {
         Self {
             probe: Duration::from_millis(4500),
-            answer: Duration::from_secs(15),
+            answer: Duration::from_secs(10),
             silence: Duration::from_secs(30),
             retry: Duration::from_secs(1),
         }

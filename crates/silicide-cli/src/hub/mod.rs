@@ -21,6 +21,7 @@ pub use name::RepoName;
 
 use crate::paths::{self, NoHome, env_dir};
 use crate::progress::Progress;
+use crate::report::human_bytes;
 use cache::{RepoCache, is_hex};
 use http::{Answer, Client};
 
@@ -144,6 +145,11 @@ impl Hub {
             }
         }
         let total = missing.iter().map(|file| file.size).fold(0, u64::saturating_add);
+        if missing.is_empty() {
+            progress.note(format_args!("{name} is up to date"));
+        } else {
+            progress.note(format_args!("downloading {name}: {} files, {}", missing.len(), human_bytes(total)));
+        }
         let bar = progress.bar(total);
         let mut downloaded = 0;
         for file in &missing {
