@@ -76,7 +76,7 @@ pub struct GenerateArgs {
     #[allow(missing_docs)]
     pub model: ModelArgs,
 
-    /// The prompt; `-`, or none on a pipe, reads stdin.
+    /// The prompt; without it, or as `-`, it is read from stdin, less one line end.
     #[arg(short, long, value_name = "TEXT", help_heading = "Prompt")]
     pub prompt: Option<String>,
 
