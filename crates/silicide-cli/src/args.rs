@@ -59,7 +59,7 @@ Where the model is. Tried in this order:
 pub struct PullArgs {
     /// A starter model, or OWNER/NAME on the hub.
     ///
-    /// OWNER/NAME[@REVISION] takes the configuration, the tokenizer and the safetensors files; OWNER/NAME/FILE.gguf takes one GGUF file
+    /// `OWNER/NAME[@REVISION]` takes the configuration, the tokenizer and the safetensors files; `OWNER/NAME/FILE.gguf` takes one GGUF file
     /// (all its parts, where it is split). An interrupted download goes on where it stopped.
     #[arg(value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
     pub name: String,
