@@ -59,7 +59,7 @@ Where the model is. Tried in this order:
 pub struct PullArgs {
     /// A starter model, or OWNER/NAME on the hub.
     ///
-    /// OWNER/NAME[@REVISION] takes the configuration, the tokenizer and the safetensors files; OWNER/NAME/FILE.gguf takes one GGUF file
+    /// `OWNER/NAME[@REVISION]` takes the configuration, the tokenizer and the safetensors files; `OWNER/NAME/FILE.gguf` takes one GGUF file
     /// (all its parts, where it is split). An interrupted download goes on where it stopped.
     #[arg(value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
     pub name: String,
@@ -76,7 +76,7 @@ pub struct GenerateArgs {
     #[allow(missing_docs)]
     pub model: ModelArgs,
 
-    /// The prompt; `-`, or none on a pipe, reads stdin.
+    /// The prompt; without it, or as `-`, it is read from stdin, less one line end.
     #[arg(short, long, value_name = "TEXT", help_heading = "Prompt")]
     pub prompt: Option<String>,
 

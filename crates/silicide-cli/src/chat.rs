@@ -136,15 +136,15 @@ pub struct Lines {
 }
 
 impl Lines {
-    /// A line editor; `history` is where earlier lines are kept. At a terminal, Ctrl-C no longer ends the process.
+    /// Reads stdin. At a terminal, `history` is where earlier lines are kept, and Ctrl-C no longer ends the process.
     pub fn new(history: Option<PathBuf>, stop: &mut Interrupt) -> anyhow::Result<Self> {
-        let behavior = if io::stdin().is_terminal() {
+        let terminal = io::stdin().is_terminal();
+        let history = history.filter(|_| terminal);
+        if terminal {
             stop.never_exit();
-            // The prompt goes to the terminal even where stdout goes to a file.
-            Behavior::PreferTerm
-        } else {
-            Behavior::Stdio
-        };
+        }
+        // The prompt goes to the terminal even where stdout goes to a file.
+        let behavior = if terminal { Behavior::PreferTerm } else { Behavior::Stdio };
         let config = Config::builder().behavior(behavior).history_ignore_space(true).max_history_size(1000)?.build();
         let mut editor = Editor::with_config(config)?;
         editor.bind_sequence(KeyEvent(KeyCode::Enter, Modifiers::ALT), Cmd::Newline);

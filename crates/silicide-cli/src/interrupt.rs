@@ -22,17 +22,29 @@ pub struct Interrupted;
 #[derive(Debug, Clone, Default)]
 pub struct Interrupt {
     pressed: Arc<AtomicBool>,
+    at_once: Arc<AtomicBool>,
     impatience: Option<SigId>,
 }
+
+/// While this lives, the first Ctrl-C ends the process.
+#[must_use]
+pub struct ExitAtOnce<'a>(&'a AtomicBool);
 
 impl Interrupt {
     /// Starts to listen to Ctrl-C.
     pub fn listen() -> io::Result<Self> {
-        let pressed = Arc::new(AtomicBool::new(false));
-        // Registered first, so that it sees the flag as the signal before this one left it.
-        let impatience = flag::register_conditional_shutdown(SIGINT, EXIT_STATUS.into(), pressed.clone())?;
-        flag::register(SIGINT, pressed.clone())?;
-        Ok(Self { pressed, impatience: Some(impatience) })
+        let mut this = Self::default();
+        flag::register_conditional_shutdown(SIGINT, EXIT_STATUS.into(), this.at_once.clone())?;
+        // Before the flag is raised, so that this sees it as the signal before left it.
+        this.impatience = Some(flag::register_conditional_shutdown(SIGINT, EXIT_STATUS.into(), this.pressed.clone())?);
+        flag::register(SIGINT, this.pressed.clone())?;
+        Ok(this)
+    }
+
+    /// For work that may block for long and leaves good order behind wherever it is cut off.
+    pub fn exit_at_once(&self) -> ExitAtOnce<'_> {
+        self.at_once.store(true, SeqCst);
+        ExitAtOnce(&self.at_once)
     }
 
     /// From now on a second Ctrl-C does no more than the first.
@@ -50,6 +62,12 @@ impl Interrupt {
     /// The flag itself: true once Ctrl-C was pressed. Whoever goes on afterwards lowers it.
     pub fn flag(&self) -> &AtomicBool {
         &self.pressed
+    }
+}
+
+impl Drop for ExitAtOnce<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, SeqCst);
     }
 }
 

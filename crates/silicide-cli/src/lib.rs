@@ -5,7 +5,7 @@
 //! - [`args`]: the grammar of the command line
 //! - [`model`]: from the text after `--model` to a path, and `silicide pull`
 //! - [`hub`]: the Hugging Face hub's client and cache; [`starter`]: models that Python packages carry too
-//! - [`chat`]: a conversation at the terminal
+//! - [`prompt`]: what is fed to the model; [`chat`]: a conversation at the terminal
 //! - [`report`]: what is printed after a run, tables, sizes
 //!
 //! Results go to stdout, everything else to stderr.
@@ -18,6 +18,7 @@ pub mod interrupt;
 pub mod model;
 pub mod paths;
 pub mod progress;
+pub mod prompt;
 pub mod report;
 pub mod starter;
 
@@ -34,22 +35,27 @@ use model::Library;
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(usage) => {
-            // Help goes to stdout with status 0, a mistake to stderr with status 2. A reader that left early is no failure.
-            let _ = usage.print();
-            return ExitCode::from(u8::try_from(usage.exit_code()).unwrap_or(2));
-        }
+        Err(usage) => return explain_usage(&usage),
     };
     match run(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if interrupt::caused(&error) => ExitCode::from(interrupt::EXIT_STATUS),
         // `silicide ... | head` is no failure either: whoever closed the pipe has what they wanted.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
-        Err(error) => {
-            let _ = writeln!(io::stderr(), "error: {error:#}");
-            ExitCode::FAILURE
-        }
+        Err(error) => match error.downcast_ref::<clap::Error>() {
+            Some(usage) => explain_usage(usage),
+            None => {
+                let _ = writeln!(io::stderr(), "error: {error:#}");
+                ExitCode::FAILURE
+            }
+        },
     }
+}
+
+/// Help goes to stdout with status 0, a mistake to stderr with status 2. A reader that left early is no failure.
+fn explain_usage(usage: &clap::Error) -> ExitCode {
+    let _ = usage.print();
+    ExitCode::from(u8::try_from(usage.exit_code()).unwrap_or(2))
 }
 
 fn run(command: Command) -> anyhow::Result<()> {

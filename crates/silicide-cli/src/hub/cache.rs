@@ -11,12 +11,9 @@
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::Duration;
 
 use super::error::Error;
 use super::name::{RepoName, is_complete};
-use crate::interrupt::Interrupt;
 
 /// The part of the cache that belongs to one repository.
 pub(super) struct RepoCache {
@@ -80,24 +77,21 @@ impl RepoCache {
         }
     }
 
-    /// Takes the lock of a blob; `wait` is called once if somebody else has it.
-    pub(super) fn lock(&self, etag: &str, stop: &Interrupt, wait: impl FnOnce()) -> Result<File, Error> {
+    /// Takes the lock of a blob; `wait` is called if somebody else has it.
+    pub(super) fn lock(&self, etag: &str, wait: impl FnOnce()) -> Result<File, Error> {
         let path = self.locks.join(format!("{etag}.lock"));
         make_parent(&path)?;
         let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(Error::io(&path))?;
-        let mut wait = Some(wait);
-        loop {
-            match file.try_lock() {
-                Ok(()) => return Ok(file),
-                Err(TryLockError::WouldBlock) => {}
-                Err(TryLockError::Error(source)) => return Err(Error::Io { path, source }),
-            }
-            if let Some(wait) = wait.take() {
+        let locked = match file.try_lock() {
+            Err(TryLockError::WouldBlock) => {
                 wait();
+                file.lock()
             }
-            stop.check()?;
-            thread::sleep(Duration::from_millis(100));
-        }
+            Err(TryLockError::Error(source)) => Err(source),
+            Ok(()) => Ok(()),
+        };
+        locked.map_err(Error::io(path))?;
+        Ok(file)
     }
 }
 

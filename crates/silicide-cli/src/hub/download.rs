@@ -4,7 +4,6 @@ use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::Duration;
 
 use indicatif::ProgressBar;
 
@@ -14,16 +13,15 @@ use super::{Hub, RemoteFile, http};
 use crate::digest::Digest;
 
 /// A download that brings no byte this many times in a row is given up.
-const MAX_IDLE_ATTEMPTS: u32 = 4;
+const MAX_IDLE_ATTEMPTS: u32 = 3;
 
 impl Hub {
     /// Puts the file's contents in place, unless they are there, and returns the number of bytes downloaded.
     pub(super) fn fetch(&self, repo: &RepoCache, file: &RemoteFile<'_>, bar: &ProgressBar) -> Result<u64, Error> {
         let blob = repo.blob(&file.etag);
         let begun = bar.position();
-        let _lock = repo.lock(&file.etag, &self.stop, || {
-            bar.set_message(format!("{} (another process downloads it)", file.name))
-        })?;
+        let _lock =
+            repo.lock(&file.etag, || bar.set_message(format!("{} (another process downloads it)", file.name)))?;
         let mut downloaded = 0;
         if fs::metadata(&blob).is_ok_and(|blob| blob.len() == file.size) {
             bar.set_position(begun + file.size);
@@ -32,7 +30,7 @@ impl Hub {
         make_parent(&blob)?;
         let mut part = Part::open(repo.blob(&format!("{}.incomplete", file.etag)), file)?;
         let mut resumed = part.len > 0;
-        let (mut idle, mut reason) = (0, String::new());
+        let mut idle = 0;
         loop {
             bar.set_position(begun + part.len);
             if part.len == file.size {
@@ -48,19 +46,17 @@ impl Hub {
                 }
                 continue;
             }
-            if idle == MAX_IDLE_ATTEMPTS {
-                return Err(Error::Broken { file: file.name.to_owned(), got: part.len, size: file.size, reason });
-            }
             let before = part.len;
             let outcome = self.attempt(&mut part, file, bar, begun);
             downloaded += part.len.saturating_sub(before);
             idle = if part.len > before { 0 } else { idle + 1 };
             match outcome {
                 Ok(()) => {}
-                Err(Stopped::Connection(why)) => {
-                    reason = why;
-                    self.pause(idle)?;
+                Err(Stopped::Connection(reason)) if idle == MAX_IDLE_ATTEMPTS => {
+                    return Err(Error::Broken { file: file.name.to_owned(), got: part.len, size: file.size, reason });
                 }
+                // Longer each time that brought nothing.
+                Err(Stopped::Connection(_)) => thread::sleep(self.client.timeouts().retry * 2u32.pow(idle)),
                 Err(Stopped::Fatal(error)) => return Err(error),
             }
         }
@@ -76,7 +72,6 @@ impl Hub {
         bar: &ProgressBar,
         begun: u64,
     ) -> Result<(), Stopped> {
-        self.stop.check().map_err(Error::from)?;
         let mut answer = self.client.get_from(&file.url, part.len).map_err(|error| match error {
             Error::Unreachable { reason, .. } => Stopped::Connection(reason),
             error => Stopped::Fatal(error),
@@ -100,7 +95,6 @@ impl Hub {
         let mut body = answer.body_mut().as_reader();
         let mut buffer = vec![0; 1 << 17];
         while part.len < file.size {
-            self.stop.check().map_err(Error::from)?;
             let n = match body.read(&mut buffer) {
                 Ok(0) => return Err(Stopped::Connection("the connection was closed".into())),
                 Ok(n) => n,
@@ -110,18 +104,6 @@ impl Hub {
             let room = file.size - part.len;
             part.append(&buffer[..n.min(usize::try_from(room).unwrap_or(usize::MAX))])?;
             bar.set_position(begun + part.len);
-        }
-        Ok(())
-    }
-
-    /// Waits, longer each time that brought nothing.
-    fn pause(&self, idle: u32) -> Result<(), Error> {
-        let mut left = self.client.timeouts().retry * 2u32.pow(idle);
-        while !left.is_zero() {
-            self.stop.check()?;
-            let step = left.min(Duration::from_millis(100));
-            thread::sleep(step);
-            left -= step;
         }
         Ok(())
     }

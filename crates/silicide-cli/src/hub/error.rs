@@ -1,8 +1,6 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::interrupt::Interrupted;
-
 /// Why a model could not be fetched from the hub.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -119,24 +117,20 @@ pub enum Error {
     },
 
     /// The cache could not be read or written.
-    #[error("{}: {source}{}", path.display(), io_hint(source))]
+    #[error("{}: {error}{}", path.display(), io_hint(error))]
     Io {
         /// The file or directory.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        error: io::Error,
     },
-
-    /// Ctrl-C.
-    #[error("interrupted")]
-    Interrupted(#[from] Interrupted),
 }
 
 impl Error {
     /// An error of the file system, for `map_err`.
     pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
-        move |source| Self::Io { path, source }
+        move |error| Self::Io { path, error }
     }
 }
 
@@ -149,5 +143,18 @@ fn io_hint(error: &io::Error) -> &'static str {
             "; set HF_HOME to a directory that you may write to"
         }
         _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_said_once_with_a_way_out() {
+        let full = Error::io("/cache/x.incomplete")(io::ErrorKind::StorageFull.into());
+        let text = format!("{:#}", anyhow::Error::from(full));
+        assert_eq!(text.matches("no storage space").count(), 1, "{text}");
+        assert!(text.starts_with("/cache/x.incomplete: ") && text.contains("make room"), "{text}");
     }
 }

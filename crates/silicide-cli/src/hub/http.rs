@@ -24,7 +24,7 @@ impl Default for Timeouts {
     fn default() -> Self {
         Self {
             probe: Duration::from_millis(4500),
-            answer: Duration::from_secs(15),
+            answer: Duration::from_secs(10),
             silence: Duration::from_secs(30),
             retry: Duration::from_secs(1),
         }
@@ -141,6 +141,7 @@ pub(super) fn reason(error: &ureq::Error) -> String {
         ureq::Error::Timeout(Timeout::Resolve) => "the name lookup takes too long".into(),
         ureq::Error::Timeout(_) => "no answer in time".into(),
         ureq::Error::HostNotFound => "the name is not known".into(),
+        ureq::Error::Io(e) => e.to_string(),
         other => other.to_string(),
     }
 }

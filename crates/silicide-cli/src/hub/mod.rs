@@ -1,7 +1,7 @@
 //! The Hugging Face hub: models by name, downloaded into the cache that the Python tools use too.
 //!
 //! A file gets its final name only when its size and its hash are those that the hub gave. What is not finished is called
-//! `*.incomplete` and taken up again by the next run.
+//! `*.incomplete` and taken up again by the next run, so the process may end at any moment.
 
 mod cache;
 mod download;
@@ -19,9 +19,9 @@ pub use error::Error;
 pub use http::Timeouts;
 pub use name::RepoName;
 
-use crate::interrupt::Interrupt;
 use crate::paths::{self, NoHome, env_dir};
 use crate::progress::Progress;
+use crate::report::human_bytes;
 use cache::{RepoCache, is_hex};
 use http::{Answer, Client};
 
@@ -30,7 +30,6 @@ pub struct Hub {
     client: Client,
     cache: PathBuf,
     offline: bool,
-    stop: Interrupt,
 }
 
 /// What a [`Hub`] is made of.
@@ -103,10 +102,10 @@ struct Sibling {
 }
 
 impl Hub {
-    /// A client that gives up when `stop` says so.
-    pub fn new(config: Config, stop: Interrupt) -> Self {
+    /// A client; nothing is asked yet.
+    pub fn new(config: Config) -> Self {
         let client = Client::new(&config.endpoint, config.token, config.timeouts);
-        Self { client, cache: config.cache, offline: config.offline, stop }
+        Self { client, cache: config.cache, offline: config.offline }
     }
 
     /// The model, if the cache holds it whole. Asks nobody.
@@ -142,11 +141,15 @@ impl Hub {
         let mut missing = Vec::new();
         for file in files {
             if !snapshot.join(file).exists() {
-                self.stop.check()?;
                 missing.push(self.describe(name, &commit, file)?);
             }
         }
         let total = missing.iter().map(|file| file.size).fold(0, u64::saturating_add);
+        if missing.is_empty() {
+            progress.note(format_args!("{name} is up to date"));
+        } else {
+            progress.note(format_args!("downloading {name}: {} files, {}", missing.len(), human_bytes(total)));
+        }
         let bar = progress.bar(total);
         let mut downloaded = 0;
         for file in &missing {

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// `OWNER/NAME[/FILE.gguf][@REVISION]`.
+/// A repository, or one file of it: `OWNER/NAME[/FILE.gguf][@REVISION]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RepoName {
     /// `OWNER/NAME`.
