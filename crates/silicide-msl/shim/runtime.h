@@ -11,7 +11,7 @@ struct __msl_request {
 // The position of a thread and the addresses that its arguments come from.
 struct __msl_thread {
   const ulong *buffers;
-  const ulong *threadgroup;
+  const ulong *shared;
   const ulong *statics;
   ulong *query;
   uint thread_position_in_grid[3];

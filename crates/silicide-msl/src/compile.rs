@@ -54,7 +54,7 @@ pub(crate) fn compile(source: &str, options: &CompileOptions) -> Result<Compiled
         return Ok(Compiled { path, entries, folder });
     }
 
-    let plain = preprocess(&clang.program, source, options)?;
+    let plain = preprocess(clang.program, source, options)?;
     let rewritten = rewrite(&plain, options)
         .map_err(|(line, message)| Error::Compile { message: format!("{}:{line}: error: {message}", options.name) })?;
     let text = format!("# 1 \"<metal_stdlib>\"\n{SHIM}# 1 \"{}\"\n{}\n", options.name, rewritten.text);
@@ -62,7 +62,7 @@ pub(crate) fn compile(source: &str, options: &CompileOptions) -> Result<Compiled
     // A temporary name in the same folder, then a rename: other processes see a whole file or none.
     let temporary = tempfile::Builder::new().prefix(".building-").suffix(".so").tempfile_in(&directory);
     let temporary = temporary.map_err(|e| Error::io(directory.display().to_string(), e))?;
-    let mut command = Command::new(&clang.program);
+    let mut command = Command::new(clang.program);
     command.args(&flags).args(["-x", "cl", "-", "-o"]).arg(temporary.path()).arg("-lm");
     run(command, &text, options)?;
     seal(temporary.path(), &rewritten.kernels).map_err(|e| Error::io(path.display().to_string(), e))?;

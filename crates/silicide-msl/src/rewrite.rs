@@ -510,7 +510,7 @@ impl<'a> Rewriter<'a> {
                         format!("kernel `{kernel}`: `{}` and `{name}` have the same index {number}", other.name);
                     return Err((line, message));
                 }
-                let table = if kind == ParameterKind::Threadgroup { "threadgroup" } else { "buffers" };
+                let table = if kind == ParameterKind::Threadgroup { "shared" } else { "buffers" };
                 let slot = parameters.len();
                 if let Some(base) = ty.strip_suffix('&') {
                     let _ = write!(locals, "{ty} {name} = *({base} *)__msl_t.{table}[{number}]; ");
