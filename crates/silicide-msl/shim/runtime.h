@@ -60,6 +60,8 @@ __msl_hook __attribute__((convergent)) void __msl_collective(__msl_request *r) {
   __msl_rt_collective(r);
 }
 
+__msl_hook __attribute__((const)) uint __msl_lane() { return __msl_rt_lane(); }
+
 // The calls that clang's address checks make, for each load (kind 0) and store (kind 1).
 #define __msl_access_hooks(N) \
   __msl_hook void __asan_load##N##_noabort(ulong a) { __msl_rt_access(a, N, 0, __msl_pc); } \

@@ -60,7 +60,13 @@ fn reads_and_writes_out_of_range() {
     if !have_clang() {
         return;
     }
-    expect("float v = 1;\nif (t == 5) a[64] = v;", FaultKind::OutOfRange, 11, 5, "byte 256 of buffer(0) `a`, which has 256");
+    expect(
+        "float v = 1;\nif (t == 5) a[64] = v;",
+        FaultKind::OutOfRange,
+        11,
+        5,
+        "byte 256 of buffer(0) `a`, which has 256",
+    );
     expect("if (t == 7) a[t] = b[-1];", FaultKind::OutOfRange, 10, 7, "read of 4 byte(s) at byte -4 of buffer(1) `b`");
     expect("\n\nif (t == 3) a[t] = n[2];", FaultKind::OutOfRange, 12, 3, "buffer(2) `n`");
     expect("if (t == 9) s[64] = 1;", FaultKind::OutOfRange, 10, 9, "threadgroup(0) `s`");
@@ -76,7 +82,8 @@ fn neighbouring_views_are_told_apart() {
     let (mut all, mut n) = (bytes(&[1f32; 128]), bytes(&[0i32]));
     let start = all.as_mut_ptr();
     let kernel = library.kernel("f").expect("f");
-    let view = |offset: usize, writable| silicide_msl::BufferArg { ptr: start.wrapping_add(offset), len: 256, writable };
+    let view =
+        |offset: usize, writable| silicide_msl::BufferArg { ptr: start.wrapping_add(offset), len: 256, writable };
     let launch = silicide_msl::Launch {
         kernel: &kernel,
         // b ends where a begins.
@@ -98,20 +105,8 @@ fn arrays_of_known_size() {
     if !have_clang() {
         return;
     }
-    expect(
-        "float v[4] = {1, 2, 3, 4};\nif (t == 2) a[t] = v[n[0]];",
-        FaultKind::IndexOutOfBounds,
-        11,
-        2,
-        "index 64",
-    );
-    expect(
-        "threadgroup float v[8];\nif (t == 2) v[n[0] / 8] = 1;",
-        FaultKind::IndexOutOfBounds,
-        11,
-        2,
-        "index 8",
-    );
+    expect("float v[4] = {1, 2, 3, 4};\nif (t == 2) a[t] = v[n[0]];", FaultKind::IndexOutOfBounds, 11, 2, "index 64");
+    expect("threadgroup float v[8];\nif (t == 2) v[n[0] / 8] = 1;", FaultKind::IndexOutOfBounds, 11, 2, "index 8");
     expect("if (t == 4) a[t] = n[0] / n[1];", FaultKind::Division, 10, 4, "division by zero");
 }
 
@@ -292,7 +287,8 @@ fn what_metal_rejects() {
     at("a[0] = exp(bfloat(1.0f));", 10, "exp");
     let message = rejected("kernel void f(device float* a, uint t [[thread_position_in_grid]]) {}");
     assert!(message.contains("kernel.metal:1") && message.contains("`a` has no attribute"), "{message}");
-    let message = rejected("kernel void f(\nuint2 t [[thread_position_in_grid]],\nuint g [[threadgroup_position_in_grid]]) {}");
+    let message =
+        rejected("kernel void f(\nuint2 t [[thread_position_in_grid]],\nuint g [[threadgroup_position_in_grid]]) {}");
     assert!(message.contains("kernel.metal:3") && message.contains("width"), "{message}");
     let message = rejected("kernel void f(device float* a [[buffer(31)]]) {}");
     assert!(message.contains("0 to 30"), "{message}");

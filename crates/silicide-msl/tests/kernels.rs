@@ -156,7 +156,11 @@ fn matvec<T: Copy>(kernel: &str, rows_each: usize, from: fn(f64) -> T, to: fn(T)
         job.run(&mut [&mut common::bytes(&w), &mut common::bytes(&x), &mut y]).unwrap_or_else(|e| panic!("{e}"));
         for (row, got) in common::values::<T>(&y).into_iter().enumerate() {
             let want: f64 = (0..columns).map(|c| to(w[row * columns + c]) * to(x[c])).sum();
-            assert!((to(got) - want).abs() <= tolerance * (1.0 + want.abs()), "{kernel} row {row}: {} for {want}", to(got));
+            assert!(
+                (to(got) - want).abs() <= tolerance * (1.0 + want.abs()),
+                "{kernel} row {row}: {} for {want}",
+                to(got)
+            );
         }
     }
 }

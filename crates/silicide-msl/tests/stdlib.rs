@@ -7,7 +7,8 @@ use common::{Job, compile, have_clang};
 /// Each expression in `float x`, `uint u` or what else the body declares, over all inputs.
 fn evaluate(setup: &str, expressions: &[&str], inputs: &[f32]) -> Vec<Vec<f32>> {
     let count = expressions.len();
-    let lines: String = expressions.iter().enumerate().map(|(i, e)| format!("  out[t * {count} + {i}] = float({e});\n")).collect();
+    let lines: String =
+        expressions.iter().enumerate().map(|(i, e)| format!("  out[t * {count} + {i}] = float({e});\n")).collect();
     let source = format!(
         "#include <metal_stdlib>\nusing namespace metal;\nkernel void f(device const float* in [[buffer(0)]],\n\
          device float* out [[buffer(1)]], uint t [[thread_position_in_grid]]) {{\n  float x = in[t];\n{setup}\n{lines}}}\n"
@@ -23,7 +24,10 @@ fn check(setup: &str, table: &[(&str, fn(f64) -> f64)], inputs: &[f32], toleranc
         for (&got, (expression, want)) in row.iter().zip(table) {
             let want = want(f64::from(x));
             let close = (f64::from(got) - want).abs() <= tolerance * want.abs().max(1.0);
-            assert!(close || f64::from(got) == want || (got.is_nan() && want.is_nan()), "{expression} at {x}: {got} for {want}");
+            assert!(
+                close || f64::from(got) == want || (got.is_nan() && want.is_nan()),
+                "{expression} at {x}: {got} for {want}"
+            );
         }
     }
 }
@@ -68,7 +72,15 @@ fn math() {
         ("abs(x)", f64::abs),
         ("fabs(x)", f64::abs),
         ("fract(x)", |x| x - x.floor()),
-        ("sign(x)", |x| if x > 0.0 { 1.0 } else if x < 0.0 { -1.0 } else { 0.0 }),
+        ("sign(x)", |x| {
+            if x > 0.0 {
+                1.0
+            } else if x < 0.0 {
+                -1.0
+            } else {
+                0.0
+            }
+        }),
         ("min(x, 1.0f)", |x| x.min(1.0)),
         ("max(x, 1.0f)", |x| x.max(1.0)),
         ("clamp(x, -1.0f, 1.0f)", |x| x.clamp(-1.0, 1.0)),
@@ -175,7 +187,7 @@ fn types_and_conversions() {
     }
     let setup = "float4 v = float4(x, 1, float2(2, 3)); half4 h = half4(v); bfloat b = bfloat(x);\n\
         vec<bfloat, 4> bv = vec<bfloat, 4>(v); using T4 = vec<float, 4>; T4 c = T4(h) + static_cast<float4>(bv);\n\
-        float3 t = v.xyz; t.zy = float2(7, 8); packed_float3 p = packed_float3(t); v.w += 1;\n\
+        float3 three = v.xyz; three.zy = float2(7, 8); packed_float3 p = packed_float3(three); v.w += 1;\n\
         array<float, 3> a = {1, 2, 3};";
     let table: &[(&str, fn(f64) -> f64)] = &[
         ("v.x", |x| x),
@@ -190,7 +202,7 @@ fn types_and_conversions() {
         }),
         ("bv.z", |_| 2.0),
         ("c.y", |_| 2.0),
-        ("t.y * 10 + t.z", |_| 87.0),
+        ("three.y + three.z * 10", |_| 78.0),
         ("float3(p).z", |_| 7.0),
         ("((float4)h).w", |_| 3.0),
         ("((half4)v).y", |_| 1.0),
@@ -214,9 +226,13 @@ fn lanes(expression: &str, threads: u32) -> Vec<f32> {
          out[t] = float({expression});\n}}\n"
     );
     let library = compile(&source);
-    let all: Vec<Vec<f32>> =
-        (0..3).map(|seed| Job::new(&library, "f", 1, threads).seed(seed).output::<u8, f32>(&[], threads as usize)).collect();
-    assert!(all.iter().all(|one| format!("{one:?}") == format!("{:?}", all[0])), "{expression} depends on the schedule");
+    let all: Vec<Vec<f32>> = (0..3)
+        .map(|seed| Job::new(&library, "f", 1, threads).seed(seed).output::<u8, f32>(&[], threads as usize))
+        .collect();
+    assert!(
+        all.iter().all(|one| format!("{one:?}") == format!("{:?}", all[0])),
+        "{expression} depends on the schedule"
+    );
     all.into_iter().next().expect("a run")
 }
 
@@ -344,7 +360,8 @@ kernel void f(device uint* out [[buffer(0)]],
         let place = place as u32;
         let (x, y, z) = (place % 8, place / 8 % 15, place / 120);
         let index = x % 4 + 4 * (y % 5) + 20 * (z % 3);
-        let want = [x % 4, y % 5, z % 3, x / 4, y / 5, z / 3, 4, 5, 3, 2, 3, 2, index, index % 32, index / 32, 2, 32, 15, 1];
+        let want =
+            [x % 4, y % 5, z % 3, x / 4, y / 5, z / 3, 4, 5, 3, 2, 3, 2, index, index % 32, index / 32, 2, 32, 15, 1];
         assert_eq!(o, want, "thread {x} {y} {z}");
     }
 }
