@@ -108,7 +108,7 @@ fn flags(options: &CompileOptions) -> Vec<&'static str> {
         "-cl-std=clc++2021",
         "-cl-no-stdinc",
         "-Xclang",
-        "-cl-ext=-__opencl_c_pipes,-__opencl_c_device_enqueue",
+        "-cl-ext=+all,-__opencl_c_pipes,-__opencl_c_device_enqueue",
         // Metal's floating literals are float.
         "-cl-single-precision-constant",
         // The same results whatever the CPU.
@@ -142,7 +142,7 @@ fn flags(options: &CompileOptions) -> Vec<&'static str> {
         }
     }
     #[cfg(target_arch = "aarch64")]
-    flags.push("--target=aarch64-linux-gnu");
+    flags.extend(["--target=aarch64-linux-gnu", "-mno-outline-atomics"]);
     if options.checks {
         flags.extend([
             "-D__msl_checks",

@@ -282,6 +282,7 @@ fn what_metal_rejects() {
     at("a[0] = erf(b[0]);", 10, "erf");
     at("a[0] = float4(1).q;", 10, "q");
     at("float4 v = float4(1, 2, 3);", 10, "");
+    at("float* p = a;", 10, "address space");
     at("half h = bfloat(1.0f);", 10, "");
     at("a[0] = max(1, 1u);", 10, "max");
     at("a[0] = exp(bfloat(1.0f));", 10, "exp");

@@ -4,6 +4,9 @@ mod common;
 
 use common::{Job, compile, have_clang};
 
+/// Expressions and what they should be.
+type Table = &'static [(&'static str, fn(f64) -> f64)];
+
 /// Each expression in `float x`, `uint u` or what else the body declares, over all inputs.
 fn evaluate(setup: &str, expressions: &[&str], inputs: &[f32]) -> Vec<Vec<f32>> {
     let count = expressions.len();
@@ -18,7 +21,7 @@ fn evaluate(setup: &str, expressions: &[&str], inputs: &[f32]) -> Vec<Vec<f32>> 
     out.chunks(count).map(<[f32]>::to_vec).collect()
 }
 
-fn check(setup: &str, table: &[(&str, fn(f64) -> f64)], inputs: &[f32], tolerance: f64) {
+fn check(setup: &str, table: Table, inputs: &[f32], tolerance: f64) {
     let expressions: Vec<_> = table.iter().map(|(expression, _)| *expression).collect();
     for (row, &x) in evaluate(setup, &expressions, inputs).iter().zip(inputs) {
         for (&got, (expression, want)) in row.iter().zip(table) {
@@ -39,7 +42,7 @@ fn math() {
     if !have_clang() {
         return;
     }
-    let table: &[(&str, fn(f64) -> f64)] = &[
+    let table: Table = &[
         ("exp(x)", f64::exp),
         ("exp2(x)", f64::exp2),
         ("exp10(x)", |x| 10f64.powf(x)),
@@ -100,7 +103,7 @@ fn math() {
     ];
     check("float c; int e;", table, &INPUTS, 2e-6);
     // The same functions for half and for vectors.
-    let table: &[(&str, fn(f64) -> f64)] = &[
+    let table: Table = &[
         ("exp(h)", f64::exp),
         ("tanh(h)", f64::tanh),
         ("rsqrt(h)", |x| 1.0 / x.sqrt()),
@@ -127,7 +130,7 @@ fn classes_and_limits() {
         return;
     }
     let inputs = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1.0, -0.0];
-    let table: &[(&str, fn(f64) -> f64)] = &[
+    let table: Table = &[
         ("isnan(x)", |x| f64::from(x.is_nan())),
         ("isinf(x)", |x| f64::from(x.is_infinite())),
         ("isfinite(x)", |x| f64::from(x.is_finite())),
@@ -155,7 +158,7 @@ fn integers() {
         return;
     }
     let inputs = [0.0, 1.0, 2.0, 100.0, 255.0, 65536.0];
-    let table: &[(&str, fn(f64) -> f64)] = &[
+    let table: Table = &[
         ("popcount(u)", |x| f64::from((x as u32).count_ones())),
         ("clz(u)", |x| f64::from((x as u32).leading_zeros())),
         ("ctz(u)", |x| f64::from((x as u32).trailing_zeros())),
@@ -189,7 +192,7 @@ fn types_and_conversions() {
         vec<bfloat, 4> bv = vec<bfloat, 4>(v); using T4 = vec<float, 4>; T4 c = T4(h) + static_cast<float4>(bv);\n\
         float3 three = v.xyz; three.zy = float2(7, 8); packed_float3 p = packed_float3(three); v.w += 1;\n\
         array<float, 3> a = {1, 2, 3};";
-    let table: &[(&str, fn(f64) -> f64)] = &[
+    let table: Table = &[
         ("v.x", |x| x),
         ("v.yzw.z", |_| 4.0),
         ("v.rgba.b", |_| 2.0),
