@@ -1,8 +1,5 @@
 // What the rewritten kernel text uses: arguments, static threadgroup memory, and the words of the language.
 
-__msl_hook __attribute__((const)) uint __msl_lane_hook() { return __msl_rt_lane(); }
-__msl_inline uint __msl_lane() { return __msl_lane_hook(); }
-
 // A position attribute, as the scalar or vector type that the kernel declares.
 template <typename T> __msl_inline T __msl_position(const uint *v) {
   static_assert(__is_same(__msl_element<T>, uint) || __is_same(__msl_element<T>, ushort),
@@ -44,6 +41,15 @@ template <typename T> struct __msl_cast {
 #define __msl_entry extern "C" __attribute__((visibility("default"))) void
 #define __msl_kernel static inline __attribute__((always_inline)) void
 // device and constant are distinct, so that Apple's errors are errors here; copies of structs need constant to be __global.
+// Keywords of OpenCL that are plain names in Metal.
+#define local __msl_name_local
+#define global __msl_name_global
+#define generic __msl_name_generic
+#define pipe __msl_name_pipe
+#define read_only __msl_name_read_only
+#define write_only __msl_name_write_only
+#define read_write __msl_name_read_write
+#define vec_step __msl_name_vec_step
 #define atomic_int __msl_atomic_int
 #define atomic_uint __msl_atomic_uint
 #define atomic_float __msl_atomic_float

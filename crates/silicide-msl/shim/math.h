@@ -60,7 +60,7 @@ namespace metal {
     if constexpr (__msl_real<T> || (__is_signed(__msl_element<T>))) return __builtin_elementwise_abs(x); \
     else return x; \
   } \
-  template <typename T> __msl_inline __msl_if_real<T> fract(T x) { return fmin(x - floor(x), T(__msl_element<T>(0.99951171875f))); } \
+  template <typename T> __msl_inline __msl_if_real<T> fract(T x) { return x - floor(x); } \
   template <typename T> __msl_inline __msl_if_real<T> fmin(T a, T b) { return __builtin_elementwise_min(a, b); } \
   template <typename T> __msl_inline __msl_if_real<T> fmax(T a, T b) { return __builtin_elementwise_max(a, b); } \
   template <typename T> __msl_inline __msl_if_number<T> min(T a, T b) { return __builtin_elementwise_min(a, b); } \
@@ -165,8 +165,14 @@ __msl_inline uint mulhi(uint a, uint b) { return (ulong)a * b >> 32; }
 __msl_inline ulong mulhi(ulong a, ulong b) { return (unsigned __int128)a * b >> 64; }
 __msl_inline uint absdiff(int a, int b) { return a > b ? (uint)a - (uint)b : (uint)b - (uint)a; }
 __msl_inline uint absdiff(uint a, uint b) { return a > b ? a - b : b - a; }
-template <typename T> __msl_inline __msl_if_whole<T> addsat(T a, T b) { return __builtin_elementwise_add_sat(a, b); }
-template <typename T> __msl_inline __msl_if_whole<T> subsat(T a, T b) { return __builtin_elementwise_sub_sat(a, b); }
+// Scalars go through vectors: clang widens small ones before it saturates.
+#define __msl_saturating(NAME, BUILTIN) \
+  template <typename T> __msl_inline __msl_if_whole<T> NAME(T a, T b) { \
+    if constexpr (__msl_width<T> == 0) return BUILTIN(vec<T, 2>(a), vec<T, 2>(b))[0]; \
+    else return BUILTIN(a, b); \
+  }
+__msl_saturating(addsat, __builtin_elementwise_add_sat)
+__msl_saturating(subsat, __builtin_elementwise_sub_sat)
 __msl_inline uint extract_bits(uint x, uint offset, uint bits) {
   return bits == 0 ? 0 : (x >> offset) & (~0u >> (32 - bits));
 }

@@ -1,7 +1,5 @@
 // simdgroup_matrix: 8x8, two neighbouring elements of a row in each of the 32 lanes.
 
-__msl_inline uint __msl_lane(); // The lane of the running thread.
-
 namespace metal {
 template <typename T, int R, int C> struct simdgroup_matrix {
   static_assert(R == 8 && C == 8, "Metal has 8x8 simdgroup matrices only");

@@ -11,7 +11,7 @@ struct __msl_request {
 // The position of a thread and the addresses that its arguments come from.
 struct __msl_thread {
   const ulong *buffers;
-  const ulong *threadgroup;
+  const ulong *shared;
   const ulong *statics;
   ulong *query;
   uint thread_position_in_grid[3];
@@ -59,6 +59,8 @@ __msl_hook __attribute__((convergent)) void __msl_collective(__msl_request *r) {
   r->pc = __msl_pc;
   __msl_rt_collective(r);
 }
+
+__msl_hook __attribute__((const)) uint __msl_lane() { return __msl_rt_lane(); }
 
 // The calls that clang's address checks make, for each load (kind 0) and store (kind 1).
 #define __msl_access_hooks(N) \

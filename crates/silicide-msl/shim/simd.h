@@ -95,7 +95,7 @@ __msl_inline simd_vote simd_ballot(bool b) { return simd_vote(__msl_ballot(b).x)
 __msl_inline simd_vote simd_active_threads_mask() { return simd_vote(__msl_ballot(true).y); }
 __msl_inline bool simd_any(bool b) { return __msl_ballot(b).x != 0; }
 __msl_inline bool simd_all(bool b) { uint2 v = __msl_ballot(b); return v.x == v.y; }
-__msl_inline bool simd_is_first() { return simd_broadcast_first(0u) == 0u; }
+__msl_inline bool simd_is_first() { return simd_broadcast_first(__msl_lane()) == __msl_lane(); }
 
 enum memory_order { memory_order_relaxed };
 template <typename T> struct _atomic { T __value; };

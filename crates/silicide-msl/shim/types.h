@@ -110,21 +110,24 @@ template <typename E, typename A> __msl_inline constexpr auto __msl_part(A a) {
 }
 template <typename T, typename A> __msl_inline constexpr T __msl_convert(A a) {
   if constexpr (__msl_width<T> == 0 || __is_same(T, A)) return T(a);
+  else if constexpr (__is_class(A)) return a; // A packed vector.
   else if constexpr (__msl_width<A> == 0) return T(__msl_element<T>(a));
   else {
     static_assert(__msl_width<A> == __msl_width<T>, "conversion between vectors of different widths");
     return __builtin_convertvector(a, T);
   }
 }
-template <typename T, typename... A> __msl_inline constexpr T __msl_make(A... a) {
+// Component counts are a constraint, so that a mistake is reported where the constructor is written.
+template <typename... A> constexpr __constant int __msl_components = (0 + ... + (__msl_width<A> ? __msl_width<A> : 1));
+template <typename T, typename... A>
+constexpr __constant bool __msl_fits = __msl_width<T> == 0 || sizeof...(A) == 0 || __msl_components<A...> == __msl_width<T> ||
+                                       (sizeof...(A) == 1 && __msl_components<A...> == 1);
+template <typename T, typename... A>
+__msl_inline constexpr metal::enable_if_t<__msl_fits<T, A...>, T> __msl_make(A... a) {
   if constexpr (__msl_width<T> == 0) return T(a...);
   else if constexpr (sizeof...(A) == 0) return T{};
   else if constexpr (sizeof...(A) == 1) return __msl_convert<T>(a...);
-  else {
-    static_assert((0 + ... + (__msl_width<A> ? __msl_width<A> : 1)) == __msl_width<T>,
-                  "the number of components does not fit the vector");
-    return T{__msl_part<__msl_element<T>>(a)...};
-  }
+  else return T{__msl_part<__msl_element<T>>(a)...};
 }
 
 namespace metal {

@@ -11,7 +11,7 @@ pub(crate) type EntryPoint = unsafe extern "C" fn(*const Thread);
 #[derive(Clone, Debug)]
 pub(crate) struct Thread {
     pub(crate) buffers: *const u64,
-    pub(crate) threadgroup: *const u64,
+    pub(crate) shared: *const u64,
     pub(crate) statics: *const u64,
     /// Not null: nothing runs, the sizes of the arguments are written here.
     pub(crate) query: *mut u64,
@@ -33,7 +33,7 @@ impl Thread {
     pub(crate) fn empty() -> Self {
         Thread {
             buffers: std::ptr::null(),
-            threadgroup: std::ptr::null(),
+            shared: std::ptr::null(),
             statics: std::ptr::null(),
             query: std::ptr::null_mut(),
             thread_position_in_grid: [0; 3],

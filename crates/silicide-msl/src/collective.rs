@@ -37,10 +37,10 @@ fn reduce(requests: &mut [Option<Request>; LANES], arg: u32) {
                 (_, 1) => 1,
                 _ => 0,
             };
-            for lane in 0..LANES {
-                let Some(value) = values[lane] else { continue };
+            for (value, result) in values.into_iter().zip(&mut results) {
+                let Some(value) = value else { continue };
                 let next = combine(sum, value);
-                results[lane] = if kind == 1 { sum } else { next };
+                *result = if kind == 1 { sum } else { next };
                 sum = next;
             }
         }
@@ -51,12 +51,10 @@ fn reduce(requests: &mut [Option<Request>; LANES], arg: u32) {
             let mut distance = 1;
             while distance < width {
                 let before = tree;
-                for lane in 0..LANES {
-                    tree[lane] = match (before[lane & !distance], before[lane | distance]) {
-                        (Some(a), Some(b)) => Some(combine(a, b)),
-                        (a, b) => a.or(b),
-                    };
-                }
+                tree = std::array::from_fn(|lane| match (before[lane & !distance], before[lane | distance]) {
+                    (Some(a), Some(b)) => Some(combine(a, b)),
+                    (a, b) => a.or(b),
+                });
                 distance *= 2;
             }
             results = tree.map(|value| value.unwrap_or(0));
@@ -101,8 +99,8 @@ fn combine_uint(operation: u32, a: u32, b: u32) -> u32 {
 fn shuffle(requests: &mut [Option<Request>; LANES]) {
     let before = *requests;
     let first = before.iter().position(Option::is_some).unwrap_or(0);
-    for lane in 0..LANES {
-        let Some(request) = &mut requests[lane] else { continue };
+    for (lane, request) in requests.iter_mut().enumerate() {
+        let Some(request) = request else { continue };
         let (mode, by) = (request.arg >> 8, (request.arg & 255) as usize);
         // A quad is four neighbouring lanes.
         let (base, width) = if mode >= 8 { (lane & !3, 4) } else { (0, LANES) };

@@ -54,7 +54,7 @@ pub(crate) fn compile(source: &str, options: &CompileOptions) -> Result<Compiled
         return Ok(Compiled { path, entries, folder });
     }
 
-    let plain = preprocess(&clang.program, source, options)?;
+    let plain = preprocess(clang.program, source, options)?;
     let rewritten = rewrite(&plain, options)
         .map_err(|(line, message)| Error::Compile { message: format!("{}:{line}: error: {message}", options.name) })?;
     let text = format!("# 1 \"<metal_stdlib>\"\n{SHIM}# 1 \"{}\"\n{}\n", options.name, rewritten.text);
@@ -62,7 +62,7 @@ pub(crate) fn compile(source: &str, options: &CompileOptions) -> Result<Compiled
     // A temporary name in the same folder, then a rename: other processes see a whole file or none.
     let temporary = tempfile::Builder::new().prefix(".building-").suffix(".so").tempfile_in(&directory);
     let temporary = temporary.map_err(|e| Error::io(directory.display().to_string(), e))?;
-    let mut command = Command::new(&clang.program);
+    let mut command = Command::new(clang.program);
     command.args(&flags).args(["-x", "cl", "-", "-o"]).arg(temporary.path()).arg("-lm");
     run(command, &text, options)?;
     seal(temporary.path(), &rewritten.kernels).map_err(|e| Error::io(path.display().to_string(), e))?;
@@ -108,7 +108,7 @@ fn flags(options: &CompileOptions) -> Vec<&'static str> {
         "-cl-std=clc++2021",
         "-cl-no-stdinc",
         "-Xclang",
-        "-cl-ext=-__opencl_c_pipes,-__opencl_c_device_enqueue",
+        "-cl-ext=+all,-__opencl_c_pipes,-__opencl_c_device_enqueue",
         // Metal's floating literals are float.
         "-cl-single-precision-constant",
         // The same results whatever the CPU.
@@ -142,7 +142,7 @@ fn flags(options: &CompileOptions) -> Vec<&'static str> {
         }
     }
     #[cfg(target_arch = "aarch64")]
-    flags.push("--target=aarch64-linux-gnu");
+    flags.extend(["--target=aarch64-linux-gnu", "-mno-outline-atomics"]);
     if options.checks {
         flags.extend([
             "-D__msl_checks",

@@ -91,11 +91,10 @@ impl<'a> Group<'a> {
         for (index, lane) in self.lanes.iter_mut().enumerate() {
             let thread = &mut lane.thread;
             thread.threadgroup_position_in_grid = position;
-            for axis in 0..3 {
-                thread.thread_position_in_grid[axis] = position[axis]
-                    .wrapping_mul(thread.threads_per_threadgroup[axis])
-                    .wrapping_add(thread.thread_position_in_threadgroup[axis]);
-            }
+            let local = thread.thread_position_in_threadgroup;
+            thread.thread_position_in_grid = std::array::from_fn(|axis| {
+                position[axis].wrapping_mul(thread.threads_per_threadgroup[axis]).wrapping_add(local[axis])
+            });
             lane.state = State::Ready;
             self.simdgroups[index / LANES].busy = LANES.min(count - index / LANES * LANES) as u32;
         }
@@ -209,10 +208,10 @@ impl<'a> Group<'a> {
             }
         }
         if matches!(request.op, SIMDGROUP_BARRIER | MULTIPLY) {
-            for lane in 0..count {
+            for (lane, request) in requests.iter().enumerate().take(count) {
                 match self.lanes[start + lane].state {
                     State::Finished => return broken(Divergence::Finished, lane),
-                    State::Waiting(_) if requests[lane].is_none() => {
+                    State::Waiting(_) if request.is_none() => {
                         let pc = self.waiting(start + lane).map_or(0, |other| other.pc);
                         return broken(Divergence::Elsewhere(pc), lane);
                     }

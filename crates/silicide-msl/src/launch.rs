@@ -360,7 +360,7 @@ impl Shared<'_> {
         let simdgroups = count.div_ceil(LANES as u32);
         let all = (0..count).map(|index| Thread {
             buffers: self.bindings.table(),
-            threadgroup: local.table(),
+            shared: local.table(),
             statics: local.statics(),
             query: std::ptr::null_mut(),
             thread_position_in_grid: [0; 3],

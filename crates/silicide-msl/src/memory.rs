@@ -248,7 +248,7 @@ impl Shadow {
             let cell_size = 1u64 << page.shift;
             let page_end = (at / PAGE + 1) * PAGE;
             while at < end.min(page_end) {
-                let cell = &mut page.cells[(at % PAGE >> page.shift) as usize];
+                let cell = &mut page.cells[((at % PAGE) >> page.shift) as usize];
                 let found = |other: Use, wrote| {
                     let same_group = other.time >= clock.group;
                     Err((at, same_group.then_some(other.thread & !ATOMIC), wrote))

@@ -12,6 +12,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::fmt::Write;
 
 use crate::lex::{Kind, Token, marker, tokens};
+use crate::tokens::{Attribute, Tokens};
 use crate::{CompileOptions, Constant};
 
 /// A kernel source that the shim can be put before.
@@ -58,7 +59,8 @@ pub(crate) fn rewrite(text: &str, options: &CompileOptions) -> Result<Rewritten,
     let mut rewriter = Rewriter {
         text,
         types: type_names(&tokens),
-        tokens,
+        plain_types: plain_types(&tokens),
+        tokens: Tokens(tokens),
         options,
         edits: Vec::new(),
         templates: Vec::new(),
@@ -91,10 +93,12 @@ const INDICES: [&str; 5] = [
 
 struct Rewriter<'a> {
     text: &'a str,
-    tokens: Vec<Token<'a>>,
+    tokens: Tokens<'a>,
     options: &'a CompileOptions,
     /// Names that may stand for a vector type: vector types, type parameters and aliases.
     types: HashSet<&'a str>,
+    /// Other type names: scalars and structs.
+    plain_types: HashSet<&'a str>,
     edits: Vec<(usize, usize, String)>,
     /// Kernels that are templates, by name: what their instantiations take.
     templates: Vec<(String, Vec<Parameter>)>,
@@ -114,14 +118,14 @@ impl<'a> Rewriter<'a> {
             }
             match token.text {
                 "double" => return Err((token.line, "Metal has no `double`: use float".into())),
-                "template" if self.is(at + 1, "<") => {
+                "template" if self.tokens.is(at + 1, "<") => {
                     // A header has no constructor calls worth an edit.
-                    at = self.skip_angles(at + 1);
+                    at = self.tokens.skip_angles(at + 1);
                 }
                 "template" => at = self.instantiation(at)?,
                 "kernel" => (at, body_end) = self.kernel(at)?,
-                "[" if self.is(at + 1, "[") => {
-                    let (attributes, end) = self.attributes(at)?;
+                "[" if self.tokens.is(at + 1, "[") => {
+                    let (attributes, end) = self.tokens.attributes(at)?;
                     if attributes.iter().any(|a| a.name == "kernel" || a.name == "host_name") {
                         (at, body_end) = self.kernel(at)?;
                     } else {
@@ -134,15 +138,18 @@ impl<'a> Rewriter<'a> {
                     self.edit(at, at + 1, "__global".into());
                     at += 1;
                 }
-                "is_function_constant_defined" if self.is(at + 1, "(") => {
-                    let end = self.skip_group(at + 1);
-                    let name = self.tokens[at + 2].text;
+                "is_function_constant_defined" if self.tokens.is(at + 1, "(") => {
+                    let end = self.tokens.skip_group(at + 1);
+                    let name = self.tokens.get(at + 2).map_or("", |t| t.text);
                     let defined = self.constant_index(name).is_some_and(|i| self.constant(i).is_some());
                     self.edit(at, end, defined.to_string());
                     at = end;
                 }
                 "static_cast" => at = self.static_cast(at),
-                _ => at = self.constructor(at),
+                _ => {
+                    self.check_qualified(at)?;
+                    at = self.constructor(at);
+                }
             }
         }
         Ok(())
@@ -182,108 +189,6 @@ impl<'a> Rewriter<'a> {
         self.edits.push((end, end, new));
     }
 
-    fn is(&self, at: usize, text: &str) -> bool {
-        self.tokens.get(at).is_some_and(|t| t.text == text)
-    }
-
-    fn line(&self, at: usize) -> u32 {
-        self.tokens.get(at).or(self.tokens.last()).map_or(1, |t| t.line)
-    }
-
-    /// The tokens as text, spaced.
-    fn spell(&self, from: usize, to: usize) -> String {
-        let mut out = String::new();
-        for token in &self.tokens[from..to] {
-            if !out.is_empty() {
-                out.push(' ');
-            }
-            out.push_str(token.text);
-        }
-        out
-    }
-
-    /// The index after the bracket that closes the one at `at`; `at + 1` where there is none.
-    fn skip_group(&self, at: usize) -> usize {
-        let mut depth = 0usize;
-        for (i, token) in self.tokens.iter().enumerate().skip(at) {
-            match token.text {
-                "(" | "[" | "{" => depth += 1,
-                ")" | "]" | "}" => {
-                    depth = depth.saturating_sub(1);
-                    if depth == 0 {
-                        return i + 1;
-                    }
-                }
-                _ => {}
-            }
-        }
-        (at + 1).min(self.tokens.len())
-    }
-
-    /// The index after the `>` that closes the `<` at `at`, or `at` if this is no template list.
-    fn skip_angles(&self, at: usize) -> usize {
-        let mut depth = 0usize;
-        let mut i = at;
-        while i < self.tokens.len() {
-            match self.tokens[i].text {
-                "<" => depth += 1,
-                ">" => {
-                    depth -= 1;
-                    if depth == 0 {
-                        return i + 1;
-                    }
-                }
-                "(" | "[" => {
-                    i = self.skip_group(i);
-                    continue;
-                }
-                ";" | "{" | "}" | ")" | "]" => return at,
-                _ => {}
-            }
-            i += 1;
-        }
-        at
-    }
-
-    /// The attributes of `[[...]]` groups from `at` on, and the index after them.
-    fn attributes(&self, mut at: usize) -> Result<(Vec<Attribute<'a>>, usize), Complaint> {
-        let mut all = Vec::new();
-        while self.is(at, "[") && self.is(at + 1, "[") {
-            let end = self.skip_group(at);
-            let mut i = at + 2;
-            while i + 2 < end {
-                let name = self.tokens[i];
-                i += 1;
-                while self.is(i, "::") {
-                    i += 2;
-                }
-                let mut arguments = (i, i);
-                if self.is(i, "(") {
-                    let close = self.skip_group(i);
-                    arguments = (i + 1, close - 1);
-                    i = close;
-                }
-                if name.kind == Kind::Identifier {
-                    all.push(Attribute { name: name.text, arguments });
-                }
-                if self.is(i, ",") {
-                    i += 1;
-                }
-            }
-            if end <= at + 2 {
-                return Err((self.line(at), "an attribute is not closed".into()));
-            }
-            at = end;
-        }
-        Ok((all, at))
-    }
-
-    /// The number in an attribute such as `buffer(3)`.
-    fn number(&self, attribute: &Attribute<'_>) -> Option<u32> {
-        let (from, to) = attribute.arguments;
-        (to == from + 1).then(|| self.tokens[from].text.trim_end_matches(['u', 'U']).parse().ok())?
-    }
-
     fn host_name(&self, attributes: &[Attribute<'_>]) -> Option<String> {
         let (from, to) = attributes.iter().find(|a| a.name == "host_name")?.arguments;
         Some(self.tokens[from..to].iter().map(|t| t.text.trim_matches('"')).collect())
@@ -294,12 +199,12 @@ impl<'a> Rewriter<'a> {
         let mut all = Vec::new();
         let mut kernel = false;
         loop {
-            if self.is(at, "[") && self.is(at + 1, "[") {
-                let (attributes, end) = self.attributes(at)?;
+            if self.tokens.is(at, "[") && self.tokens.is(at + 1, "[") {
+                let (attributes, end) = self.tokens.attributes(at)?;
                 kernel |= attributes.iter().any(|a| a.name == "kernel");
                 all.extend(attributes);
                 at = end;
-            } else if self.is(at, "kernel") {
+            } else if self.tokens.is(at, "kernel") {
                 kernel = true;
                 at += 1;
             } else {
@@ -314,30 +219,33 @@ impl<'a> Rewriter<'a> {
         if !kernel {
             return Ok((at, 0));
         }
-        let line = self.line(start);
-        if !self.is(at, "void") {
+        let line = self.tokens.line(start);
+        if !self.tokens.is(at, "void") {
             return Err((line, "a kernel function returns `void`".into()));
         }
         let name_at = at + 1;
         let open = at + 2;
         let named = self.tokens.get(name_at).is_some_and(|t| t.kind == Kind::Identifier);
-        if !named || !self.is(open, "(") {
+        if !named || !self.tokens.is(open, "(") {
             return Err((line, "a kernel function has a name and a parameter list".into()));
         }
         let name = self.tokens[name_at].text.to_owned();
-        let close = self.skip_group(open);
+        let close = self.tokens.skip_group(open);
         let body = close;
-        if !self.is(body, "{") {
-            return Err((self.line(close), format!("kernel `{name}` has no body: declarations are not supported")));
+        if !self.tokens.is(body, "{") {
+            return Err((
+                self.tokens.line(close),
+                format!("kernel `{name}` has no body: declarations are not supported"),
+            ));
         }
-        let body_end = self.skip_group(body);
+        let body_end = self.tokens.skip_group(body);
         let mut prologue = String::new();
         let parameters = self.parameters(&name, open + 1, close - 1, &mut prologue)?;
 
         self.edit(start, name_at, "__msl_kernel".into());
         self.edit(open, close, "(const __msl_thread &__msl_t)".into());
         self.insert_after(body, prologue);
-        let template = start > 0 && self.is(start - 1, ">");
+        let template = start > 0 && self.tokens.is(start - 1, ">");
         if template {
             self.templates.push((name, parameters));
         } else {
@@ -370,34 +278,34 @@ impl<'a> Rewriter<'a> {
         let Some(host) = self.host_name(&attributes) else {
             if kernel {
                 let message = "an instantiation of a kernel needs [[host_name(\"...\")]]: its symbol is not specified";
-                return Err((self.line(start), message.into()));
+                return Err((self.tokens.line(start), message.into()));
             }
             return Ok(start + 1);
         };
-        let line = self.line(start);
+        let line = self.tokens.line(start);
         let broken = || (line, format!("kernel \"{host}\": this form of instantiation is not understood"));
-        if self.is(at, "decltype") {
-            at = self.skip_group(at + 1);
-        } else if self.is(at, "void") {
+        if self.tokens.is(at, "decltype") {
+            at = self.tokens.skip_group(at + 1);
+        } else if self.tokens.is(at, "void") {
             at += 1;
         } else {
             return Err(broken());
         }
         let name_at = at;
-        while self.tokens.get(at).is_some_and(|t| t.kind == Kind::Identifier) && self.is(at + 1, "::") {
+        while self.tokens.get(at).is_some_and(|t| t.kind == Kind::Identifier) && self.tokens.is(at + 1, "::") {
             at += 2;
         }
         let simple = self.tokens.get(at).ok_or_else(broken)?.text;
         let mut end = at + 1;
-        if self.is(end, "<") {
-            end = self.skip_angles(end);
+        if self.tokens.is(end, "<") {
+            end = self.tokens.skip_angles(end);
         }
-        let function = self.spell(name_at, end);
+        let function = self.tokens.spell(name_at, end);
         let mut semicolon = end;
-        if self.is(semicolon, "(") {
-            semicolon = self.skip_group(semicolon);
+        if self.tokens.is(semicolon, "(") {
+            semicolon = self.tokens.skip_group(semicolon);
         }
-        if end == at + 1 || !self.is(semicolon, ";") {
+        if end == at + 1 || !self.tokens.is(semicolon, ";") {
             return Err(broken());
         }
         let found = self.templates.iter().find(|(name, _)| name == simple);
@@ -425,17 +333,17 @@ impl<'a> Rewriter<'a> {
         while at < to {
             let start = at;
             let mut attribute_at = None;
-            while at < to && !self.is(at, ",") {
-                if self.is(at, "[") && self.is(at + 1, "[") && attribute_at.is_none() {
+            while at < to && !self.tokens.is(at, ",") {
+                if self.tokens.is(at, "[") && self.tokens.is(at + 1, "[") && attribute_at.is_none() {
                     attribute_at = Some(at);
                 }
                 at = match self.tokens[at].text {
-                    "(" | "[" | "{" => self.skip_group(at),
-                    "<" => self.skip_angles(at).max(at + 1),
+                    "(" | "[" | "{" => self.tokens.skip_group(at),
+                    "<" => self.tokens.skip_angles(at).max(at + 1),
                     _ => at + 1,
                 };
             }
-            let line = self.line(start);
+            let line = self.tokens.line(start);
             let type_end = attribute_at.unwrap_or(at).saturating_sub(1);
             at += 1;
             if type_end <= start || self.tokens[type_end].kind != Kind::Identifier {
@@ -448,12 +356,12 @@ impl<'a> Rewriter<'a> {
                     format!("kernel `{kernel}`: parameter `{name}` has no attribute such as [[buffer(0)]]"),
                 ));
             };
-            let (attributes, _) = self.attributes(attribute_at)?;
-            let ty = self.spell(start, type_end);
+            let (attributes, _) = self.tokens.attributes(attribute_at)?;
+            let ty = self.tokens.spell(start, type_end);
             let words: BTreeSet<&str> = self.tokens[start..type_end].iter().map(|t| t.text).collect();
 
             if let Some(attribute) = attributes.iter().find(|a| a.name == "buffer" || a.name == "threadgroup") {
-                let number = self.number(attribute).ok_or_else(|| {
+                let number = self.tokens.number(attribute).ok_or_else(|| {
                     (
                         line,
                         format!(
@@ -468,7 +376,8 @@ impl<'a> Rewriter<'a> {
                         format!("kernel `{kernel}`: [[{}({number})]]: indices are 0 to 30", attribute.name),
                     ));
                 }
-                let pointee_end = (start..type_end).find(|&i| self.is(i, "*") || self.is(i, "&")).unwrap_or(type_end);
+                let pointee_end =
+                    (start..type_end).find(|&i| self.tokens.is(i, "*") || self.tokens.is(i, "&")).unwrap_or(type_end);
                 let read_only = self.tokens[start..pointee_end].iter().any(|t| t.text == "const");
                 let kind = match (attribute.name, SPACES.iter().find(|s| words.contains(**s))) {
                     ("buffer", Some(&"device")) if read_only => ParameterKind::DeviceConst,
@@ -510,7 +419,7 @@ impl<'a> Rewriter<'a> {
                         format!("kernel `{kernel}`: `{}` and `{name}` have the same index {number}", other.name);
                     return Err((line, message));
                 }
-                let table = if kind == ParameterKind::Threadgroup { "threadgroup" } else { "buffers" };
+                let table = if kind == ParameterKind::Threadgroup { "shared" } else { "buffers" };
                 let slot = parameters.len();
                 if let Some(base) = ty.strip_suffix('&') {
                     let _ = write!(locals, "{ty} {name} = *({base} *)__msl_t.{table}[{number}]; ");
@@ -557,17 +466,17 @@ impl<'a> Rewriter<'a> {
         while self.tokens.get(end).is_some_and(|t| t.kind == Kind::Identifier) {
             end += 1;
         }
-        if !(self.is(end, "[") && self.is(end + 1, "[")) || end < at + 3 {
+        if !(self.tokens.is(end, "[") && self.tokens.is(end + 1, "[")) || end < at + 3 {
             return Ok(at + 1);
         }
-        let (attributes, after) = self.attributes(end)?;
+        let (attributes, after) = self.tokens.attributes(end)?;
         let Some(attribute) = attributes.iter().find(|a| a.name == "function_constant") else { return Ok(at + 1) };
-        let line = self.line(at);
+        let line = self.tokens.line(at);
         let name = self.tokens[end - 1].text;
-        let Some(index) = self.number(attribute) else {
+        let Some(index) = self.tokens.number(attribute) else {
             return Err((line, format!("`{name}`: function_constant takes a plain number")));
         };
-        let ty = self.spell(at + 1, end - 1);
+        let ty = self.tokens.spell(at + 1, end - 1);
         let value = match self.constant(index) {
             Some(Constant::Bool(v)) => v.to_string(),
             Some(Constant::Int(v)) => format!("({v}l)"),
@@ -609,7 +518,7 @@ impl<'a> Rewriter<'a> {
             match token.text {
                 "*" | "&" | "(" | ")" | "=" | "{" | "}" | ">" => return at + 1,
                 "<" => {
-                    let end = self.skip_angles(i);
+                    let end = self.tokens.skip_angles(i);
                     if end == i {
                         return at + 1;
                     }
@@ -619,8 +528,8 @@ impl<'a> Rewriter<'a> {
                 "[" => {
                     let Some(n) = name else { return at + 1 };
                     let mut end = i;
-                    while self.is(end, "[") {
-                        end = self.skip_group(end);
+                    while self.tokens.is(end, "[") {
+                        end = self.tokens.skip_group(end);
                     }
                     names.push((n, end));
                     name = None;
@@ -641,10 +550,10 @@ impl<'a> Rewriter<'a> {
             i += 1;
         }
         let Some(&(first, _)) = names.first() else { return at + 1 };
-        let ty = self.spell(at, first);
+        let ty = self.tokens.spell(at, first);
         let mut out = String::new();
         for (name, end) in names {
-            let (id, dims, name) = (self.statics, self.spell(name + 1, end), self.tokens[name].text);
+            let (id, dims, name) = (self.statics, self.tokens.spell(name + 1, end), self.tokens[name].text);
             self.statics += 1;
             let _ = write!(
                 out,
@@ -659,14 +568,14 @@ impl<'a> Rewriter<'a> {
     fn is_method_qualifier(&self, at: usize) -> bool {
         let before = at.checked_sub(1).map_or("", |i| self.tokens[i].text);
         let after = self.tokens.get(at + 1).map_or("", |t| t.text);
-        (before == ")" || (before == "const" && at > 1 && self.is(at - 2, ")")))
+        (before == ")" || (before == "const" && at > 1 && self.tokens.is(at - 2, ")")))
             && matches!(after, "{" | ";" | "const" | "=")
     }
 
     /// The end of a vector type's name that begins at `at`, qualified or with template arguments; `None` if it is none.
     fn vector_type(&self, at: usize) -> Option<usize> {
         let mut end = at;
-        while self.tokens.get(end)?.kind == Kind::Identifier && self.is(end + 1, "::") {
+        while self.tokens.get(end)?.kind == Kind::Identifier && self.tokens.is(end + 1, "::") {
             end += 2;
         }
         let name = self.tokens.get(end)?.text;
@@ -674,8 +583,8 @@ impl<'a> Rewriter<'a> {
             return None;
         }
         end += 1;
-        if self.is(end, "<") {
-            let after = self.skip_angles(end);
+        if self.tokens.is(end, "<") {
+            let after = self.tokens.skip_angles(end);
             return (after > end).then_some(after);
         }
         (name != "vec").then_some(end)
@@ -687,23 +596,49 @@ impl<'a> Rewriter<'a> {
         let Some(end) = self.vector_type(at).filter(|_| !matches!(before, "operator" | "::" | "." | "->" | "~")) else {
             return at + 1;
         };
-        if !self.is(end, "(") {
+        if !self.tokens.is(end, "(") {
             return end;
         }
         // `T (&a)[4]` and `T (*f)(int)` declare.
-        let close = self.skip_group(end);
-        let declares = (self.is(end + 1, "&") || self.is(end + 1, "*"))
+        let close = self.tokens.skip_group(end);
+        let declares = (self.tokens.is(end + 1, "&") || self.tokens.is(end + 1, "*"))
             && close == end + 4
-            && (self.is(close, "[") || self.is(close, "("));
+            && (self.tokens.is(close, "[") || self.tokens.is(close, "("));
         if !declares {
-            let ty = self.spell(at, end);
+            let ty = self.tokens.spell(at, end);
             self.edit(at, end, format!("__msl_make<{ty}>"));
         }
         end
     }
 
+    /// Metal wants an address space in each pointer and reference. C++ for OpenCL would take one without for generic.
+    fn check_qualified(&self, at: usize) -> Result<(), Complaint> {
+        let mut end = at + 1;
+        let name = self.tokens[at].text;
+        if !(self.types.contains(name) || self.plain_types.contains(name)) {
+            return Ok(());
+        }
+        if self.tokens.is(end, "<") {
+            end = self.tokens.skip_angles(end);
+        }
+        while self.tokens.is(end, "const") {
+            end += 1;
+        }
+        let Some(sign) = self.tokens.get(end).filter(|t| t.text == "*" || t.text == "&") else { return Ok(()) };
+        let before = self.tokens[..at].iter().rev().take_while(|t| t.kind == Kind::Identifier || t.text == "::");
+        let after = self.tokens[at..end].iter();
+        if before.chain(after).any(|t| SPACES.contains(&t.text)) {
+            return Ok(());
+        }
+        let what = if sign.text == "*" { "pointer" } else { "reference" };
+        let hint = "device, constant, threadgroup or thread";
+        Err((sign.line, format!("a {what} to `{name}` has no address space: write {hint} before the type")))
+    }
+
     fn static_cast(&mut self, at: usize) -> usize {
-        if let Some(end) = self.vector_type(at + 2).filter(|&end| self.is(at + 1, "<") && self.is(end, ">")) {
+        if let Some(end) =
+            self.vector_type(at + 2).filter(|&end| self.tokens.is(at + 1, "<") && self.tokens.is(end, ">"))
+        {
             self.edit(at, at + 1, "__msl_convert".into());
             return end;
         }
@@ -712,7 +647,7 @@ impl<'a> Rewriter<'a> {
 
     /// `(float4)x`.
     fn c_cast(&mut self, at: usize) -> usize {
-        let Some(end) = self.vector_type(at + 1).filter(|&end| self.is(end, ")")) else { return at + 1 };
+        let Some(end) = self.vector_type(at + 1).filter(|&end| self.tokens.is(end, ")")) else { return at + 1 };
         let before = at.checked_sub(1).map(|i| self.tokens[i]);
         let after = self.tokens.get(end + 1);
         let expression = after.is_some_and(|t| {
@@ -722,17 +657,37 @@ impl<'a> Rewriter<'a> {
         let operand = before
             .is_some_and(|t| (t.kind == Kind::Identifier && t.text != "return") || matches!(t.text, ")" | "]" | ">"));
         if expression && !operand {
-            let ty = self.spell(at + 1, end);
+            let ty = self.tokens.spell(at + 1, end);
             self.edit(at, end + 1, format!("__msl_cast<{ty}>() ->* "));
         }
         end + 1
     }
 }
 
-struct Attribute<'a> {
-    name: &'a str,
-    /// Token range within the parentheses.
-    arguments: (usize, usize),
+fn plain_types<'a>(tokens: &[Token<'a>]) -> HashSet<&'a str> {
+    const SCALARS: [&str; 17] = [
+        "void",
+        "bool",
+        "char",
+        "uchar",
+        "short",
+        "ushort",
+        "int",
+        "uint",
+        "long",
+        "ulong",
+        "half",
+        "bfloat",
+        "float",
+        "size_t",
+        "unsigned",
+        "signed",
+        "ptrdiff_t",
+    ];
+    let declared = tokens
+        .windows(2)
+        .filter(|w| matches!(w[0].text, "struct" | "class" | "union") && w[1].kind == Kind::Identifier);
+    SCALARS.into_iter().chain(declared.map(|w| w[1].text)).collect()
 }
 
 fn type_names<'a>(tokens: &[Token<'a>]) -> HashSet<&'a str> {
@@ -764,4 +719,73 @@ fn type_names<'a>(tokens: &[Token<'a>]) -> HashSet<&'a str> {
         i += 1;
     }
     names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SOURCE: &str = r#"
+template <typename T, int N = 4>
+[[kernel, max_total_threads_per_threadgroup(256)]] void f(
+    device const T* x [[buffer(0)]], constant P& p [[buffer(1)]], threadgroup T* s [[threadgroup(0)]],
+    uint2 t [[thread_position_in_grid]]) {
+    threadgroup vec<T, 4> a[N * 2][3], b;
+    using T4 = vec<T, 4>;
+    T4 y = T4(x[0]) + (float4)h + static_cast<half4>(z);
+}
+template [[host_name("a" "b")]] [[kernel]] decltype(f<float>) f<float>;
+template [[host_name("c")]] [[kernel]] void f<half, 2>(device const half* x [[buffer(0)]]);
+constant bool flag [[function_constant(0)]];
+kernel void g(device float* o [[buffer(2), function_constant(flag)]]) { if (is_function_constant_defined(flag)) o[0] = 1; }
+"#;
+
+    fn options() -> CompileOptions {
+        CompileOptions { function_constants: vec![(0, Constant::Bool(true))], ..Default::default() }
+    }
+
+    #[test]
+    fn entries_and_lines() {
+        let rewritten = rewrite(SOURCE, &options()).expect("rewrites");
+        let names: Vec<_> = rewritten.kernels.iter().map(|k| (k.name.as_str(), k.line, k.parameters.len())).collect();
+        assert_eq!(names, [("ab", 10, 3), ("c", 11, 3), ("g", 13, 1)]);
+        assert_eq!(rewritten.text.lines().count(), SOURCE.lines().count());
+        for part in [
+            "f < half , 2 >(t);",
+            "__msl_make<T4>(x[0]) + __msl_cast<float4>() ->* h + __msl_convert<half4>(z)",
+            "__msl_static<0, sizeof(threadgroup vec < T , 4 > [ N * 2 ] [ 3 ])>",
+            "constexpr constant bool flag = bool(true)",
+            "if (true) o[0] = 1;",
+        ] {
+            assert!(rewritten.text.contains(part), "no {part} in {}", rewritten.text);
+        }
+    }
+
+    #[test]
+    fn broken_texts_do_not_panic() {
+        let words = tokens(SOURCE);
+        for (i, word) in words.iter().enumerate() {
+            let without = format!("{}{}", &SOURCE[..word.start], &SOURCE[word.end()..]);
+            let _ = rewrite(&without, &options());
+            let _ = rewrite(&SOURCE[..word.end()], &options());
+            let _ = rewrite(&SOURCE[word.start..], &options());
+            let other = words[(i * 7 + 3) % words.len()].text;
+            let _ = rewrite(&format!("{} {other} {}", &SOURCE[..word.start], &SOURCE[word.end()..]), &options());
+        }
+    }
+
+    #[test]
+    fn pointers_need_an_address_space() {
+        for (text, accepted) in [
+            ("void f(float* p) {}", false),
+            ("struct S { int x; }; void f(const S &s) {}", false),
+            ("template <typename T> void f(T const* p) {}", false),
+            ("void f(vec<float, 4>* p) {}", false),
+            ("void f(device float* p, float const thread& q, const device uint4 *r) {}", true),
+            ("float x = float(y) * z; bool b = sizeof(float) * n & m;", true),
+            ("auto q = (device T*)p + reinterpret_cast<threadgroup half4*>(r);", true),
+        ] {
+            assert_eq!(rewrite(text, &options()).is_ok(), accepted, "{text}");
+        }
+    }
 }
