@@ -35,13 +35,11 @@ impl Shape {
         self.iter().product()
     }
 
-    /// The product of the dimensions, or `None` where it overflows.
+    /// The product of the dimensions, or `None` where it overflows. A zero does not excuse the others, of which
+    /// [`contiguous_strides`](Self::contiguous_strides) are made.
     pub fn checked_elements(&self) -> Option<usize> {
-        // A zero anywhere makes the tensor empty, however large the rest.
-        if self.contains(&0) {
-            return Some(0);
-        }
-        self.iter().try_fold(1usize, |n, &d| n.checked_mul(d))
+        let product = self.iter().try_fold(1usize, |n, &d| n.checked_mul(d.max(1)))?;
+        Some(if self.contains(&0) { 0 } else { product })
     }
 
     /// The number of dimensions.

@@ -222,6 +222,9 @@ impl Checkpoint {
             _ => None,
         };
         let Some(scales) = scales else { return Ok(None) };
+        if let Some(global) = self.find(&format!("{module_path}.global_scale")) {
+            return Err(global.error("scales of scales are not read; convert the model anew with mlx_lm.convert"));
+        }
         let found = mlx::infer_format(&self.get(&format!("{module_path}.weight"))?, &scales, row)?;
         match declared {
             Some(declared) if declared != found => {

@@ -224,7 +224,7 @@ impl<'de> Deserialize<'de> for Metadata {
     }
 }
 
-/// A tensor to [`write`].
+/// A tensor to [`write()`].
 #[derive(Clone, Copy, Debug)]
 pub struct TensorData<'a> {
     /// Its name.

@@ -165,6 +165,8 @@ fn shapes_tell_the_format_of_modules_without_an_entry() {
     for (module, bits, group_size, scales, _) in cases {
         packed(&dir, module, bits, group_size, scales, 512);
     }
+    packed(&dir, "scaled", 4, 16, DType::U8, 512);
+    weights(&dir, "model-global.safetensors", &one("scaled.global_scale"));
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
     for (module, .., wanted) in cases {
         assert_eq!(checkpoint.quant_format(module, 512).ok().flatten(), wanted, "{module}");
@@ -174,6 +176,7 @@ fn shapes_tell_the_format_of_modules_without_an_entry() {
         error("wrong", 512)
             .ends_with("wrong.scales: its shape is that of affine 4-bit gs64, config.json says affine 8-bit gs64")
     );
+    assert!(error("scaled", 512).contains("scaled.global_scale: scales of scales are not read"));
     assert!(error("a", 500).ends_with("a.scales: bf16 [2, 8] with codes u32 [2, 64] is no format for rows of 500"));
     assert!(error("a", 0).ends_with("rows of 0"));
     assert!(error("a", usize::MAX).contains("is no format for rows of"));

@@ -102,6 +102,11 @@ fn safetensors_cases() -> Vec<Case> {
             "w: shape [4294967296, 4294967296] overflows",
         ),
         case(
+            "shape-overflow-empty",
+            one("F32", "[4294967296,4294967296,0]", "[0,0]"),
+            "w: shape [4294967296, 4294967296, 0] overflows",
+        ),
+        case(
             "shape-bytes-overflow",
             one("F32", "[4611686018427387904]", "[0,0]"),
             "w: shape [4611686018427387904] overflows",
@@ -203,6 +208,11 @@ fn gguf_cases() -> Vec<Case> {
             "w: has 4294967295 dimensions",
         ),
         case("dims-overflow", one(&[1 << 32, 1 << 32], 0, 0), "w: f32 [4294967296, 4294967296] at offset 0 overflows"),
+        case(
+            "dims-overflow-empty",
+            one(&[1 << 40, 1 << 40, 0], 0, 0),
+            "w: f32 [0, 1099511627776, 1099511627776] at offset 0 overflows",
+        ),
         case("bytes-overflow", one(&[1 << 62], 0, 0), "w: f32 [4611686018427387904] at offset 0 overflows"),
         case("offset-overflow", one(&[1], 0, u64::MAX - 31), "w: takes bytes 18446744073709551615"),
         case(

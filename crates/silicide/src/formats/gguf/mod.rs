@@ -31,7 +31,7 @@ impl GgufFile {
     /// Maps a file and reads its header and tables. One part of a split model is read by itself.
     ///
     /// # Errors
-    /// [`Error::Io`], or [`Error::Format`] naming the key or the tensor for a file of another version or byte order,
+    /// [`Error::Io`](crate::Error::Io), or [`Error::Format`](crate::Error::Format) naming the key or the tensor for a file of another version or byte order,
     /// one that is truncated, has a name twice, or gives spans that overlap or leave the file.
     pub fn open(path: &Path) -> Result<GgufFile> {
         GgufFile::parse(path, Mapped::open(path)?)
@@ -63,7 +63,7 @@ impl GgufFile {
 /// Opens every part of a split model, in order, given any of them; a file that is not split is its only part.
 ///
 /// # Errors
-/// As [`GgufFile::open`], and [`Error::Format`] naming the parts that are missing or that do not belong together.
+/// As [`GgufFile::open`], and [`Error::Format`](crate::Error::Format) naming the parts that are missing or that do not belong together.
 pub fn open_split(path: &Path) -> Result<Vec<GgufFile>> {
     let file = GgufFile::open(path)?;
     let count = file.metadata.find::<u16>(SPLIT_COUNT)?.unwrap_or(1);
