@@ -45,7 +45,7 @@ impl Message {
     fn view(&self) -> Result<serde_json::Value> {
         let mut view = serde_json::to_value(self).map_err(|e| Error::Template(format!("cannot read a message: {e}")))?;
         let names = ["reasoning_content", "thinking", "reasoning"];
-        if let Some(reasoning) = names.iter().map(|name| &self.fields[*name]).find(|value| !value.is_null()) {
+        if let Some(reasoning) = names.iter().filter_map(|name| self.fields.get(*name)).find(|value| !value.is_null()) {
             view["reasoning_content"] = reasoning.clone();
             if !self.fields.contains_key("thinking") {
                 view["thinking"] = reasoning.clone();
