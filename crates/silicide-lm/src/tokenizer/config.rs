@@ -17,8 +17,6 @@ pub(super) struct TokenizerConfig {
     pub(super) special_tokens: BTreeMap<String, String>,
     /// Chat templates by name; the usual one is `default`.
     pub(super) chat_templates: BTreeMap<String, String>,
-    pub(super) add_bos_token: Option<bool>,
-    pub(super) add_eos_token: Option<bool>,
     /// Tokens to add where `tokenizer.json` lacks them, by id.
     pub(super) added_tokens: BTreeMap<u32, AddedToken>,
 }
@@ -41,11 +39,6 @@ impl TokenizerConfig {
         for (name, value) in fields {
             let bad = |want: &str| Err(Error::file(path, name, format!("want {want}, got {}", brief(value))));
             match (name.as_str(), value) {
-                ("add_bos_token" | "add_eos_token", Value::Bool(_) | Value::Null) => {
-                    let slot = if name == "add_bos_token" { &mut self.add_bos_token } else { &mut self.add_eos_token };
-                    *slot = value.as_bool();
-                }
-                ("add_bos_token" | "add_eos_token", _) => return bad("true or false"),
                 ("added_tokens_decoder", Value::Object(tokens)) => {
                     for (id, token) in tokens {
                         let (id, token) = added_token(id, token)
