@@ -48,6 +48,19 @@ TEXTS = [
 ]
 
 
+def random_ids(tokenizer, count):
+    """Ids at random, and their text by the library: special tokens, halves of characters and all."""
+    rng = random.Random(11)
+    size = max(tokenizer.get_vocab().values()) + 1
+    falls_back = tokenizer.token_to_id("<0x00>") is not None
+    for _ in range(count):
+        ids = [rng.randrange(size) for _ in range(rng.randint(1, 12))]
+        decoded = tokenizer.decode(ids, skip_special_tokens=False)
+        # Of ill-formed byte tokens the library makes one U+FFFD each; Python, mlx-lm and we one for each ill-formed part.
+        if not (falls_back and "\ufffd" in decoded):
+            yield {"ids": ids, "decoded": decoded, "skipped": tokenizer.decode(ids, skip_special_tokens=True)}
+
+
 def random_texts(count):
     rng = random.Random(7)
     pools = [
@@ -68,12 +81,12 @@ def random_texts(count):
         yield text
 
 
-def from_folder(folder, target):
+def from_folder(folder, target, count=300):
     from tokenizers import Tokenizer
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     for name in ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json"]:
-        if (folder / name).exists():
+        if (folder / name).exists() and folder != target:
             shutil.copy(folder / name, target)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
@@ -81,7 +94,7 @@ def from_folder(folder, target):
     # The generic class: a named one may rebuild the pipeline and lose steps of tokenizer.json.
     wrapped = PreTrainedTokenizerFast.from_pretrained(str(folder))
     cases = []
-    for text in TEXTS + list(random_texts(300)):
+    for text in TEXTS + list(random_texts(count)):
         ids = tokenizer.encode(text, add_special_tokens=False).ids
         cases.append(
             {
@@ -92,7 +105,13 @@ def from_folder(folder, target):
                 "skipped": tokenizer.decode(ids, skip_special_tokens=True),
             }
         )
-    return {"bos": wrapped.bos_token_id, "eos": wrapped.eos_token_id, "vocab_size": max(tokenizer.get_vocab().values()) + 1, "cases": cases}
+    return {
+        "bos": wrapped.bos_token_id,
+        "eos": wrapped.eos_token_id,
+        "vocab_size": max(tokenizer.get_vocab().values()) + 1,
+        "cases": cases,
+        "id_cases": list(random_ids(tokenizer, count)),
+    }
 
 
 class Llama:
@@ -173,4 +192,5 @@ def main():
         print(name, len(expected["cases"]))
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -41,7 +41,11 @@ impl GenerationConfig {
         if config.eos_token_ids.is_empty() {
             let path = folder.join("config.json");
             if let Some(json) = read_json(&path)? {
-                let field = if json["eos_token_id"].is_null() { &json["text_config"]["eos_token_id"] } else { &json["eos_token_id"] };
+                let field = if json["eos_token_id"].is_null() {
+                    &json["text_config"]["eos_token_id"]
+                } else {
+                    &json["eos_token_id"]
+                };
                 config.eos_token_ids = ids(&path, field)?;
             }
         }
@@ -51,7 +55,10 @@ impl GenerationConfig {
     /// The sampling these defaults ask for: greedy where `do_sample` is false or absent, as in transformers, and else the
     /// values given, with transformers' temperature of 1 where there is none.
     pub fn sampling(&self) -> SamplingOptions {
-        let defaults = SamplingOptions { repetition_penalty: self.repetition_penalty.unwrap_or(1.0), ..SamplingOptions::default() };
+        let defaults = SamplingOptions {
+            repetition_penalty: self.repetition_penalty.unwrap_or(1.0),
+            ..SamplingOptions::default()
+        };
         if self.do_sample != Some(true) {
             return defaults;
         }

@@ -59,11 +59,14 @@ impl SamplingOptions {
         };
         let (temperature, penalty) = (self.temperature, self.repetition_penalty);
         check("temperature", temperature, temperature.is_finite() && temperature >= 0.0, "0 (greedy) or more")?;
-        let hint = "more than 0 and at most 1 (1 keeps every token; for the most probable token alone, set temperature to 0)";
+        let hint =
+            "more than 0 and at most 1 (1 keeps every token; for the most probable token alone, set temperature to 0)";
         check("top_p", self.top_p, self.top_p > 0.0 && self.top_p <= 1.0, hint)?;
         check("min_p", self.min_p, (0.0..=1.0).contains(&self.min_p), "0 (off) to 1")?;
         check("repetition_penalty", penalty, penalty.is_finite() && penalty > 0.0, "more than 0 (1 is off)")?;
-        for (name, value) in [("presence_penalty", self.presence_penalty), ("frequency_penalty", self.frequency_penalty)] {
+        for (name, value) in
+            [("presence_penalty", self.presence_penalty), ("frequency_penalty", self.frequency_penalty)]
+        {
             check(name, value, value.is_finite(), "a finite number (0 is off)")?;
         }
         for &(token, bias) in &self.logit_bias {
@@ -310,8 +313,7 @@ fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     for _ in 0..10 {
         let a = u64::from(counter[0]) * 0xD251_1F53;
         let b = u64::from(counter[2]) * 0xCD9E_8D57;
-        counter =
-            [(b >> 32) as u32 ^ counter[1] ^ key[0], b as u32, (a >> 32) as u32 ^ counter[3] ^ key[1], a as u32];
+        counter = [(b >> 32) as u32 ^ counter[1] ^ key[0], b as u32, (a >> 32) as u32 ^ counter[3] ^ key[1], a as u32];
         key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
     }
     counter

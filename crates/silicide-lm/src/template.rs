@@ -43,7 +43,8 @@ impl Message {
 
     /// The message as a template sees it. Reasoning goes under all the names that templates know it by, as transformers does it.
     fn view(&self) -> Result<serde_json::Value> {
-        let mut view = serde_json::to_value(self).map_err(|e| Error::Template(format!("cannot read a message: {e}")))?;
+        let mut view =
+            serde_json::to_value(self).map_err(|e| Error::Template(format!("cannot read a message: {e}")))?;
         let names = ["reasoning_content", "thinking", "reasoning"];
         if let Some(reasoning) = names.iter().filter_map(|name| self.fields.get(*name)).find(|value| !value.is_null()) {
             view["reasoning_content"] = reasoning.clone();

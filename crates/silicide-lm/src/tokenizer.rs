@@ -73,7 +73,8 @@ impl Tokenizer {
             inner.add_tokens([token.clone()]).map_err(|e| Error::file(&config_path, "added_tokens_decoder", e))?;
             let got = inner.token_to_id(&token.content);
             if got != Some(*id) {
-                let message = format!("token {:?} should have id {id}, but tokenizer.json makes it {got:?}", token.content);
+                let message =
+                    format!("token {:?} should have id {id}, but tokenizer.json makes it {got:?}", token.content);
                 return Err(Error::file(&config_path, "added_tokens_decoder", message));
             }
         }
@@ -84,7 +85,8 @@ impl Tokenizer {
             id.map(Some).ok_or_else(|| Error::file(&config_path, name, format!("{token:?} is not in the vocabulary")))
         };
         let (bos, eos) = (id_of("bos_token")?, id_of("eos_token")?);
-        let pieces = Pieces::new(&inner).map_err(|(field, message)| Error::file(folder.join("tokenizer.json"), field, message))?;
+        let pieces = Pieces::new(&inner)
+            .map_err(|(field, message)| Error::file(folder.join("tokenizer.json"), field, message))?;
         let special = SpecialTokens { bos, eos: eos.into_iter().collect(), wrap: None };
         Ok(Tokenizer { inner, pieces: Arc::new(pieces), special, config })
     }
@@ -95,8 +97,8 @@ impl Tokenizer {
     /// A kind or pre-tokeniser that is not known, lists whose lengths differ, ids outside the vocabulary, and broken merges.
     pub fn from_gguf(vocab: GgufVocab) -> Result<Self> {
         let (inner, special, config) = gguf::build(vocab)?;
-        let pieces =
-            Pieces::new(&inner).map_err(|(field, message)| Error::Tokenizer(format!("GGUF vocabulary: {field}: {message}")))?;
+        let pieces = Pieces::new(&inner)
+            .map_err(|(field, message)| Error::Tokenizer(format!("GGUF vocabulary: {field}: {message}")))?;
         Ok(Tokenizer { inner, pieces: Arc::new(pieces), special, config })
     }
 
@@ -110,8 +112,10 @@ impl Tokenizer {
     /// A text with a symbol that the vocabulary can neither spell nor replace.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
         let wrap = if add_special { self.special.wrap } else { Some((None, None)) };
-        let encoding =
-            self.inner.encode_fast(text, wrap.is_none()).map_err(|e| Error::Tokenizer(format!("cannot encode: {e}")))?;
+        let encoding = self
+            .inner
+            .encode_fast(text, wrap.is_none())
+            .map_err(|e| Error::Tokenizer(format!("cannot encode: {e}")))?;
         let (before, after) = wrap.unwrap_or_default();
         Ok(before.into_iter().chain(encoding.get_ids().iter().copied()).chain(after).collect())
     }

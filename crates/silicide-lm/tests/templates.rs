@@ -32,7 +32,9 @@ struct Case {
 enum Rendered {
     Text(String),
     /// The template's own `raise_exception`.
-    Refused { error: String },
+    Refused {
+        error: String,
+    },
 }
 
 fn oracle(folder: &str) -> PathBuf {
@@ -66,7 +68,9 @@ fn compare(folder: &Path) -> (usize, Vec<String>) {
             match (&got, want) {
                 (Ok(got), Rendered::Text(want)) if got == want => {}
                 (Err(e), Rendered::Refused { error }) if e.to_string().contains(error.as_str()) => {}
-                (Ok(got), Rendered::Text(want)) => failures.push(format!("{name}, {case_name}: {}", difference(want, got))),
+                (Ok(got), Rendered::Text(want)) => {
+                    failures.push(format!("{name}, {case_name}: {}", difference(want, got)))
+                }
                 (Err(e), Rendered::Text(_)) => failures.push(format!("{name}, {case_name}: {e}")),
                 (got, Rendered::Refused { error }) => {
                     let got = got.as_ref().map_or_else(ToString::to_string, |_| "a text".into());

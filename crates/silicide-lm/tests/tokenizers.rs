@@ -1,5 +1,6 @@
-//! Whole real vocabularies against the `tokenizers` library, transformers and llama.cpp, for those that `oracle/encode.py` has
-//! put into `oracle/.large/tokenizers`. They are megabytes, so there may be none.
+//! Tokenizers against the `tokenizers` library, transformers and llama.cpp: small ones of each kind (oracle/small_tokenizers.py),
+//! and those whole real ones that `oracle/encode.py` has put into `oracle/.large/tokenizers`. They are megabytes, so there may
+//! be none.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -14,6 +15,16 @@ struct Expected {
     eos: Option<u32>,
     vocab_size: Option<usize>,
     cases: Vec<Case>,
+    #[serde(default)]
+    id_cases: Vec<IdCase>,
+}
+
+/// Ids that no text gives, and their text.
+#[derive(Deserialize)]
+struct IdCase {
+    ids: Vec<u32>,
+    decoded: String,
+    skipped: String,
 }
 
 #[derive(Deserialize)]
@@ -25,8 +36,8 @@ struct Case {
     skipped: Option<String>,
 }
 
-fn folders() -> Vec<PathBuf> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../oracle/.large/tokenizers");
+fn folders(root: &str) -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../oracle").join(root);
     let Ok(entries) = std::fs::read_dir(root) else { return Vec::new() };
     let mut folders: Vec<_> = entries.map(|entry| entry.expect("a folder entry").path()).collect();
     folders.sort();
@@ -46,8 +57,19 @@ fn name(folder: &Path) -> &str {
 }
 
 #[test]
-fn folders_encode_and_decode_as_in_transformers() {
-    for folder in folders().iter().filter(|folder| folder.join("tokenizer.json").exists()) {
+fn small_tokenizers_encode_and_decode_as_in_transformers() {
+    let folders = folders("vectors/tokenizers");
+    assert_eq!(folders.len(), 4);
+    compare(&folders);
+}
+
+#[test]
+fn real_tokenizers_encode_and_decode_as_in_transformers() {
+    compare(&folders(".large/tokenizers"));
+}
+
+fn compare(folders: &[PathBuf]) {
+    for folder in folders.iter().filter(|folder| folder.join("tokenizer.json").exists()) {
         let (tokenizer, expected) = (Tokenizer::from_folder(folder).expect("a tokenizer"), expected(folder));
         assert_eq!(Some(tokenizer.vocab_size()), expected.vocab_size, "{}", name(folder));
         assert_eq!(tokenizer.bos_id(), expected.bos, "{}", name(folder));
@@ -59,12 +81,16 @@ fn folders_encode_and_decode_as_in_transformers() {
             assert_eq!(Some(tokenizer.decode(&case.ids, false)), case.decoded, "{context}");
             assert_eq!(Some(tokenizer.decode(&case.ids, true)), case.skipped, "{context}");
         }
+        for case in &expected.id_cases {
+            assert_eq!(tokenizer.decode(&case.ids, false), case.decoded, "{}: {:?}", name(folder), case.ids);
+            assert_eq!(tokenizer.decode(&case.ids, true), case.skipped, "{}: {:?}", name(folder), case.ids);
+        }
     }
 }
 
 #[test]
 fn gguf_vocabularies_encode_as_in_llama_cpp() {
-    for folder in folders().iter().filter(|folder| folder.join("vocab.json").exists()) {
+    for folder in folders(".large/tokenizers").iter().filter(|folder| folder.join("vocab.json").exists()) {
         let (tokenizer, expected) = (Tokenizer::from_gguf(vocab(folder)).expect("a tokenizer"), expected(folder));
         let mut failures = Vec::new();
         for case in &expected.cases {
@@ -81,6 +107,9 @@ fn gguf_vocabularies_encode_as_in_llama_cpp() {
 #[test]
 fn gguf_pipelines_are_those_of_tokenizer_json() {
     let kinds = [
+        ("byte_fallback", "llama"),
+        ("byte_level", "smollm"),
+        ("split_bytes", "llama-bpe"),
         ("deepseek_v3", "deepseek-v3"),
         ("gemma3", "gemma"),
         ("gpt2", "gpt-2"),
@@ -93,7 +122,7 @@ fn gguf_pipelines_are_those_of_tokenizer_json() {
         ("qwen2_5", "qwen2"),
         ("qwen3", "qwen2"),
     ];
-    for folder in folders() {
+    for folder in folders("vectors/tokenizers").into_iter().chain(folders(".large/tokenizers")) {
         let Some((_, pre)) = kinds.iter().find(|(kind, _)| *kind == name(&folder)) else { continue };
         let tokenizer = Tokenizer::from_gguf(strip_to_vocab(&folder, pre)).expect("a tokenizer");
         let mut failures = Vec::new();

@@ -84,7 +84,10 @@ pub(super) fn build(mut vocab: GgufVocab) -> Result<(Inner, SpecialTokens, Token
         "gpt2" => byte_level(&mut vocab)?,
         "llama" | "gemma4" => sentencepiece(&mut vocab)?,
         other => {
-            return Err(bad("ggml.model", format!("{other:?} is not known; supported are \"gpt2\", \"llama\" and \"gemma4\"")));
+            return Err(bad(
+                "ggml.model",
+                format!("{other:?} is not known; supported are \"gpt2\", \"llama\" and \"gemma4\""),
+            ));
         }
     };
     let of_type = |wanted: i32| {
@@ -110,10 +113,15 @@ pub(super) fn build(mut vocab: GgufVocab) -> Result<(Inner, SpecialTokens, Token
         ("unk_token", vocab.unk_id),
         ("pad_token", vocab.pad_id),
     ];
-    let special_tokens = named.iter().filter_map(|&(name, id)| Some((name.into(), vocab.tokens.get(id? as usize)?.clone())));
+    let special_tokens =
+        named.iter().filter_map(|&(name, id)| Some((name.into(), vocab.tokens.get(id? as usize)?.clone())));
     let config = TokenizerConfig {
         special_tokens: special_tokens.collect(),
-        chat_templates: vocab.chat_template.iter().map(|source| ("default".into(), source.clone())).collect::<BTreeMap<_, _>>(),
+        chat_templates: vocab
+            .chat_template
+            .iter()
+            .map(|source| ("default".into(), source.clone()))
+            .collect::<BTreeMap<_, _>>(),
         ..TokenizerConfig::default()
     };
     Ok((inner, special, config))
@@ -187,7 +195,10 @@ fn sentencepiece(vocab: &mut GgufVocab) -> Result<(Inner, bool)> {
     if let Some(unk) = vocab.unk_id {
         builder = builder.unk_token(vocab.tokens[unk as usize].clone());
     } else if !byte_fallback {
-        return Err(bad("ggml.unknown_token_id", "missing, and there are no byte tokens to spell what the vocabulary lacks"));
+        return Err(bad(
+            "ggml.unknown_token_id",
+            "missing, and there are no byte tokens to spell what the vocabulary lacks",
+        ));
     }
     let mut inner = Inner::new(builder.build().map_err(|e| bad("ggml.merges", e))?);
 
@@ -219,7 +230,9 @@ fn listed_merges(vocab: &mut GgufVocab) -> Result<Vec<(String, String)>> {
         // A space inside a token is never written as one in a byte-level vocabulary, so the first space parts the pair.
         let at = merge.char_indices().skip(1).find(|&(_, c)| c == ' ').map(|(at, _)| at);
         let pair = at.map(|at| (merge[..at].to_string(), merge[at + 1..].to_string()));
-        pair.ok_or_else(|| bad("ggml.merges", format!("entry {rank} is {merge:?}; want two tokens with a space between")))
+        pair.ok_or_else(|| {
+            bad("ggml.merges", format!("entry {rank} is {merge:?}; want two tokens with a space between"))
+        })
     });
     pairs.collect()
 }
@@ -306,7 +319,19 @@ impl PreTokenizer {
 const PRE_TOKENIZERS: &[PreTokenizer] = &[
     PreTokenizer::of(&["default"], &[r"[\p{P}$+<=>^~|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]"]),
     PreTokenizer::of(
-        &["gpt-2", "phi-2", "mpt", "olmo", "jais", "exaone4", "gigachat", "a.x-4.0", "mellum", "trillion", "granite-docling"],
+        &[
+            "gpt-2",
+            "phi-2",
+            "mpt",
+            "olmo",
+            "jais",
+            "exaone4",
+            "gigachat",
+            "a.x-4.0",
+            "mellum",
+            "trillion",
+            "granite-docling",
+        ],
         &[],
     )
     .gpt2(),
@@ -323,11 +348,7 @@ const PRE_TOKENIZERS: &[PreTokenizer] = &[
     .bos(),
     PreTokenizer::of(&["dbrx", "smaug-bpe", "chatglm-bpe"], &[LLAMA3]),
     PreTokenizer::of(&["glm4", "glm5"], &[LLAMA3]).whole_words(),
-    PreTokenizer::of(
-        &["qwen2", "deepseek-r1-qwen", "stablelm2", "megrez", "kormo", "f2llmv2"],
-        &[QWEN2],
-    )
-    .nfc(),
+    PreTokenizer::of(&["qwen2", "deepseek-r1-qwen", "stablelm2", "megrez", "kormo", "f2llmv2"], &[QWEN2]).nfc(),
     PreTokenizer::of(&["hunyuan", "solar-open", "grok-2"], &[QWEN2]),
     PreTokenizer::of(&["qwen35"], &[QWEN35]).nfc(),
     PreTokenizer::of(&["tekken"], &[TEKKEN]).whole_words().bos(),
@@ -341,11 +362,14 @@ const PRE_TOKENIZERS: &[PreTokenizer] = &[
 
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)";
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const QWEN2: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const QWEN35: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const GPT4O: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const CJK: &str = "[一-龥぀-ゟ゠-ヿ]+";
 const DEEPSEEK_V3: &str = "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+";
-const BAILING: &str = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+";
-const SEED_CODER: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+";
+const BAILING: &str =
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+";
+const SEED_CODER: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+";

@@ -66,8 +66,12 @@ impl Pieces {
             by_id[id as usize] = Some(token);
         }
         let added = tokenizer.get_added_tokens_decoder();
-        let mut pieces =
-            Pieces { tokens: Blob::default(), bytes: Blob::default(), special: vec![false; size as usize], lead: decoder.lead };
+        let mut pieces = Pieces {
+            tokens: Blob::default(),
+            bytes: Blob::default(),
+            special: vec![false; size as usize],
+            lead: decoder.lead,
+        };
         let mut bytes = Vec::new();
         for (id, token) in by_id.iter().enumerate() {
             bytes.clear();
@@ -138,7 +142,8 @@ enum Pattern {
 
 impl Decoder {
     fn of(tokenizer: &tokenizers::Tokenizer) -> Result<Self, String> {
-        const SUPPORTED: &str = "supported are ByteLevel, Metaspace, and sequences of Replace (of a string), ByteFallback, Fuse and Strip";
+        const SUPPORTED: &str =
+            "supported are ByteLevel, Metaspace, and sequences of Replace (of a string), ByteFallback, Fuse and Strip";
         let Some(decoder) = tokenizer.get_decoder() else { return Err(format!("missing; {SUPPORTED}")) };
         let json = serde_json::to_value(decoder).map_err(|e| e.to_string())?;
         let step = Step::deserialize(&json).map_err(|e| format!("{e}; {SUPPORTED}"))?;
@@ -158,9 +163,10 @@ impl Decoder {
                         decoder.lead = Lead::FirstToken;
                     }
                 }
-                (Step::Replace { pattern: Pattern::String(from), content }, Kind::Text { replace, byte_fallback: false })
-                    if !from.is_empty() =>
-                {
+                (
+                    Step::Replace { pattern: Pattern::String(from), content },
+                    Kind::Text { replace, byte_fallback: false },
+                ) if !from.is_empty() => {
                     replace.push((from, content));
                 }
                 (Step::ByteFallback, Kind::Text { byte_fallback, .. }) => *byte_fallback = true,
