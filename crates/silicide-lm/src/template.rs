@@ -17,7 +17,7 @@ use serde_json::Map;
 use crate::error::{Error, Result};
 
 /// Instructions a rendering may take. Real templates take some hundreds a message.
-const FUEL: u64 = 20_000_000;
+const FUEL: u64 = 4_000_000;
 
 /// One message of a conversation.
 ///
