@@ -115,3 +115,53 @@ fn ids(path: &Path, value: &Value) -> Result<Vec<u32>> {
         value => Ok(vec![one(value)?]),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(files: &[(&str, &str)]) -> Result<GenerationConfig> {
+        let folder = tempfile::tempdir().expect("a folder");
+        for (name, text) in files {
+            std::fs::write(folder.path().join(name), text).expect("a file");
+        }
+        GenerationConfig::from_folder(folder.path())
+    }
+
+    #[test]
+    fn end_tokens_are_one_or_many_and_come_from_config_json_otherwise() {
+        let config = ("config.json", r#"{"eos_token_id": 2}"#);
+        assert_eq!(read(&[]).expect("nothing to read"), GenerationConfig::default());
+        assert_eq!(read(&[config]).expect("a config").eos_token_ids, [2]);
+        let nested = ("config.json", r#"{"text_config": {"eos_token_id": [3, 4]}}"#);
+        assert_eq!(read(&[nested]).expect("a config").eos_token_ids, [3, 4]);
+        let many = ("generation_config.json", r#"{"eos_token_id": [128001, 128009]}"#);
+        assert_eq!(read(&[config, many]).expect("configs").eos_token_ids, [128001, 128009]);
+    }
+
+    #[test]
+    fn sampling_defaults_count_where_the_model_samples() {
+        let text = r#"{"do_sample": true, "temperature": 0.6, "top_p": 0.9, "top_k": 20, "repetition_penalty": 1.05}"#;
+        let options = read(&[("generation_config.json", text)]).expect("a config").sampling();
+        assert_eq!((options.temperature, options.top_p, options.top_k), (0.6, 0.9, 20));
+        assert_eq!(options.repetition_penalty, 1.05);
+        let greedy = read(&[("generation_config.json", r#"{"temperature": 0.6, "top_k": 20}"#)]).expect("a config");
+        assert_eq!(greedy.sampling(), SamplingOptions::default());
+    }
+
+    #[test]
+    fn wrong_fields_are_named() {
+        for (text, field) in [
+            (r#"{"eos_token_id": "</s>"}"#, "eos_token_id"),
+            (r#"{"eos_token_id": [1, -1]}"#, "eos_token_id"),
+            (r#"{"temperature": "hot"}"#, "temperature"),
+            (r#"{"top_k": 0.5}"#, "top_k"),
+            (r#"{"do_sample": 1}"#, "do_sample"),
+            ("[]", "file"),
+            ("{", "file"),
+        ] {
+            let message = read(&[("generation_config.json", text)]).expect_err(text).to_string();
+            assert!(message.contains("generation_config.json") && message.contains(field), "{message}");
+        }
+    }
+}

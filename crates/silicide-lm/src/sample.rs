@@ -232,8 +232,7 @@ fn kept(logits: &[f32], cut: Cut, temperature: f32) -> impl Iterator<Item = (usi
 fn best(logits: &[f32]) -> Result<(usize, f32)> {
     let mut best = (0, f32::NEG_INFINITY);
     for (token, &logit) in logits.iter().enumerate() {
-        // Not `<=`, which NaN would pass.
-        if !(logit < f32::INFINITY) {
+        if logit.is_nan() || logit == f32::INFINITY {
             let hint = "the model's numbers overflowed, or its weights are damaged";
             return Err(Error::Options(format!("the logit of token {token} is {logit}; {hint}")));
         }
@@ -318,3 +317,6 @@ fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     }
     counter
 }
+
+#[cfg(test)]
+mod tests;

@@ -59,34 +59,38 @@ impl StopStream {
             return true;
         }
         self.held.push_str(piece);
-        let first = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min();
-        // An earlier stop string may still be completing: wait for it, for it would end the text before the other does.
+        // Where another stop string may still complete before the one met, it would end the text earlier: wait for it.
         let partial = self.partial_start();
-        match first {
-            Some(at) if at <= partial => {
-                out.push_str(&self.held[..at]);
-                self.held.clear();
-                self.stopped = true;
-            }
-            _ => {
-                out.push_str(&self.held[..partial]);
-                self.held.drain(..partial);
-            }
+        match self.first_stop() {
+            Some(at) if at <= partial => self.stop(at, out),
+            _ => out.extend(self.held.drain(..partial)),
         }
         self.stopped
     }
 
-    /// Ends the text: appends what was held back, unless a stop string was met.
-    pub fn finish(&mut self, out: &mut String) {
-        let first = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min();
-        out.push_str(&self.held[..first.unwrap_or(self.held.len())]);
+    /// Ends the text: appends what was held back, up to a stop string. True if one was met, now or before.
+    pub fn finish(&mut self, out: &mut String) -> bool {
+        match self.first_stop() {
+            Some(at) => self.stop(at, out),
+            None => out.push_str(&std::mem::take(&mut self.held)),
+        }
+        self.stopped
+    }
+
+    fn stop(&mut self, at: usize, out: &mut String) {
+        out.push_str(&self.held[..at]);
         self.held.clear();
+        self.stopped = true;
+    }
+
+    fn first_stop(&self) -> Option<usize> {
+        self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min()
     }
 
     /// Where the longest held suffix that begins a stop string starts; the end if there is none.
     fn partial_start(&self) -> usize {
-        let longest = self.stops.iter().map(|stop| stop.len() - 1).max().unwrap_or(0);
         let end = self.held.len();
+        let longest = self.stops.iter().map(|stop| stop.len() - 1).max().unwrap_or(0);
         let starts = end.saturating_sub(longest)..end;
         let begins = |at: &usize| {
             self.held.is_char_boundary(*at)

@@ -17,7 +17,7 @@ use serde_json::Map;
 use crate::error::{Error, Result};
 
 /// Instructions a rendering may take. Real templates take some hundreds a message.
-const FUEL: u64 = 20_000_000;
+const FUEL: u64 = 4_000_000;
 
 /// One message of a conversation.
 ///
@@ -57,7 +57,7 @@ impl Message {
         let mut view =
             serde_json::to_value(self).map_err(|e| Error::Template(format!("cannot read a message: {e}")))?;
         let names = ["reasoning_content", "thinking", "reasoning"];
-        if let Some(reasoning) = names.iter().map(|name| &self.fields[*name]).find(|value| !value.is_null()) {
+        if let Some(reasoning) = names.iter().filter_map(|name| self.fields.get(*name)).find(|value| !value.is_null()) {
             view["reasoning_content"] = reasoning.clone();
             if !self.fields.contains_key("thinking") {
                 view["thinking"] = reasoning.clone();

@@ -5,8 +5,8 @@
 //!
 //! - `tokenizer.json` is the truth. `tokenizer_class` is not looked at: transformers rebuilds the pipeline from the class
 //!   for some names and then loses steps that the file has (`GPT2Tokenizer` drops SmolLM2's split of digits).
-//! - `add_bos_token` and `add_eos_token` in `tokenizer_config.json`, where either is given, override the file's post-processor,
-//!   as in transformers 5.
+//! - Its post-processor says what goes around a text; `add_bos_token` and `add_eos_token` in `tokenizer_config.json` are not
+//!   looked at, as in transformers 5. A GGUF file has such flags alone, and they count.
 //! - Decoding never cleans up spaces (`clean_up_tokenization_spaces`): it damages code, and mlx-lm's streams do not either.
 //! - Bytes that are not UTF-8 become one U+FFFD for each maximal ill-formed part, as in Python and mlx-lm, in
 //!   [`Tokenizer::decode`] and in a [`Detokenizer`] alike. (`tokenizers` agrees for byte-level vocabularies; for byte fallback
@@ -85,12 +85,9 @@ impl Tokenizer {
             id.map(Some).ok_or_else(|| Error::file(&config_path, name, format!("{token:?} is not in the vocabulary")))
         };
         let (bos, eos) = (id_of("bos_token")?, id_of("eos_token")?);
-        let wrap = (config.add_bos_token.is_some() || config.add_eos_token.is_some()).then(|| {
-            (bos.filter(|_| config.add_bos_token == Some(true)), eos.filter(|_| config.add_eos_token == Some(true)))
-        });
         let pieces = Pieces::new(&inner)
             .map_err(|(field, message)| Error::file(folder.join("tokenizer.json"), field, message))?;
-        let special = SpecialTokens { bos, eos: eos.into_iter().collect(), wrap };
+        let special = SpecialTokens { bos, eos: eos.into_iter().collect(), wrap: None };
         Ok(Tokenizer { inner, pieces: Arc::new(pieces), special, config })
     }
 

@@ -10,7 +10,13 @@ use minijinja_contrib::pycompat;
 pub(super) fn install(env: &mut Environment<'static>) {
     env.set_unknown_method_callback(method);
     env.add_filter("tojson", to_json);
+    env.add_test("iterable", is_iterable);
     env.add_test("sequence", is_sequence);
+    env.set_formatter(|out, state, value| match value.kind() {
+        ValueKind::None => Ok(out.write_str("None")?),
+        ValueKind::Number if !value.is_integer() => Ok(out.write_str(&float(f64::try_from(value.clone())?))?),
+        _ => minijinja::escape_formatter(out, state, value),
+    });
     env.add_function("raise_exception", |message: Value| -> Result<Value, Error> { Err(refuse(message.to_string())) });
 }
 
@@ -78,9 +84,14 @@ fn method(state: &mut State, value: &Value, name: &str, args: &[Value]) -> Resul
     })
 }
 
-/// As Jinja2 has it: whatever has a length and is indexed, so texts and mappings too.
+/// As Jinja2 has it: what is not defined is empty, but none is no iterable.
+fn is_iterable(value: &Value) -> bool {
+    !value.is_none() && value.try_iter().is_ok()
+}
+
+/// As Jinja2 has it: whatever has a length and can be indexed, so texts and mappings too.
 fn is_sequence(value: &Value) -> bool {
-    matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map)
+    matches!(value.kind(), ValueKind::Seq | ValueKind::String | ValueKind::Map | ValueKind::Undefined)
 }
 
 /// `json.dumps`, with transformers' defaults.

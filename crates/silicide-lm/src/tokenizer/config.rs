@@ -1,7 +1,7 @@
 //! The tokenizer files of a model folder.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -17,8 +17,6 @@ pub(super) struct TokenizerConfig {
     pub(super) special_tokens: BTreeMap<String, String>,
     /// Chat templates by name; the usual one is `default`.
     pub(super) chat_templates: BTreeMap<String, String>,
-    pub(super) add_bos_token: Option<bool>,
-    pub(super) add_eos_token: Option<bool>,
     /// Tokens to add where `tokenizer.json` lacks them, by id.
     pub(super) added_tokens: BTreeMap<u32, AddedToken>,
 }
@@ -41,11 +39,6 @@ impl TokenizerConfig {
         for (name, value) in fields {
             let bad = |want: &str| Err(Error::file(path, name, format!("want {want}, got {}", brief(value))));
             match (name.as_str(), value) {
-                ("add_bos_token" | "add_eos_token", Value::Bool(_) | Value::Null) => {
-                    let slot = if name == "add_bos_token" { &mut self.add_bos_token } else { &mut self.add_eos_token };
-                    *slot = value.as_bool();
-                }
-                ("add_bos_token" | "add_eos_token", _) => return bad("true or false"),
                 ("added_tokens_decoder", Value::Object(tokens)) => {
                     for (id, token) in tokens {
                         let (id, token) = added_token(id, token)
@@ -122,39 +115,47 @@ pub(super) fn read_tokenizer(folder: &Path) -> Result<tokenizers::Tokenizer> {
         };
         return Err(Error::file(path, "file", hint));
     };
-    let mut tokenizer: tokenizers::Tokenizer = text.parse().map_err(|e| explain(&path, &text, &e))?;
+    // Parsed for its sections alone at first: the library panics on some files that are not JSON, and its errors name no section.
+    let sections =
+        serde_json::from_str(&text).map_err(|e| Error::file(&path, "file", format!("not a JSON object: {e}")))?;
+    let mut tokenizer: tokenizers::Tokenizer = text.parse().map_err(|e| explain(&path, &sections, &e))?;
     tokenizer.with_padding(None);
     tokenizer.with_truncation(None).map_err(|e| Error::file(&path, "truncation", e))?;
     Ok(tokenizer)
 }
 
-/// Finds the section of a `tokenizer.json` that does not parse: the library's message names none.
-fn explain(path: &Path, text: &str, error: &tokenizers::Error) -> Error {
-    let sections: BTreeMap<String, &RawValue> = match serde_json::from_str(text) {
-        Ok(sections) => sections,
-        Err(e) => return Error::file(path, "file", format!("not a JSON object: {e}")),
-    };
+/// An entry of `added_tokens`.
+#[derive(Deserialize)]
+#[expect(dead_code, reason = "read to see whether it can be")]
+struct NumberedToken {
+    id: u32,
+    #[serde(flatten)]
+    token: AddedToken,
+}
+
+/// Finds the section of a `tokenizer.json` that does not parse.
+fn explain(path: &Path, sections: &BTreeMap<String, &RawValue>, error: &tokenizers::Error) -> Error {
+    fn failure<'a, T: Deserialize<'a>>(section: &'a RawValue) -> Option<String> {
+        serde_json::from_str::<Option<T>>(section.get()).err().map(|e| e.to_string())
+    }
     if !sections.contains_key("model") {
         return Error::file(path, "model", "missing");
     }
-    fn parses<'a, T: Deserialize<'a>>(section: &'a RawValue) -> Option<String> {
-        serde_json::from_str::<Option<T>>(section.get()).err().map(|e| e.to_string())
-    }
     for (name, section) in sections {
         let failure = match name.as_str() {
-            "added_tokens" => parses::<Vec<AddedToken>>(section),
-            "decoder" => parses::<tokenizers::DecoderWrapper>(section),
-            "model" => parses::<tokenizers::ModelWrapper>(section),
-            "normalizer" => parses::<tokenizers::NormalizerWrapper>(section),
-            "post_processor" => parses::<tokenizers::PostProcessorWrapper>(section),
-            "pre_tokenizer" => parses::<tokenizers::PreTokenizerWrapper>(section),
+            "added_tokens" => failure::<Vec<NumberedToken>>(section),
+            "decoder" => failure::<tokenizers::DecoderWrapper>(section),
+            "model" => failure::<tokenizers::ModelWrapper>(section),
+            "normalizer" => failure::<tokenizers::NormalizerWrapper>(section),
+            "post_processor" => failure::<tokenizers::PostProcessorWrapper>(section),
+            "pre_tokenizer" => failure::<tokenizers::PreTokenizerWrapper>(section),
             _ => None,
         };
         if let Some(message) = failure {
             return Error::file(path, name, message);
         }
     }
-    Error::file(PathBuf::from(path), "file", error)
+    Error::file(path, "file", error)
 }
 
 fn added_token(id: &str, token: &Value) -> Result<(u32, AddedToken), String> {
