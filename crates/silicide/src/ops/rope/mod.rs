@@ -79,9 +79,6 @@ pub fn rope_into(stream: &mut Stream, x: &Tensor, positions: &Tensor, rope: &Rop
 /// `q` and `k` have the same tokens, head dimension and type. Queries and keys that lie in one tensor are better
 /// given to [`rope_into`] as one view of the heads of both.
 pub fn rope_in_place(stream: &mut Stream, q: &Tensor, k: &Tensor, positions: &Tensor, rope: &Rope) -> Result<()> {
-    check(OP, !overlap(q, k), || {
-        "q and k: got overlapping memory, wanted two tensors; give one view of the heads of both to rope_into".into()
-    })?;
     rope.0.launch(OP, &SOURCE, stream, positions, (q, q), Some((k, k)))
 }
 
@@ -155,6 +152,9 @@ impl Rotary {
         }
         let (tokens, head_dim) = (x.dim(0), x.dim(2));
         if let Some((k, _)) = second {
+            check(op, !overlap(x, k), || {
+                "q and k: got overlapping memory, wanted two tensors; turn one view of the heads of both instead".into()
+            })?;
             check(op, k.dim(0) == tokens && k.dim(2) == head_dim && k.dtype() == x.dtype(), || {
                 format!("k: got {k:?}, wanted {}[{tokens}, heads, {head_dim}] as q", x.dtype())
             })?;
