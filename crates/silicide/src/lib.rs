@@ -6,6 +6,7 @@ mod error;
 pub mod formats;
 mod kernels;
 mod matrix;
+pub mod mlx_native;
 pub mod ops;
 pub mod quant;
 mod shape;

@@ -139,7 +139,8 @@ pub(crate) fn assert_close(dtype: DType, got: &[f32], want: &[f64], scale: f64) 
 pub(crate) struct Golden {
     /// The parameters, as the script wrote them into the file's `__metadata__`.
     pub(crate) metadata: HashMap<String, String>,
-    tensors: HashMap<String, (DType, Shape, Vec<u8>)>,
+    /// The type by its name in the file, lower case.
+    tensors: HashMap<String, (String, Shape, Vec<u8>)>,
 }
 
 impl Golden {
@@ -157,13 +158,20 @@ impl Golden {
                 continue;
             }
             let dtype = value["dtype"].as_str().unwrap().to_lowercase();
-            let dtype = *DType::ALL.iter().find(|d| d.name() == dtype).unwrap_or_else(|| panic!("{name} is {dtype}"));
             let shape: Vec<usize> = serde_json::from_value(value["shape"].clone()).unwrap();
             let span: [usize; 2] = serde_json::from_value(value["data_offsets"].clone()).unwrap();
             let tensor = (dtype, Shape::new(&shape).unwrap(), data[span[0]..span[1]].to_vec());
             golden.tensors.insert(name, tensor);
         }
         golden
+    }
+
+    /// The cases and their parameters, sorted by name.
+    pub(crate) fn cases(&self) -> Vec<(String, serde_json::Value)> {
+        let cases: serde_json::Map<_, _> = serde_json::from_str(&self.metadata["cases"]).unwrap();
+        let mut cases: Vec<_> = cases.into_iter().collect();
+        cases.sort_by(|a, b| a.0.cmp(&b.0));
+        cases
     }
 
     /// Whether there is a tensor of this name.
@@ -180,12 +188,26 @@ impl Golden {
 
     /// A tensor on `device`, in the type that it was stored in.
     pub(crate) fn tensor(&self, device: &Device, name: &str) -> Tensor {
-        let (dtype, shape, bytes) = self.tensors.get(name).unwrap_or_else(|| panic!("no tensor {name}"));
-        device.tensor_from_bytes(bytes, *dtype, *shape).unwrap()
+        let (dtype, shape, bytes) = self.stored(name);
+        let dtype = *DType::ALL.iter().find(|d| d.name() == dtype).unwrap_or_else(|| panic!("{name} is {dtype}"));
+        device.tensor_from_bytes(bytes, dtype, *shape).unwrap()
     }
 
     /// A floating-point tensor's elements, widened.
     pub(crate) fn values(&self, name: &str) -> Vec<f32> {
-        values_of(&mut Device::cpu().stream(), &self.tensor(&Device::cpu(), name))
+        let device = Device::cpu();
+        values_of(&mut device.stream(), &self.tensor(&device, name))
+    }
+
+    /// A floating-point tensor's elements, those of an f64 tensor included.
+    pub(crate) fn exact_values(&self, name: &str) -> Vec<f64> {
+        match self.stored(name) {
+            (dtype, _, bytes) if dtype == "f64" => bytes.chunks(8).map(bytemuck::pod_read_unaligned).collect(),
+            _ => self.values(name).into_iter().map(f64::from).collect(),
+        }
+    }
+
+    fn stored(&self, name: &str) -> &(String, Shape, Vec<u8>) {
+        self.tensors.get(name).unwrap_or_else(|| panic!("no tensor {name}"))
     }
 }

@@ -64,6 +64,23 @@ impl Buffer {
         self.storage.write_locked(f)
     }
 
+    /// The bytes.
+    ///
+    /// # Safety
+    ///
+    /// Nothing writes them while the slice is used.
+    pub(crate) unsafe fn bytes(&self) -> &[u8] {
+        // SAFETY: the memory is `len` bytes for as long as `self`; the caller keeps writers out.
+        unsafe { std::slice::from_raw_parts(self.storage.memory.ptr.as_ptr(), self.len()) }
+    }
+
+    /// The bytes, where this is the only handle to the memory, so that no view and no launch can reach it.
+    pub(crate) fn bytes_mut(&mut self) -> Option<&mut [u8]> {
+        let storage = Arc::get_mut(&mut self.storage).filter(|s| !s.read_only)?;
+        // SAFETY: the memory is `len` bytes and ours to write; `storage` is borrowed for as long as the slice.
+        Some(unsafe { std::slice::from_raw_parts_mut(storage.memory.ptr.as_ptr(), storage.memory.len) })
+    }
+
     /// Copies host bytes in, while nothing else touches the buffer.
     pub(super) fn host_write(&self, offset: usize, bytes: &[u8]) {
         self.storage.write_locked(|memory| memory[offset..offset + bytes.len()].copy_from_slice(bytes));

@@ -72,6 +72,8 @@ pub(crate) struct Arg {
     pub(super) bytes: Range<usize>,
     pub(crate) dtype: DType,
     pub(super) access: Access,
+    /// Whether it is a broadcast view, which shows an element more than once.
+    repeats: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -148,7 +150,7 @@ impl Launch {
     fn absent(mut self) -> Launch {
         let first = self.args.first().expect("an op's first tensor is never optional");
         let (storage, start) = (first.storage.clone(), first.bytes.start);
-        self.args.push(Arg { storage, bytes: start..start, dtype: first.dtype, access: Access::Read });
+        self.args.push(Arg { storage, bytes: start..start, dtype: first.dtype, access: Access::Read, repeats: false });
         self
     }
 
@@ -160,7 +162,9 @@ impl Launch {
         if access.writes() {
             self.cost.written += size;
         }
-        self.args.push(Arg { storage: t.buffer().storage().clone(), bytes: t.byte_range(), dtype: t.dtype(), access });
+        let repeats = (0..t.rank()).any(|i| t.shape()[i] > 1 && t.strides()[i] == 0);
+        let storage = t.buffer().storage().clone();
+        self.args.push(Arg { storage, bytes: t.byte_range(), dtype: t.dtype(), access, repeats });
         self
     }
 
@@ -222,6 +226,11 @@ impl Launch {
             }
             if arg.storage.read_only {
                 let message = format!("argument {i} is written, but its memory is read-only (a mapped file)");
+                return Err(Error::argument(self.op, message));
+            }
+            if arg.repeats {
+                let message =
+                    format!("argument {i} is written, but it is a broadcast view, whose elements share memory");
                 return Err(Error::argument(self.op, message));
             }
             for (j, other) in self.args.iter().enumerate() {

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 /// The headers a kernel may `#include`, by name.
-const HEADERS: &[(&str, &str)] = &[("silicide.h", include_str!("silicide.h"))];
+const HEADERS: &[(&str, &str)] = &[("rope.h", include_str!("rope.h")), ("silicide.h", include_str!("silicide.h"))];
 
 /// The Metal Shading Language source of an op: one file, every entry point of the op.
 pub(crate) struct KernelSource {

@@ -7,9 +7,15 @@ mod embedding;
 mod kv_write;
 pub mod matmul;
 mod rms_norm;
+mod rope;
+mod rope_multi;
 
 pub use attention::{Attention, Mask, attention, attention_into};
 pub use embedding::embedding;
 pub use kv_write::kv_write;
 pub use matmul::{Activation, Precision, Weight, matmul, matmul_into};
 pub use rms_norm::{RmsNormOptions, rms_norm, rms_norm_into, rms_norm_with};
+pub use rope::{Llama3Scaling, Pairing, Rope, RopeFrequencies, YarnScaling, rope, rope_in_place, rope_into};
+pub use rope_multi::{
+    FallbackAxis, RopeMulti, RopeMultiMode, RopeSections, rope_multi, rope_multi_in_place, rope_multi_into,
+};

@@ -1,0 +1,4 @@
+#include "silicide.h"
+#include "rope.h"
+
+instantiate_floats("rope", rotary)
