@@ -81,7 +81,7 @@ pub(super) enum Scales {
 
 impl Scales {
     /// Bytes for a group of a panel, and for a block.
-    fn bytes(self) -> (usize, usize) {
+    pub(super) fn bytes(self) -> (usize, usize) {
         match self {
             Scales::None => (0, 0),
             Scales::Float { dtype, bias } => (LANES * dtype.size() * (1 + bias as usize), 0),

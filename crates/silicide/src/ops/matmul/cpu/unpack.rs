@@ -8,6 +8,10 @@ use crate::DType;
 /// The code kinds of integer kernels, as const parameters: the bits, or this for 4-bit indices into a table.
 pub(super) const TABLE: usize = 14;
 
+/// How far ahead memory is asked for: the processor's own prefetching ends at each page. Panels follow each other, so
+/// this is what will be read after as many bytes.
+const AHEAD: usize = 4096;
+
 /// The eight quads of unit `unit` of a panel with codes of kind `KIND`.
 #[inline(always)]
 pub(super) unsafe fn quads<S: Simd, const KIND: usize>(
@@ -42,7 +46,11 @@ pub(super) unsafe fn quads<S: Simd, const KIND: usize>(
 #[inline(always)]
 unsafe fn plane_quad<S: Simd>(plane: *const u8, width: usize, unit: usize, i: usize) -> S::I {
     let quads = 8 / width;
-    let x = S::load_bytes(plane.add((unit * width + i / quads) * 64));
+    let at = plane.add((unit * width + i / quads) * 64);
+    if i.is_multiple_of(quads) {
+        S::prefetch(at.wrapping_add(AHEAD));
+    }
+    let x = S::load_bytes(at);
     if width == 8 {
         return x;
     }
@@ -65,7 +73,9 @@ pub(super) unsafe fn scales<S: Simd>(
     };
     let at = panel.add(layout.scales_at);
     let blocks = panel.add(layout.blocks_at);
+    let group_bytes = layout.scales.bytes().0;
     for g in first..first + count {
+        S::prefetch(at.wrapping_add(g * group_bytes + AHEAD));
         let block = g * layout.group / BLOCK;
         let (scale, bias) = match layout.scales {
             Scales::None => (S::splat(1.0), None),
