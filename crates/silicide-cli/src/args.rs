@@ -18,8 +18,18 @@ pub struct Cli {
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Answer one prompt, streaming the text.
+    Generate(GenerateArgs),
+    /// Hold a conversation.
+    Chat(ChatArgs),
+    /// Say what is in a model: architecture, parameters, quantisation, tensors, memory needed.
+    Inspect(InspectArgs),
     /// Download a model, or update the copy in the cache, and print where it is.
     Pull(PullArgs),
+    /// List the devices: what is here, and what is missing and why.
+    Devices(DevicesArgs),
+    /// Show what a decode step and a 512-token prompt cost, launch by launch.
+    Explain(ExplainArgs),
 }
 
 const STYLES: Styles = Styles::styled()

@@ -5,6 +5,7 @@
 //! - [`args`]: the grammar of the command line
 //! - [`model`]: from the text after `--model` to a path, and `silicide pull`
 //! - [`hub`]: the Hugging Face hub's client and cache; [`starter`]: models that Python packages carry too
+//! - [`generate`], [`talk`], [`inspect`], [`devices`], [`explain`]: a subcommand each; [`engine`]: from options to a model
 //! - [`prompt`]: what is fed to the model; [`chat`]: a conversation at the terminal
 //! - [`report`]: what is printed after a run, tables, sizes
 //!
@@ -12,8 +13,13 @@
 
 pub mod args;
 pub mod chat;
+pub mod devices;
 mod digest;
+pub mod engine;
+pub mod explain;
+pub mod generate;
 pub mod hub;
+pub mod inspect;
 pub mod interrupt;
 pub mod model;
 pub mod paths;
@@ -21,6 +27,7 @@ pub mod progress;
 pub mod prompt;
 pub mod report;
 pub mod starter;
+pub mod talk;
 
 use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
@@ -59,9 +66,15 @@ fn explain_usage(usage: &clap::Error) -> ExitCode {
 }
 
 fn run(command: Command) -> anyhow::Result<()> {
-    let library = Library::from_env(Interrupt::listen()?)?;
+    let mut library = Library::from_env(Interrupt::listen()?)?;
+    let (out, notes) = (&mut io::stdout().lock(), &mut io::stderr());
     match command {
-        Command::Pull(args) => model::pull(&args, &library, &mut io::stdout().lock()),
+        Command::Generate(args) => generate::generate(&args, &library, out, notes),
+        Command::Chat(args) => talk::talk(&args, &mut library, out, notes),
+        Command::Inspect(args) => inspect::inspect(&args, &library, out),
+        Command::Pull(args) => model::pull(&args, &library, out),
+        Command::Devices(args) => devices::devices(&args, out),
+        Command::Explain(args) => explain::explain(&args, &library, out),
     }
 }
 

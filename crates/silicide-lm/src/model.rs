@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use silicide::device::Plan;
 use silicide::formats::Checkpoint;
 use silicide::ops::{Activation, Precision};
 use silicide::{DType, Device, DeviceKind};
@@ -120,6 +121,14 @@ impl Model {
     /// A conversation, whose tokens are computed once.
     pub fn session(&self) -> Session {
         Session::new(self.clone())
+    }
+
+    /// The launches of one pass over `tokens` tokens and the logits of the last, recorded and not run.
+    ///
+    /// # Errors
+    /// [`Error::Silicide`] where there is no memory for the pass.
+    pub fn plan(&self, tokens: usize) -> Result<Plan> {
+        self.session().plan(tokens)
     }
 
     /// The device it is on.

@@ -18,16 +18,17 @@ pub struct Session {
     cache: KvCache,
     /// The tokens in the cache.
     tokens: Vec<u32>,
-    decode: Option<Decode>,
+    /// The pass over one token.
+    decode: Option<Recorded>,
     /// The last position's logits.
     logits: Vec<f32>,
 }
 
-/// The decode step of one token, recorded once for a cache.
-struct Decode {
+/// A pass over some tokens, recorded for a cache.
+struct Recorded {
     plan: Plan,
-    token: Tensor,
-    position: Tensor,
+    tokens: Tensor,
+    positions: Tensor,
     logits: Tensor,
 }
 
@@ -104,11 +105,11 @@ impl Session {
     /// Runs one token; the cache has room for it.
     pub(crate) fn decode(&mut self, id: u32) -> Result<()> {
         if self.decode.is_none() {
-            self.decode = Some(self.record()?);
+            self.decode = Some(self.record(1)?);
         }
-        let Decode { plan, token, position, logits } = self.decode.as_ref().expect("recorded above");
-        self.stream.write(token, &[id])?;
-        self.stream.write(position, &[self.tokens.len() as u32])?;
+        let Recorded { plan, tokens, positions, logits } = self.decode.as_ref().expect("recorded above");
+        self.stream.write(tokens, &[id])?;
+        self.stream.write(positions, &[self.tokens.len() as u32])?;
         self.stream.replay(plan)?;
         self.stream.read(logits, &mut self.logits)?;
         self.tokens.push(id);
@@ -120,17 +121,23 @@ impl Session {
         (&mut self.logits, &self.tokens)
     }
 
-    fn record(&mut self) -> Result<Decode> {
+    /// The launches of one pass over `tokens` tokens and the logits of the last, recorded and not run.
+    pub(crate) fn plan(&mut self, tokens: usize) -> Result<Plan> {
+        self.rewind(&[], tokens)?;
+        Ok(self.record(tokens)?.plan)
+    }
+
+    fn record(&mut self, tokens: usize) -> Result<Recorded> {
         let device = self.model.device();
-        let token = device.zeros(DType::U32, [1])?;
-        let position = device.zeros(DType::U32, [1])?;
+        let token_ids = device.zeros(DType::U32, [tokens])?;
+        let positions = device.zeros(DType::U32, [tokens])?;
         let (model, cache) = (&self.model, &self.cache);
         let (plan, logits) = self.stream.record(|stream| {
-            let mut step = Step { stream, positions: &position, cache };
-            let hidden = model.inner().decoder.forward(&mut step, &token)?;
-            f32_logits(&mut step, model, &hidden)
+            let mut step = Step { stream, positions: &positions, cache };
+            let hidden = model.inner().decoder.forward(&mut step, &token_ids)?;
+            f32_logits(&mut step, model, &hidden.slice(0, tokens - 1..tokens)?)
         })?;
-        Ok(Decode { plan, token, position, logits })
+        Ok(Recorded { plan, tokens: token_ids, positions, logits })
     }
 
     /// Moves to a larger cache.

@@ -53,3 +53,8 @@ pub(crate) fn load(weights: &Weights) -> Result<Box<dyn Decoder>> {
         }
     }
 }
+
+/// Whether there is a file for this `model_type`.
+pub(crate) fn is_known(model_type: &str) -> bool {
+    MODELS.iter().any(|(name, _)| *name == model_type)
+}

@@ -1,0 +1,49 @@
+//! From options to a loaded model on a device.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use silicide::device::{CpuOptions, EmulatedOptions};
+use silicide::{DType, Device};
+use silicide_lm::{LoadOptions, Model, SamplingOptions};
+
+use crate::args::{ActivationType, DeviceChoice, HardwareArgs, SamplingArgs};
+
+/// The device that the options name.
+pub fn device(options: &HardwareArgs) -> silicide::Result<Device> {
+    let threads = options.threads.map_or(0, |n| n.get());
+    let cpu = || Device::cpu_with(CpuOptions { threads, ..CpuOptions::default() });
+    match options.device {
+        DeviceChoice::Auto => Ok(Device::metal().unwrap_or_else(|_| cpu())),
+        DeviceChoice::Cpu => Ok(cpu()),
+        DeviceChoice::Metal => Device::metal(),
+        DeviceChoice::EmulatedMetal => Device::emulated_metal(EmulatedOptions::default()),
+    }
+}
+
+/// The model at `path` on the device that the options name, and how long loading took.
+pub fn load(path: &Path, options: &HardwareArgs) -> anyhow::Result<(Model, Duration)> {
+    let begun = Instant::now();
+    let dtype = match options.dtype {
+        ActivationType::Auto => None,
+        ActivationType::F32 => Some(DType::F32),
+        ActivationType::Bf16 => Some(DType::BF16),
+        ActivationType::F16 => Some(DType::F16),
+    };
+    let model = Model::load_with(path, &device(options)?, LoadOptions { dtype })?;
+    Ok((model, begun.elapsed()))
+}
+
+/// The model's own defaults with what the options say in their place.
+pub fn sampling(model: &Model, options: &SamplingArgs) -> SamplingOptions {
+    let defaults = model.generation_config().sampling();
+    SamplingOptions {
+        temperature: options.temp.unwrap_or(defaults.temperature),
+        top_p: options.top_p.unwrap_or(defaults.top_p),
+        top_k: options.top_k.unwrap_or(defaults.top_k),
+        min_p: options.min_p.unwrap_or(defaults.min_p),
+        repetition_penalty: options.repetition_penalty.unwrap_or(defaults.repetition_penalty),
+        seed: options.seed,
+        ..defaults
+    }
+}
