@@ -4,14 +4,17 @@
 mod attention;
 mod check;
 mod embedding;
+mod glu;
 mod kv_write;
 pub mod matmul;
 mod rms_norm;
 mod rope;
 mod rope_multi;
+mod walk;
 
 pub use attention::{Attention, Mask, attention, attention_into};
 pub use embedding::embedding;
+pub use glu::{Gate, glu, glu_halves, glu_into};
 pub use kv_write::kv_write;
 pub use matmul::{Activation, Precision, Weight, matmul, matmul_into};
 pub use rms_norm::{RmsNormOptions, rms_norm, rms_norm_into, rms_norm_with};
