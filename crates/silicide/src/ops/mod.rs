@@ -2,6 +2,7 @@
 //! `kernel.metal`, and one test for all devices in `tests.rs`.
 
 mod attention;
+mod binary;
 mod check;
 mod embedding;
 mod glu;
@@ -13,6 +14,7 @@ mod rope_multi;
 mod walk;
 
 pub use attention::{Attention, Mask, attention, attention_into};
+pub use binary::{Binary, Operand, binary, binary_into};
 pub use embedding::embedding;
 pub use glu::{Gate, glu, glu_halves, glu_into};
 pub use kv_write::kv_write;
