@@ -4,6 +4,7 @@
 mod attention;
 mod binary;
 mod check;
+mod copy;
 mod embedding;
 mod glu;
 mod kv_write;
@@ -15,6 +16,7 @@ mod walk;
 
 pub use attention::{Attention, Mask, attention, attention_into};
 pub use binary::{Binary, Operand, binary, binary_into};
+pub use copy::{concat, copy, copy_into};
 pub use embedding::embedding;
 pub use glu::{Gate, glu, glu_halves, glu_into};
 pub use kv_write::kv_write;
