@@ -3,6 +3,7 @@
 
 mod attention;
 mod binary;
+mod cast;
 mod check;
 mod copy;
 mod embedding;
@@ -16,6 +17,7 @@ mod walk;
 
 pub use attention::{Attention, Mask, attention, attention_into};
 pub use binary::{Binary, Operand, binary, binary_into};
+pub use cast::{cast, cast_into};
 pub use copy::{concat, copy, copy_into};
 pub use embedding::embedding;
 pub use glu::{Gate, glu, glu_halves, glu_into};
