@@ -1,6 +1,7 @@
 //! Model operations, one folder each: contract and checks in `mod.rs`, the CPU form in `cpu.rs`, the form for every GPU in
 //! `kernel.metal`, and one test for all devices in `tests.rs`.
 
+mod argmax;
 mod attention;
 mod binary;
 mod cast;
@@ -15,6 +16,7 @@ mod rope;
 mod rope_multi;
 mod walk;
 
+pub use argmax::{argmax, argmax_into};
 pub use attention::{Attention, Mask, attention, attention_into};
 pub use binary::{Binary, Operand, binary, binary_into};
 pub use cast::{cast, cast_into};
