@@ -1,7 +1,6 @@
 //! Model operations, one folder each: contract and checks in `mod.rs`, the CPU form in `cpu.rs`, the form for every GPU in
 //! `kernel.metal`, and one test for all devices in `tests.rs`.
 
-mod argmax;
 mod attention;
 mod binary;
 mod cast;
@@ -14,9 +13,9 @@ pub mod matmul;
 mod rms_norm;
 mod rope;
 mod rope_multi;
+mod softmax;
 mod walk;
 
-pub use argmax::{argmax, argmax_into};
 pub use attention::{Attention, Mask, attention, attention_into};
 pub use binary::{Binary, Operand, binary, binary_into};
 pub use cast::{cast, cast_into};
@@ -30,3 +29,4 @@ pub use rope::{Llama3Scaling, Pairing, Rope, RopeFrequencies, YarnScaling, rope,
 pub use rope_multi::{
     FallbackAxis, RopeMulti, RopeMultiMode, RopeSections, rope_multi, rope_multi_in_place, rope_multi_into,
 };
+pub use softmax::{Softmax, softmax, softmax_into};
