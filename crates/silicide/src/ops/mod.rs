@@ -1,6 +1,7 @@
 //! Model operations, one folder each: contract and checks in `mod.rs`, the CPU form in `cpu.rs`, the form for every GPU in
 //! `kernel.metal`, and one test for all devices in `tests.rs`.
 
+mod argmax;
 mod attention;
 mod binary;
 mod cast;
@@ -16,6 +17,7 @@ mod rope_multi;
 mod softmax;
 mod walk;
 
+pub use argmax::{argmax, argmax_into};
 pub use attention::{Attention, Mask, attention, attention_into};
 pub use binary::{Binary, Operand, binary, binary_into};
 pub use cast::{cast, cast_into};
