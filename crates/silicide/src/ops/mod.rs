@@ -15,6 +15,7 @@ mod rms_norm;
 mod rope;
 mod rope_multi;
 mod softmax;
+mod unary;
 mod walk;
 
 pub use argmax::{argmax, argmax_into};
@@ -32,3 +33,4 @@ pub use rope_multi::{
     FallbackAxis, RopeMulti, RopeMultiMode, RopeSections, rope_multi, rope_multi_in_place, rope_multi_into,
 };
 pub use softmax::{Softmax, softmax, softmax_into};
+pub use unary::{Unary, unary, unary_into};
