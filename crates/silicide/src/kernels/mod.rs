@@ -3,7 +3,13 @@
 use std::fmt::Write;
 
 /// The headers a kernel may `#include`, by name.
-const HEADERS: &[(&str, &str)] = &[("rope.h", include_str!("rope.h")), ("silicide.h", include_str!("silicide.h"))];
+const HEADERS: &[(&str, &str)] = &[
+    ("math.h", include_str!("math.h")),
+    ("order.h", include_str!("order.h")),
+    ("rope.h", include_str!("rope.h")),
+    ("silicide.h", include_str!("silicide.h")),
+    ("walk.h", include_str!("walk.h")),
+];
 
 /// The Metal Shading Language source of an op: one file, every entry point of the op.
 pub(crate) struct KernelSource {
@@ -59,8 +65,8 @@ pub(crate) trait KernelParams: bytemuck::Pod {
 
 /// Declares a parameter struct once, for Rust and for kernels.
 ///
-/// Fields are `u32`, `i32`, `f32`, `u64`, `i64` or arrays of them; 64-bit fields come first so that nothing is padded
-/// (padding does not compile).
+/// Fields are `u32`, `i32`, `f32`, `u64`, `i64`, arrays of them, or structs declared in the same way; 64-bit fields come
+/// first so that nothing is padded (padding does not compile).
 macro_rules! kernel_params {
     ($(#[$meta:meta])* $vis:vis struct $name:ident { $($(#[$doc:meta])* $field:ident: $ty:tt),* $(,)? }) => {
         $(#[$meta])*
@@ -87,5 +93,29 @@ macro_rules! kernel_params {
     (@type f32) => { "float" };
     (@type u64) => { "ulong" };
     (@type i64) => { "long" };
+    (@type $other:ident) => { stringify!($other) };
 }
 pub(crate) use kernel_params;
+
+/// Declares an enum of functions once, for Rust and for kernels: variants may carry parameters in Rust; kernels see an
+/// `enum class` of their codes.
+macro_rules! kernel_enum {
+    ($(#[$meta:meta])* $vis:vis enum $name:ident {
+        $($(#[$doc:meta])* $variant:ident $({ $($(#[$field_doc:meta])* $field:ident: $ty:ty),* $(,)? })?),* $(,)?
+    }) => {
+        $(#[$meta])*
+        $vis enum $name { $($(#[$doc])* $variant $({ $($(#[$field_doc])* $field: $ty),* })?),* }
+
+        impl $name {
+            const DECLARATION: &'static str =
+                concat!("enum class ", stringify!($name), " : uint { ", $(stringify!($variant), ", ",)* "};");
+
+            /// What stands for it in a parameter struct.
+            fn code(&self) -> u32 {
+                enum Code { $($variant),* }
+                match self { $(Self::$variant { .. } => Code::$variant as u32),* }
+            }
+        }
+    };
+}
+pub(crate) use kernel_enum;

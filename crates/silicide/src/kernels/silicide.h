@@ -10,27 +10,30 @@
   instantiate_kernel(name "_bf16", func, bfloat)
 
 struct Sum {
+  using type = float;
   static constant constexpr float identity = 0.0f;
   static float combine(float a, float b) { return a + b; }
   static float simd(float x) { return simd_sum(x); }
 };
 
 struct Max {
+  using type = float;
   static constant constexpr float identity = -INFINITY;
   static float combine(float a, float b) { return max(a, b); }
   static float simd(float x) { return simd_max(x); }
 };
 
-// Combines `x` over the threads of a threadgroup and gives every thread the result. `scratch` holds 32 floats. Any
+// Combines `x` over the threads of a threadgroup and gives every thread the result. `scratch` holds 32 values. Any
 // number of threads will do; ends with a barrier, so `scratch` may be used again at once.
 template <typename Op>
-inline float threadgroup_reduce(float x, threadgroup float* scratch, uint lane, uint simdgroup, uint simdgroups) {
+inline typename Op::type threadgroup_reduce(
+    typename Op::type x, threadgroup typename Op::type* scratch, uint lane, uint simdgroup, uint simdgroups) {
   x = Op::simd(x);
   if (lane == 0) {
     scratch[simdgroup] = x;
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
-  float all = Op::identity;
+  typename Op::type all = Op::identity;
   for (uint i = 0; i < simdgroups; ++i) {
     all = Op::combine(all, scratch[i]);
   }

@@ -1,6 +1,6 @@
 //! What the ops' argument checks share.
 
-use crate::{Error, Result, Tensor};
+use crate::{Error, Result, Shape, Tensor};
 
 /// An [`Error::Argument`] of `op` unless `ok`; the message says what was got and what was wanted.
 pub(crate) fn check(op: &'static str, ok: bool, message: impl FnOnce() -> String) -> Result<()> {
@@ -10,6 +10,21 @@ pub(crate) fn check(op: &'static str, ok: bool, message: impl FnOnce() -> String
 /// A size as kernels take it.
 pub(crate) fn size(op: &'static str, name: &str, n: usize) -> Result<u32> {
     u32::try_from(n).map_err(|_| Error::argument(op, format!("{name}: {n} is past 2^32 - 1")))
+}
+
+/// The shape that two shapes broadcast to: axes are matched from the last, and one of size 1 is repeated.
+pub(crate) fn broadcast(op: &'static str, a: &Shape, b: &Shape) -> Result<Shape> {
+    let (mut wide, narrow) = if a.rank() >= b.rank() { (*a, b) } else { (*b, a) };
+    let lead = wide.rank() - narrow.rank();
+    for (d, &n) in wide[lead..].iter_mut().zip(narrow.iter()) {
+        check(op, *d == n || *d == 1 || n == 1, || {
+            format!("got {a} and {b}, wanted axes that are equal or 1, matched from the last")
+        })?;
+        if *d == 1 {
+            *d = n;
+        }
+    }
+    Ok(wide)
 }
 
 /// A tensor as rows of its last axis. Strides are in elements.

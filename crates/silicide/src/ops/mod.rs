@@ -1,21 +1,38 @@
 //! Model operations, one folder each: contract and checks in `mod.rs`, the CPU form in `cpu.rs`, the form for every GPU in
 //! `kernel.metal`, and one test for all devices in `tests.rs`.
 
+mod argmax;
 mod attention;
+mod binary;
+mod cast;
 mod check;
+mod copy;
 mod embedding;
+mod glu;
 mod kv_write;
+mod layer_norm;
 pub mod matmul;
 mod rms_norm;
 mod rope;
 mod rope_multi;
+mod softmax;
+mod unary;
+mod walk;
 
+pub use argmax::{argmax, argmax_into};
 pub use attention::{Attention, Mask, attention, attention_into};
+pub use binary::{Binary, Operand, binary, binary_into};
+pub use cast::{cast, cast_into};
+pub use copy::{concat, copy, copy_into};
 pub use embedding::embedding;
+pub use glu::{Gate, glu, glu_halves, glu_into};
 pub use kv_write::kv_write;
+pub use layer_norm::{layer_norm, layer_norm_into};
 pub use matmul::{Activation, Precision, Weight, matmul, matmul_into};
 pub use rms_norm::{RmsNormOptions, rms_norm, rms_norm_into, rms_norm_with};
 pub use rope::{Llama3Scaling, Pairing, Rope, RopeFrequencies, YarnScaling, rope, rope_in_place, rope_into};
 pub use rope_multi::{
     FallbackAxis, RopeMulti, RopeMultiMode, RopeSections, rope_multi, rope_multi_in_place, rope_multi_into,
 };
+pub use softmax::{Softmax, softmax, softmax_into};
+pub use unary::{Unary, unary, unary_into};

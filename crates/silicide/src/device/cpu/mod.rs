@@ -16,7 +16,7 @@ use super::buffer::Memory;
 use super::launch::{Arg, Body, Launch, LockSet};
 use super::plan::Plan;
 use super::{DeviceKind, Executor, HostBytes, Queue};
-use crate::{Element, Error, Result};
+use crate::{DType, Element, Error, Result};
 
 /// How the CPU device is used.
 #[derive(Clone, Copy, Debug, Default)]
@@ -168,9 +168,17 @@ impl<'a> Call<'a> {
         // Integers of one size may be read as one another: positions come as i32 or u32.
         let integers = !arg.dtype.is_float() && !T::DTYPE.is_float() && arg.dtype.size() == T::DTYPE.size();
         assert!(arg.bytes.is_empty() || arg.dtype == T::DTYPE || integers, "an op read {} as {}", arg.dtype, T::DTYPE);
-        // SAFETY: the range was checked against the storage when the tensor was made.
-        let ptr = unsafe { arg.storage.memory.ptr.as_ptr().add(arg.bytes.start) }.cast();
-        View { ptr, len: arg.bytes.len() / size_of::<T>(), _life: PhantomData }
+        View::of(arg)
+    }
+
+    /// An argument's memory as elements of `T`, whatever its own type: for moving bits.
+    pub(crate) fn bits<T: Element>(&self, arg: usize) -> View<'a, T> {
+        View::of(&self.args[arg])
+    }
+
+    /// The element type of an argument.
+    pub(crate) fn dtype(&self, arg: usize) -> DType {
+        self.args[arg].dtype
     }
 }
 
@@ -188,9 +196,40 @@ unsafe impl<T: Element> Send for View<'_, T> {}
 unsafe impl<T: Element> Sync for View<'_, T> {}
 
 impl<'a, T: Element> View<'a, T> {
+    fn of(arg: &'a Arg) -> View<'a, T> {
+        // SAFETY: the range was checked against the storage when the tensor was made.
+        let ptr = unsafe { arg.storage.memory.ptr.as_ptr().add(arg.bytes.start) }.cast::<T>();
+        assert!(arg.bytes.is_empty() || ptr.is_aligned());
+        View { ptr, len: arg.bytes.len() / size_of::<T>(), _life: PhantomData }
+    }
+
     /// How many elements there are.
     pub(crate) fn len(&self) -> usize {
         self.len
+    }
+
+    /// Element `i`.
+    ///
+    /// # Safety
+    ///
+    /// Nothing writes it meanwhile.
+    #[inline(always)]
+    pub(crate) unsafe fn get(&self, i: usize) -> T {
+        assert!(i < self.len);
+        // SAFETY: in bounds; the caller's promise.
+        unsafe { *self.ptr.add(i) }
+    }
+
+    /// Replaces element `i`.
+    ///
+    /// # Safety
+    ///
+    /// Nothing else touches it meanwhile.
+    #[inline(always)]
+    pub(crate) unsafe fn set(&self, i: usize, x: T) {
+        assert!(i < self.len);
+        // SAFETY: in bounds; the caller's promise.
+        unsafe { *self.ptr.add(i) = x }
     }
 
     /// The elements `start..start + len`, to read.

@@ -134,6 +134,81 @@ pub(crate) fn tanh(x: f32) -> f32 {
     if x.abs() < 0.15 { near } else { far }
 }
 
+/// `x * sigmoid(x)`.
+#[inline(always)]
+pub(crate) fn silu(x: f32) -> f32 {
+    x * sigmoid(x)
+}
+
+/// `x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3))) / 2`.
+#[inline(always)]
+pub(crate) fn gelu_tanh(x: f32) -> f32 {
+    // (1 + tanh u) / 2 is sigmoid(2u), which keeps its relative accuracy where the result is small.
+    x * sigmoid(1.595_769_1 * (x + 0.044_715 * x * x * x))
+}
+
+/// `x * (1 + erf(x / sqrt 2)) / 2`.
+#[inline(always)]
+pub(crate) fn gelu_erf(x: f32) -> f32 {
+    // By the complementary error function, for the same reason: erfc(z) = e^(-z^2) * t * q(t) with t = 1 / (1 + z / 2)
+    // for z >= 0, and q fitted at Chebyshev nodes to 2e-7 relative.
+    let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
+    let t = 1.0 / (1.0 + 0.5 * z);
+    let mut q = 0.045_351_34;
+    for c in [
+        -0.245_580_03,
+        0.516_899_5,
+        -0.482_474_77,
+        0.151_885_17,
+        -0.067_958_27,
+        0.095_827_1,
+        0.174_948_6,
+        0.246_913_57,
+        0.282_092_87,
+        0.282_094_8,
+    ] {
+        q = q * t + c;
+    }
+    let tail = 0.5 * exp(-z * z) * (t * q);
+    x * if x < 0.0 { tail } else { 1.0 - tail }
+}
+
+/// The natural logarithm to about two units in the last place; negative infinity for 0, NaN below.
+#[inline(always)]
+pub(crate) fn log(x: f32) -> f32 {
+    // x = m * 2^n with m in [sqrt 1/2, sqrt 2), and log m = 2 atanh(s) with s = (m - 1) / (m + 1), |s| < 0.172.
+    let small = x < f32::MIN_POSITIVE;
+    let y = if small { x * (1 << 23) as f32 } else { x };
+    let bits = y.to_bits() as i32;
+    let above = bits - std::f32::consts::FRAC_1_SQRT_2.to_bits() as i32;
+    let n = above >> 23;
+    let m = f32::from_bits((bits - (n << 23)) as u32);
+    let n = n as f32 - if small { 23.0 } else { 0.0 };
+    let f = m - 1.0;
+    let s = f / (m + 1.0);
+    let s2 = s * s;
+    let mut p = 2.0 / 11.0;
+    for c in [2.0 / 9.0, 2.0 / 7.0, 0.4, 2.0 / 3.0] {
+        p = p * s2 + c;
+    }
+    // 2s = f - s * f, whose rounding does not reach the leading term.
+    let log_m = f - s * (f - s2 * p);
+    let log = n * 0.693_359_4 + (n * -2.121_944_4e-4 + log_m);
+    let log = if x == 0.0 { f32::NEG_INFINITY } else { log };
+    let log = if x == f32::INFINITY { x } else { log };
+    if x >= 0.0 { log } else { f32::NAN }
+}
+
+/// `log(1 + e^x)`, without loss for negative `x` and without overflow.
+#[inline(always)]
+pub(crate) fn softplus(x: f32) -> f32 {
+    // log(1 + u): what rounding took from 1 + u is put back by the quotient.
+    let u = exp(-x.abs());
+    let w = 1.0 + u;
+    let log_one_plus = if w == 1.0 { u } else { log(w) * (u / (w - 1.0)) };
+    (if x < 0.0 { 0.0 } else { x }) + log_one_plus
+}
+
 /// Widens a row.
 #[inline(always)]
 pub(crate) fn widen<T: Float>(x: &[T], out: &mut [f32]) {
@@ -150,17 +225,50 @@ pub(crate) fn narrow<T: Float>(x: &[f32], out: &mut [T]) {
     }
 }
 
+/// A number that orders as `x` does among floats: -0 is 0, and NaN is above everything. Never 0.
+#[inline(always)]
+pub(crate) fn order_key(x: f32) -> u32 {
+    let bits = x.to_bits();
+    let magnitude = bits & 0x7fff_ffff;
+    // A negative number's bits are turned around, a positive one's put above them.
+    let key = bits ^ (((bits as i32 >> 31) as u32) | 0x8000_0000);
+    let key = if magnitude == 0 { 0x8000_0000 } else { key };
+    if magnitude > 0x7f80_0000 { u32::MAX } else { key }
+}
+
+/// The greatest [`order_key`]; 0 for none.
+#[inline(always)]
+pub(crate) fn max_order_key(x: &[f32]) -> u32 {
+    let mut lanes = [0u32; LANES];
+    let mut chunks = x.chunks_exact(LANES);
+    for chunk in &mut chunks {
+        for i in 0..LANES {
+            lanes[i] = lanes[i].max(order_key(chunk[i]));
+        }
+    }
+    for (lane, &x) in lanes.iter_mut().zip(chunks.remainder()) {
+        *lane = (*lane).max(order_key(x));
+    }
+    lanes.into_iter().fold(0, u32::max)
+}
+
 /// Calls `f` with `len` floats of this thread's scratch memory, with whatever they held. Allocates only when a thread
 /// first needs so many. Calls may nest.
 pub(crate) fn with_scratch<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
+    with_scratch_of(len, f)
+}
+
+/// [`with_scratch`] of another type, of at most 8 bytes.
+pub(crate) fn with_scratch_of<T: bytemuck::Pod, R>(len: usize, f: impl FnOnce(&mut [T]) -> R) -> R {
     thread_local! {
-        static SCRATCH: RefCell<Vec<Vec<f32>>> = const { RefCell::new(Vec::new()) };
+        static SCRATCH: RefCell<Vec<Vec<u64>>> = const { RefCell::new(Vec::new()) };
     }
     let mut block = SCRATCH.with_borrow_mut(Vec::pop).unwrap_or_default();
-    if block.len() < len {
-        block.resize(len, 0.0);
+    let words = (len * size_of::<T>()).div_ceil(8);
+    if block.len() < words {
+        block.resize(words, 0);
     }
-    let result = f(&mut block[..len]);
+    let result = f(&mut bytemuck::cast_slice_mut(&mut block[..words])[..len]);
     SCRATCH.with_borrow_mut(|s| s.push(block));
     result
 }
@@ -198,6 +306,40 @@ mod tests {
         assert_eq!(tanh(f32::NEG_INFINITY), -1.0);
         assert!(tanh(f32::NAN).is_nan());
         assert_eq!(sigmoid(f32::NEG_INFINITY), 0.0);
+    }
+
+    #[test]
+    fn log_softplus_and_gelu_follow_the_true_functions() {
+        for i in 1..100_000u32 {
+            let x = f32::from_bits(i.wrapping_mul(21_399));
+            if x.is_finite() {
+                let want = (x as f64).ln();
+                assert!((log(x) as f64 - want).abs() <= 2e-7 * want.abs(), "log {x}: {} {want}", log(x));
+            }
+        }
+        for i in -850_000..900_000 {
+            let x = i as f32 / 10_000.0;
+            let want = (x as f64).exp().ln_1p();
+            assert!((softplus(x) as f64 - want).abs() <= 4e-7 * want, "softplus {x}: {} {want}", softplus(x));
+        }
+        assert_eq!(log(1.0), 0.0);
+        assert_eq!(log(0.0), f32::NEG_INFINITY);
+        assert_eq!(log(f32::INFINITY), f32::INFINITY);
+        assert!(log(-1.0).is_nan() && log(f32::NAN).is_nan());
+        assert!(softplus(f32::NAN).is_nan());
+        // Normal quantiles: x * P(X < x).
+        for (x, want) in [(-5.0, -1.433_257_8e-6), (-1.0, -0.158_655_25), (1e-3, 5.003_989_4e-4), (2.0, 1.954_499_7)] {
+            assert!((gelu_erf(x) - want).abs() <= 1e-6 * want.abs(), "gelu {x}: {} {want}", gelu_erf(x));
+        }
+    }
+
+    #[test]
+    fn order_keys_order() {
+        let rising = [f32::NEG_INFINITY, -2.0, -1e-40, 0.0, 1e-40, 1.0, f32::MAX, f32::INFINITY, f32::NAN];
+        assert!(rising.windows(2).all(|w| order_key(w[0]) < order_key(w[1])));
+        assert!(order_key(f32::NEG_INFINITY) > 0 && order_key(-0.0) == order_key(0.0));
+        assert_eq!(order_key(-f32::NAN), order_key(f32::NAN));
+        assert_eq!(max_order_key(&[]), 0);
     }
 
     #[test]

@@ -1,0 +1,115 @@
+//! Copies between views of any strides: transposed, sliced and broadcast tensors made row-major, and parts put together.
+
+mod cpu;
+#[cfg(test)]
+mod tests;
+
+use crate::device::cpu::Entry;
+use crate::device::{Gpu, Launch, Stream};
+use crate::kernels::{KernelParams, KernelSource, kernel_params};
+use crate::ops::check::check;
+use crate::ops::walk::Walk;
+use crate::{Result, Tensor};
+
+/// A row-major tensor with the elements of `x`, which is of any type and has any strides.
+///
+/// # Errors
+///
+/// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
+///
+/// ```
+/// use silicide::{Device, ops};
+/// # fn main() -> silicide::Result<()> {
+/// let device = Device::cpu();
+/// let stream = &mut device.stream();
+/// let x = device.tensor(&[1u8, 2, 3, 4, 5, 6], [2, 3])?;
+/// let turned = ops::copy(stream, &x.permute(&[1, 0])?)?;
+/// assert!(turned.is_contiguous());
+/// assert_eq!(turned.to_vec::<u8>(stream)?, [1, 4, 2, 5, 3, 6]);
+/// # Ok(())
+/// # }
+/// ```
+pub fn copy(stream: &mut Stream, x: &Tensor) -> Result<Tensor> {
+    let out = stream.empty(x.dtype(), *x.shape())?;
+    copy_into(stream, x, &out)?;
+    Ok(out)
+}
+
+/// [`copy`] into `out`, a view of any strides that shares no memory with `x`.
+///
+/// # Errors
+///
+/// [`Error::Argument`](crate::Error::Argument) where shapes or types differ, or the memory overlaps.
+pub fn copy_into(stream: &mut Stream, x: &Tensor, out: &Tensor) -> Result<()> {
+    check(OP, x.shape() == out.shape() && x.dtype() == out.dtype(), || format!("out: got {out:?}, wanted {x:?}"))?;
+    if out.elements() == 0 {
+        return Ok(());
+    }
+    let (walk, size) = widest(Walk::elements(OP, &[x, out])?, x, out);
+    let launch = Launch::new(OP, &Params { walk }).read(x).write(out);
+    let entry = match size {
+        1 => cpu::run::<u8> as Entry,
+        2 => cpu::run::<u16>,
+        4 => cpu::run::<u32>,
+        _ => cpu::run::<i64>,
+    };
+    stream.launch(launch, entry, || {
+        let (threadgroups, threads) = walk.grid();
+        Gpu { source: &SOURCE, entry: format!("copy_{}", 8 * size), threadgroups, threads }
+    })
+}
+
+/// Tensors put one after the other along an axis.
+///
+/// # Errors
+///
+/// [`Error::Argument`](crate::Error::Argument) where there is no tensor, types differ, or shapes differ in another axis.
+pub fn concat(stream: &mut Stream, tensors: &[&Tensor], axis: usize) -> Result<Tensor> {
+    const OP: &str = "concat";
+    check(OP, !tensors.is_empty(), || "got no tensors, wanted one or more".into())?;
+    let first = tensors[0];
+    check(OP, axis < first.rank(), || format!("axis: got {axis}, wanted one of {}", first.shape()))?;
+    let mut shape = *first.shape();
+    shape[axis] = 0;
+    for t in tensors {
+        let mut rest = *t.shape();
+        let fits = t.rank() == first.rank() && t.dtype() == first.dtype() && {
+            rest[axis] = shape[axis];
+            rest == shape
+        };
+        check(OP, fits, || format!("got {t:?} beside {first:?}, wanted a difference in axis {axis} only"))?;
+        shape[axis] += t.shape()[axis];
+    }
+    let out = stream.empty(first.dtype(), shape)?;
+    let mut start = 0;
+    for t in tensors {
+        let end = start + t.shape()[axis];
+        copy_into(stream, t, &out.slice(axis, start..end)?)?;
+        start = end;
+    }
+    Ok(out)
+}
+
+/// The same bytes as fewer, larger elements, of up to 8 bytes, where both views have them so; and their size.
+fn widest(mut walk: Walk, x: &Tensor, out: &Tensor) -> (Walk, usize) {
+    let mut size = x.dtype().size();
+    let address = |t: &Tensor| t.buffer().address() + t.offset();
+    while size < 8 && (address(x) | address(out)).is_multiple_of(2 * size) && walk.pair() {
+        size *= 2;
+    }
+    (walk, size)
+}
+
+const OP: &str = "copy";
+
+kernel_params! {
+    struct Params {
+        walk: Walk,
+    }
+}
+
+static SOURCE: KernelSource = KernelSource {
+    name: "copy",
+    params: &[Walk::DECLARATION, Params::DECLARATION],
+    body: include_str!("kernel.metal"),
+};

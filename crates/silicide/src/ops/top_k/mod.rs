@@ -1,0 +1,89 @@
+//! The greatest elements of each row, in order.
+
+mod cpu;
+#[cfg(test)]
+mod tests;
+
+use crate::device::{Gpu, Launch, Stream};
+use crate::kernels::{KernelParams, KernelSource, kernel_params};
+use crate::ops::check::{check, float_entry, size};
+use crate::ops::walk::Walk;
+use crate::{DType, Result, Tensor};
+
+/// The `k` greatest elements along the last axis and their indices: values in falling order, of equals the lowest index
+/// first.
+///
+/// `x` is f32, f16 or bf16 of one axis or more, with any strides. The results are row-major in `x`'s shape with a last
+/// axis of `k`: values of `x`'s type, and u32 indices. NaN counts as greater than every number; -0 and 0 are equal. On a
+/// GPU the time grows with `k`, which is meant to be small.
+///
+/// # Errors
+///
+/// [`Error::Argument`](crate::Error::Argument) where types do not fit, or `k` is more than the row has.
+///
+/// ```
+/// use silicide::{Device, ops};
+/// # fn main() -> silicide::Result<()> {
+/// let device = Device::cpu();
+/// let stream = &mut device.stream();
+/// let x = device.tensor(&[2.0f32, 7.0, 4.0, 7.0], [1, 4])?;
+/// let (values, indices) = ops::top_k(stream, &x, 3)?;
+/// assert_eq!(values.to_vec::<f32>(stream)?, [7.0, 7.0, 4.0]);
+/// assert_eq!(indices.to_vec::<u32>(stream)?, [1, 3, 2]);
+/// # Ok(())
+/// # }
+/// ```
+pub fn top_k(stream: &mut Stream, x: &Tensor, k: usize) -> Result<(Tensor, Tensor)> {
+    let mut shape = *x.shape();
+    if let Some(last) = shape.last_mut() {
+        check(OP, k <= *last, || format!("k: got {k}, wanted {last} or less for {x:?}"))?;
+        *last = k;
+    }
+    let (values, indices) = (stream.empty(x.dtype(), shape)?, stream.empty(DType::U32, shape)?);
+    top_k_into(stream, x, &values, &indices)?;
+    Ok((values, indices))
+}
+
+/// [`top_k`] into `values` and `indices`, both contiguous, with `k` from their last axis.
+pub fn top_k_into(stream: &mut Stream, x: &Tensor, values: &Tensor, indices: &Tensor) -> Result<()> {
+    let dtype = x.dtype();
+    check(OP, dtype.is_float() && x.rank() > 0, || format!("x: got {x:?}, wanted rows of f32, f16 or bf16"))?;
+    let k = values.shape().last().copied().unwrap_or(0);
+    check(OP, k <= x.dim(-1), || format!("k: got {k}, wanted {} or less for {x:?}", x.dim(-1)))?;
+    let mut shape = *x.shape();
+    shape[x.rank() - 1] = k;
+    for (name, t, dtype) in [("values", values, dtype), ("indices", indices, DType::U32)] {
+        check(OP, *t.shape() == shape && t.dtype() == dtype && t.is_contiguous(), || {
+            format!("{name}: got {t:?}, wanted {dtype}{shape}, contiguous")
+        })?;
+    }
+    if values.elements() == 0 {
+        return Ok(());
+    }
+    let len = size(OP, "the last axis", x.dim(-1))?;
+    let params = Params { walk: Walk::rows(OP, &[x])?, k: k as u32, pad: 0 };
+    let launch = Launch::new(OP, &params).read(x).write(values).write(indices);
+    stream.launch(launch, float_entry!(dtype, T => cpu::run::<T>), || Gpu {
+        source: &SOURCE,
+        entry: format!("top_k_{dtype}"),
+        threadgroups: [params.walk.row_count(), 1, 1],
+        threads: [len.div_ceil(4).next_multiple_of(32).min(1024), 1, 1],
+    })
+}
+
+const OP: &str = "top_k";
+
+kernel_params! {
+    struct Params {
+        walk: Walk,
+        k: u32,
+        /// Makes the size a multiple of 8.
+        pad: u32,
+    }
+}
+
+static SOURCE: KernelSource = KernelSource {
+    name: "top_k",
+    params: &[Walk::DECLARATION, Params::DECLARATION],
+    body: include_str!("kernel.metal"),
+};
