@@ -5,7 +5,7 @@ mod attention;
 mod mlp;
 mod rope;
 
-use silicide::ops::{self, Precision, RmsNormOptions, Weight};
+use silicide::ops::{self, Binary, Precision, RmsNormOptions, Weight};
 use silicide::{DType, Matrix, Stream, Tensor};
 
 pub(crate) use attention::{Attention, AttentionArgs};
@@ -34,7 +34,7 @@ impl Linear {
     pub(crate) fn forward(&self, step: &mut Step, x: &Tensor) -> Result<Tensor> {
         let y = ops::matmul(step.stream, x, &self.weight, self.precision)?;
         match &self.bias {
-            Some(bias) => Ok(ops::add(step.stream, &y, bias)?),
+            Some(bias) => Ok(ops::binary(step.stream, Binary::Add, &y, bias)?),
             None => Ok(y),
         }
     }

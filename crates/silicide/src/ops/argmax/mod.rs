@@ -54,6 +54,7 @@ pub fn argmax_into(stream: &mut Stream, x: &Tensor, out: &Tensor) -> Result<()> 
     let launch = Launch::new(OP, &params).read(x).write(out);
     stream.launch(launch, float_entry!(dtype, T => cpu::run::<T>), || Gpu {
         source: &SOURCE,
+        defines: String::new(),
         entry: format!("argmax_{dtype}"),
         threadgroups: [params.walk.row_count(), 1, 1],
         threads: [len.div_ceil(4).next_multiple_of(32).min(1024), 1, 1],

@@ -130,7 +130,7 @@ pub fn binary_into<'a>(
     };
     stream.launch(launch, entry, || {
         let (threadgroups, threads) = walk.grid();
-        Gpu { source: &SOURCE, entry: format!("binary_{dtype}"), threadgroups, threads }
+        Gpu { source: &SOURCE, defines: String::new(), entry: format!("binary_{dtype}"), threadgroups, threads }
     })
 }
 

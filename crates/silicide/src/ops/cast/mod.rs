@@ -58,7 +58,7 @@ pub fn cast_into(stream: &mut Stream, x: &Tensor, out: &Tensor) -> Result<()> {
     let params = Params { walk, to: out.dtype() as u32, pad: 0 };
     stream.launch(Launch::new(OP, &params).read(x).write_in_place(out), cpu::run, || {
         let (threadgroups, threads) = walk.grid();
-        Gpu { source: &SOURCE, entry: format!("cast_{}", x.dtype()), threadgroups, threads }
+        Gpu { source: &SOURCE, defines: String::new(), entry: format!("cast_{}", x.dtype()), threadgroups, threads }
     })
 }
 

@@ -55,7 +55,7 @@ pub fn copy_into(stream: &mut Stream, x: &Tensor, out: &Tensor) -> Result<()> {
     };
     stream.launch(launch, entry, || {
         let (threadgroups, threads) = walk.grid();
-        Gpu { source: &SOURCE, entry: format!("copy_{}", 8 * size), threadgroups, threads }
+        Gpu { source: &SOURCE, defines: String::new(), entry: format!("copy_{}", 8 * size), threadgroups, threads }
     })
 }
 

@@ -81,7 +81,7 @@ pub fn glu_into(stream: &mut Stream, activation: Gate, gate: &Tensor, up: &Tenso
     let launch = Launch::new(OP, &params).read(gate).read(up).write_in_place(out).flops(6 * out.elements());
     stream.launch(launch, float_entry!(gate.dtype(), T => cpu::run::<T>), || {
         let (threadgroups, threads) = walk.grid();
-        Gpu { source: &SOURCE, entry: format!("glu_{}", gate.dtype()), threadgroups, threads }
+        Gpu { source: &SOURCE, defines: String::new(), entry: format!("glu_{}", gate.dtype()), threadgroups, threads }
     })
 }
 

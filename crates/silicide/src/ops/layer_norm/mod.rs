@@ -98,6 +98,7 @@ pub fn layer_norm_into(
     };
     stream.launch(launch, entry, || Gpu {
         source: &SOURCE,
+        defines: String::new(),
         entry: format!("layer_norm_{dtype}_{weight_dtype}"),
         threadgroups: [params.rows, 1, 1],
         threads: [params.dim.div_ceil(4).next_multiple_of(32).min(1024), 1, 1],

@@ -85,6 +85,7 @@ pub fn softmax_into(stream: &mut Stream, x: &Tensor, options: Softmax, out: &Ten
     };
     stream.launch(launch, entry, || Gpu {
         source: &SOURCE,
+        defines: String::new(),
         entry: format!("softmax_{dtype}_{mask_dtype}"),
         threadgroups: [walk.row_count(), 1, 1],
         threads: [len.div_ceil(4).next_multiple_of(32).min(1024), 1, 1],

@@ -108,7 +108,7 @@ pub fn unary_into(stream: &mut Stream, function: Unary, x: &Tensor, out: &Tensor
     let launch = Launch::new(OP, &params).read(x).write_in_place(out).flops(4 * x.elements());
     stream.launch(launch, float_entry!(dtype, T => cpu::run::<T>), || {
         let (threadgroups, threads) = params.walk.grid();
-        Gpu { source: &SOURCE, entry: format!("unary_{dtype}"), threadgroups, threads }
+        Gpu { source: &SOURCE, defines: String::new(), entry: format!("unary_{dtype}"), threadgroups, threads }
     })
 }
 
