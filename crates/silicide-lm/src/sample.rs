@@ -91,9 +91,10 @@ impl SamplingOptions {
 pub struct Sampler {
     options: SamplingOptions,
     random: Philox,
-    /// Scratch, kept for its allocation: recent tokens, then candidates' logits.
+    /// Scratch, kept for its allocation: recent tokens, candidates' logits, and what a cut keeps.
     recent: Vec<u32>,
     candidates: Vec<f32>,
+    kept: Vec<(usize, f64)>,
 }
 
 /// The tokens that stay: those above a logit, and the first `ties` of those at it.
@@ -113,7 +114,7 @@ impl Sampler {
         options.validate()?;
         let fresh = || std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), ());
         let random = Philox { seed: options.seed.unwrap_or_else(fresh), counter: 0 };
-        Ok(Sampler { options, random, recent: Vec::new(), candidates: Vec::new() })
+        Ok(Sampler { options, random, recent: Vec::new(), candidates: Vec::new(), kept: Vec::new() })
     }
 
     /// The seed in use, given or fresh.
@@ -133,7 +134,7 @@ impl Sampler {
             return Ok(best as u32);
         }
         let cut = self.cut(logits, max);
-        Ok(self.draw(logits, cut))
+        Ok(self.draw(logits, cut) as u32)
     }
 
     fn penalize(&mut self, logits: &mut [f32], history: &[u32]) -> Result<()> {
@@ -202,18 +203,17 @@ impl Sampler {
     }
 
     /// Draws a token from what a cut keeps, by one uniform number: the tokens are laid end to end in order of their ids.
-    fn draw(&mut self, logits: &[f32], cut: Cut) -> u32 {
-        let total: f64 = kept(logits, cut, self.options.temperature).map(|(_, weight)| weight).sum();
+    fn draw(&mut self, logits: &[f32], cut: Cut) -> usize {
+        self.kept.clear();
+        self.kept.extend(kept(logits, cut, self.options.temperature));
+        let total: f64 = self.kept.iter().map(|(_, weight)| weight).sum();
         let mut left = self.random.uniform() * total;
-        let mut last = 0;
-        for (token, weight) in kept(logits, cut, self.options.temperature) {
-            last = token;
+        let drawn = self.kept.iter().find(|(_, weight)| {
             left -= weight;
-            if left < 0.0 {
-                break;
-            }
-        }
-        last as u32
+            left < 0.0
+        });
+        // Rounding may leave a little at the end.
+        drawn.or(self.kept.last()).map_or(0, |&(token, _)| token)
     }
 }
 
@@ -284,12 +284,28 @@ fn exp(x: f64) -> f64 {
     }
     const LN2_HIGH: f64 = 0.693_147_180_369_123_8;
     const LN2_LOW: f64 = 1.908_214_929_270_587_7e-10;
-    let n = (x * std::f64::consts::LOG2_E).round_ties_even();
+    // Adding 1.5 * 2^52 rounds to an integer, which then stands in the low bits.
+    const SHIFT: f64 = 6_755_399_441_055_744.0;
+    let shifted = x * std::f64::consts::LOG2_E + SHIFT;
+    let n = shifted - SHIFT;
     let r = (x - n * LN2_HIGH) - n * LN2_LOW;
     // Taylor to r^13 / 13!, below 1e-17 for |r| <= ln(2) / 2.
-    let series = (1..=13).rev().fold(1.0, |sum, k| 1.0 + r * sum / f64::from(k));
-    series * f64::from_bits(((1023 + n as i64) as u64) << 52)
+    let mut series = 1.0;
+    for inverse in INVERSES {
+        series = 1.0 + r * series * inverse;
+    }
+    series * f64::from_bits(shifted.to_bits().wrapping_add(1023) << 52)
 }
+
+/// 1/13 to 1/1.
+const INVERSES: [f64; 13] = {
+    let (mut inverses, mut i) = ([1.0; 13], 0);
+    while i < 13 {
+        inverses[i] = 1.0 / (13 - i) as f64;
+        i += 1;
+    }
+    inverses
+};
 
 /// Philox4x32-10 (Salmon et al., 2011): the numbers are a function of seed and counter, so a device can make the same ones.
 #[derive(Clone, Copy, Debug)]

@@ -119,7 +119,7 @@ fn to_json(value: &Value, args: Rest<Value>, options: Kwargs) -> Result<Value, E
     options.assert_all_used()?;
     let mut writer = JsonWriter { out: String::new(), item, key, indent: indent.as_deref(), ensure_ascii, sort_keys };
     writer.value(value, 0)?;
-    Ok(Value::from_safe_string(writer.out))
+    Ok(Value::from(writer.out))
 }
 
 struct JsonWriter<'a> {

@@ -99,7 +99,10 @@ pub(super) fn build(mut vocab: GgufVocab) -> Result<(Inner, SpecialTokens, Token
     inner.add_tokens(whole(token_type::USER_DEFINED, false)).map_err(|e| bad("ggml.tokens", e))?;
 
     let mut eos: Vec<u32> = vocab.eos_id.into_iter().chain(vocab.eot_id).collect();
-    let ends = of_type(token_type::CONTROL).filter(|token| END_OF_TURN.contains(token));
+    // Where there is `<|return|>`, `<|end|>` ends a message and not the turn (gpt-oss).
+    let harmony = of_type(token_type::CONTROL).any(|token| token == "<|return|>");
+    let ends_turn = |token: &&str| END_OF_TURN.contains(token) && !(harmony && *token == "<|end|>");
+    let ends = of_type(token_type::CONTROL).filter(ends_turn);
     eos.extend(ends.filter_map(|token| inner.token_to_id(token)));
     let mut seen = std::collections::HashSet::new();
     eos.retain(|&id| seen.insert(id));
@@ -252,7 +255,6 @@ fn merges_by_score(vocab: &GgufVocab) -> Result<Vec<(String, String)>> {
     let mergeable = |id: usize| matches!(kind(id), token_type::NORMAL | token_type::USER_DEFINED);
     let ids: HashMap<&str, usize> = vocab.tokens.iter().map(String::as_str).zip(0..).collect();
     let mut order: Vec<usize> = (0..vocab.tokens.len()).filter(|&id| mergeable(id)).collect();
-    // Byte length is a fair measure for both orders: only runs of one character are compared.
     let rank = |id: usize| match kind(id) {
         token_type::USER_DEFINED => (0, -(vocab.tokens[id].chars().count() as f32)),
         _ => (1, -vocab.scores[id]),
