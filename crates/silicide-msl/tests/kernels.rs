@@ -267,3 +267,18 @@ kernel void transpose(device const float* a [[buffer(0)]], device float* b [[buf
     let partial = Job::new(&library, "transpose", 1, 16).run(&mut [&mut common::bytes(&m), &mut vec![0; 256]]);
     assert!(partial.expect_err("too few lanes").to_string().contains("all 32 lanes"));
 }
+
+#[test]
+fn kernels_run_without_checks() {
+    if !have_clang() {
+        return;
+    }
+    let options = silicide_msl::CompileOptions { checks: false, ..Default::default() };
+    let library = silicide_msl::Library::compile(NORM, &options).unwrap_or_else(|error| panic!("{error}"));
+    let mut job = Job::new(&library, "rms_norm_float", 16, 128).inline(3, Params { width: 8, eps: 0.0 });
+    job.schedule.workers = 0;
+    let mut out = vec![0; 16 * 8 * 4];
+    let (x, w) = (vec![-2f32; 16 * 8], vec![3f32; 8]);
+    job.run(&mut [&mut common::bytes(&x), &mut common::bytes(&w), &mut out]).expect("runs");
+    assert_eq!(common::values::<f32>(&out), [-3.0; 16 * 8]);
+}
