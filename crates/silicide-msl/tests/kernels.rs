@@ -109,7 +109,8 @@ using namespace metal;
 template <typename T, int ROWS>
 struct Rows {
     float sums[ROWS] = {0};
-    void add(int row, float4 w, float4 x) { sums[row] += dot(w, x); }
+    void add(int row, float4 w, float4 x) { accumulate(sums[row], dot(w, x)); }
+    void accumulate(thread float& sum, float x) { sum += x; }
 };
 
 // Four rows a simdgroup, four columns a lane.
