@@ -401,15 +401,10 @@ impl<'a> Rewriter<'a> {
                     let (from, _) = condition.arguments;
                     let index = self.constant_index(self.tokens[from].text);
                     if !matches!(index.and_then(|i| self.constant(i)), Some(Constant::Bool(true))) {
-                        let null = if ty.ends_with('&') {
-                            return Err((
-                                line,
-                                format!(
-                                    "kernel `{kernel}`: parameter `{name}` depends on a function constant, so it must be a pointer"
-                                ),
-                            ));
-                        } else {
-                            format!("{ty} {name} = ({ty})0ul; ")
+                        // Nothing is there, as Metal has it: the kernel must not look.
+                        let null = match ty.strip_suffix('&') {
+                            Some(base) => format!("{ty} {name} = *({base} *)0ul; "),
+                            None => format!("{ty} {name} = ({ty})0ul; "),
                         };
                         locals.push_str(&null);
                         continue;
