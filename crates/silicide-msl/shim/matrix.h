@@ -18,6 +18,7 @@ template <typename T, int R, int C> struct simdgroup_matrix {
   }
   __private vec<T, 2> &thread_elements() { return *(__private vec<T, 2> *)(ulong)&__elements; }
 };
+// References to matrices are generic, as the members of an object are in its constructors.
 typedef simdgroup_matrix<float, 8, 8> simdgroup_float8x8;
 typedef simdgroup_matrix<half, 8, 8> simdgroup_half8x8;
 typedef simdgroup_matrix<bfloat, 8, 8> simdgroup_bfloat8x8;
@@ -29,7 +30,7 @@ template <typename T, int R, int C> __msl_inline simdgroup_matrix<T, R, C> make_
 }
 #define __msl_matrix_memory(SPACE) \
   template <typename T> \
-  __msl_inline void simdgroup_load(__private simdgroup_matrix<T, 8, 8> &m, const SPACE T *source, ulong elements_per_row = 8, \
+  __msl_inline void simdgroup_load(simdgroup_matrix<T, 8, 8> &m, const SPACE T *source, ulong elements_per_row = 8, \
                                    ulong2 origin = ulong2{0, 0}, bool transpose = false) { \
     uint2 at = m.__position(); \
     const SPACE T *p = source + origin.y * elements_per_row + origin.x; \
@@ -49,7 +50,7 @@ __msl_matrix_memory(__local)
 
 // Products and sums are in float; the result is rounded to its element type once.
 template <typename D, typename A, typename B, typename C>
-__msl_inline void simdgroup_multiply_accumulate(__private simdgroup_matrix<D, 8, 8> &d, simdgroup_matrix<A, 8, 8> a,
+__msl_inline void simdgroup_multiply_accumulate(simdgroup_matrix<D, 8, 8> &d, simdgroup_matrix<A, 8, 8> a,
                                                 simdgroup_matrix<B, 8, 8> b, simdgroup_matrix<C, 8, 8> c) {
   __msl_request r = {__msl_op_multiply, 0, 0,
                      {as_type<uint>(float(a.__elements.x)), as_type<uint>(float(a.__elements.y)),
@@ -59,7 +60,7 @@ __msl_inline void simdgroup_multiply_accumulate(__private simdgroup_matrix<D, 8,
   d.__elements = vec<D, 2>{D(as_type<float>(r.value[0])), D(as_type<float>(r.value[1]))};
 }
 template <typename D, typename A, typename B>
-__msl_inline void simdgroup_multiply(__private simdgroup_matrix<D, 8, 8> &d, simdgroup_matrix<A, 8, 8> a, simdgroup_matrix<B, 8, 8> b) {
+__msl_inline void simdgroup_multiply(simdgroup_matrix<D, 8, 8> &d, simdgroup_matrix<A, 8, 8> a, simdgroup_matrix<B, 8, 8> b) {
   simdgroup_multiply_accumulate(d, a, b, make_filled_simdgroup_matrix<D, 8, 8>(D(0)));
 }
 template <typename A, typename B>

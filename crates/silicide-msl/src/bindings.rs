@@ -7,7 +7,7 @@ use crate::library::{BindingKind, Kernel, LoadedKernel};
 use crate::memory::{Region, What};
 
 /// Views up to this size are copied for checked launches, so that one view never begins where another ends.
-const COPIED: usize = 4 << 20;
+const COPIED: usize = 1 << 20;
 
 /// Bytes around copies and threadgroup allocations.
 const GAP: usize = 256;
@@ -171,7 +171,7 @@ unsafe fn separate(views: &mut [View], storage: &mut Vec<Block>) {
             end = end.max(views[next].here as usize + views[next].len);
             next += 1;
         }
-        if end - start <= COPIED {
+        if (1..=COPIED).contains(&(end - start)) {
             // The same alignment as before, so that a misaligned view stays one.
             let shift = GAP + start % 64;
             let mut block = Block::new(end - start + shift + GAP);

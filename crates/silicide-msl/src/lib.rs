@@ -68,7 +68,7 @@
 //! # What is not found
 //!
 //! Errors of Apple's compiler and its fast math; reads of device memory that nothing wrote; an access that misses its view
-//! and hits another one, where one of the two is larger than 4 MiB or they overlap; races between threadgroups through views
+//! and hits another one, where one of the two is larger than 1 MiB or they overlap; races between threadgroups through views
 //! of which the kernel writes none. A `device` pointer where `constant` is wanted compiles, the reverse does not. Textures,
 //! 64-bit atomics and vectors of `bool` are not supported.
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use crate::abi::{self, EntryPoint, Thread};
 use crate::compile::{Compiled, compile};
@@ -64,8 +64,12 @@ impl Library {
     /// # Errors
     ///
     /// [`Error::NoCompiler`] where there is no clang 19, [`Error::Compile`] with the compiler's words where the source is
-    /// at fault, [`Error::Io`] where files cannot be written.
+    /// at fault, [`Error::Io`] where files cannot be written, [`Error::Usage`] where the options are.
     pub fn compile(source: &str, options: &CompileOptions) -> Result<Library, Error> {
+        let defines = options.defines.iter().flat_map(|(name, value)| [name, value]);
+        if defines.chain([&options.name]).any(|text| text.contains(['\n', '\r', '"', '\\'])) {
+            return Err(Error::usage("the source's name and macros may not have quotes, backslashes or line ends"));
+        }
         let compiled = compile(source, options)?;
         Ok(Library { inner: Arc::new(Inner::load(compiled, options)?) })
     }
@@ -171,6 +175,9 @@ pub(crate) struct LoadedKernel {
     pub(crate) statics: Vec<Static>,
 }
 
+/// Held while the runner's functions are given to an object.
+static LOADING: Mutex<()> = Mutex::new(());
+
 /// A loaded shared object.
 #[derive(Debug)]
 pub(crate) struct Inner {
@@ -198,8 +205,12 @@ impl Inner {
                 let message = format!("{}: made by another version of the runner", path.display());
                 return Err(Error::usage(message));
             }
-            let table = handle.number("__msl_runtime")? as *mut abi::Runtime;
-            table.write(context::RUNTIME);
+            let table = handle.number("__msl_runtime")? as *mut u64;
+            // An object that is loaded twice is one: it may be running, with the table that it has.
+            let _loading = LOADING.lock();
+            if table.read() == 0 {
+                table.cast::<abi::Runtime>().write(context::RUNTIME);
+            }
             let (begin, end) = (handle.number("__msl_statics_begin")?, handle.number("__msl_statics_end")?);
             let records = (end - begin) as usize / 24;
             // The table is absent, and null, where no kernel has threadgroup variables.

@@ -146,6 +146,10 @@ impl<'a> Rewriter<'a> {
                     at = end;
                 }
                 "static_cast" => at = self.static_cast(at),
+                "struct" | "class" | "union" => {
+                    self.methods(at);
+                    at += 1;
+                }
                 _ => {
                     self.check_qualified(at)?;
                     at = self.constructor(at);
@@ -397,15 +401,10 @@ impl<'a> Rewriter<'a> {
                     let (from, _) = condition.arguments;
                     let index = self.constant_index(self.tokens[from].text);
                     if !matches!(index.and_then(|i| self.constant(i)), Some(Constant::Bool(true))) {
-                        let null = if ty.ends_with('&') {
-                            return Err((
-                                line,
-                                format!(
-                                    "kernel `{kernel}`: parameter `{name}` depends on a function constant, so it must be a pointer"
-                                ),
-                            ));
-                        } else {
-                            format!("{ty} {name} = ({ty})0ul; ")
+                        // Nothing is there, as Metal has it: the kernel must not look.
+                        let null = match ty.strip_suffix('&') {
+                            Some(base) => format!("{ty} {name} = *({base} *)0ul; "),
+                            None => format!("{ty} {name} = ({ty})0ul; "),
                         };
                         locals.push_str(&null);
                         continue;
@@ -562,6 +561,69 @@ impl<'a> Rewriter<'a> {
         }
         self.edit(at, i + 1, out);
         i + 1
+    }
+
+    /// Objects of Metal's methods are in thread memory unless the method says otherwise; C++ for OpenCL would take them
+    /// for generic, and their members would not do where a `thread` reference is wanted.
+    fn methods(&mut self, class: usize) {
+        let stop = |t: &Token<'_>| matches!(t.text, "{" | ";" | "(" | ")" | "=" | "*" | "&" | ">" | ",");
+        let Some(open) = self.tokens.iter().skip(class).position(stop).map(|n| class + n) else { return };
+        if !self.tokens.is(open, "{") {
+            return;
+        }
+        let end = self.tokens.skip_group(open) - 1;
+        let mut start = open + 1; // Of a member.
+        let mut at = start;
+        while at < end {
+            match self.tokens[at].text {
+                ";" | "}" => start = at + 1,
+                ":" => {}
+                "{" => {
+                    at = self.tokens.skip_group(at);
+                    // The body of a function has no semicolon. What goes on behind a brace is an initialiser.
+                    if !self.tokens.get(at).is_some_and(|t| matches!(t.text, ";" | "," | "{")) {
+                        start = at;
+                    }
+                    continue;
+                }
+                "<" => {
+                    at = self.tokens.skip_angles(at).max(at + 1);
+                    continue;
+                }
+                "(" => {
+                    let close = self.tokens.skip_group(at);
+                    if self.is_method(start, at) {
+                        let last = if self.tokens.is(close, "const") { close } else { close - 1 };
+                        let next = self.tokens.get(last + 1).map_or("", |t| t.text);
+                        if matches!(next, "{" | ";" | ":") {
+                            self.insert_after(last, " __private".into());
+                        }
+                        // Nothing up to the body is another parameter list.
+                        at = close;
+                        while at < end && !matches!(self.tokens[at].text, "{" | ";") {
+                            at = if self.tokens.is(at, "(") { self.tokens.skip_group(at) } else { at + 1 };
+                        }
+                        continue;
+                    }
+                    at = close;
+                    continue;
+                }
+                _ => {}
+            }
+            at += 1;
+        }
+    }
+
+    /// The parenthesis at `open` begins the parameters of a member function whose declaration begins at `start`.
+    fn is_method(&self, start: usize, open: usize) -> bool {
+        let before = open.checked_sub(1).map_or("", |i| self.tokens[i].text);
+        let words = self.tokens[start.min(open)..open].iter().map(|t| t.text);
+        let plain =
+            !matches!(before, "__attribute__" | "alignas" | "decltype" | "static_assert" | "operator" | "sizeof");
+        let mut words = words.peekable();
+        plain
+            && words.peek().is_some()
+            && !words.any(|w| matches!(w, "static" | "friend" | "using" | "typedef" | "=" | "~"))
     }
 
     /// `float f() const device { ... }`: there the word is a plain qualifier, not a type's.
@@ -758,6 +820,25 @@ kernel void g(device float* o [[buffer(2), function_constant(flag)]]) { if (is_f
             "if (true) o[0] = 1;",
         ] {
             assert!(rewritten.text.contains(part), "no {part} in {}", rewritten.text);
+        }
+    }
+
+    #[test]
+    fn methods_are_for_thread_memory() {
+        let text = "struct S { float a[2] = {1, 2}; int b = (3); S(int x) : b(x), c{x} { f(); } static int g(int x) { return x; }\n\
+                    inline __attribute__((always_inline)) float f() const { return h(1); } void operator()(int i);\n\
+                    float k() const device { return 0; } template <typename T> T m(T x) { return T(x); } };";
+        let got = rewrite(text, &options()).expect("rewrites").text;
+        for part in [
+            "S(int x) __private : b(x)",
+            "static int g(int x) {",
+            "float f() const __private { return h(1); }",
+            "void operator()(int i) __private;",
+            "float k() const __global {",
+            "T m(T x) __private { return __msl_make<T>(x); }",
+            "int b = (3);",
+        ] {
+            assert!(got.contains(part), "no {part} in {got}");
         }
     }
 

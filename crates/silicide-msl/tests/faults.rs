@@ -305,6 +305,7 @@ fn function_constants_and_macros() {
     let source = "constant bool twice [[function_constant(0)]];\nconstant float by [[function_constant(3)]];\n\
                   constant int unset [[function_constant(4)]];\nconstant bool has = is_function_constant_defined(unset);\n\
                   kernel void f(device float* a [[buffer(0)]], device float* c [[buffer(1), function_constant(twice)]],\n\
+                  constant int& d [[buffer(5), function_constant(has)]],\n\
                   uint t [[thread_position_in_grid]]) {\n  if (twice) { a[t] = c[t] * by; } else { a[t] = has ? 9 : SEVEN; }\n}";
     let compile = |twice| {
         let options = CompileOptions {

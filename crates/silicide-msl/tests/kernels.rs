@@ -109,7 +109,8 @@ using namespace metal;
 template <typename T, int ROWS>
 struct Rows {
     float sums[ROWS] = {0};
-    void add(int row, float4 w, float4 x) { sums[row] += dot(w, x); }
+    void add(int row, float4 w, float4 x) { accumulate(sums[row], dot(w, x)); }
+    void accumulate(thread float& sum, float x) { sum += x; }
 };
 
 // Four rows a simdgroup, four columns a lane.
@@ -266,4 +267,19 @@ kernel void transpose(device const float* a [[buffer(0)]], device float* b [[buf
     assert!(out.iter().enumerate().all(|(i, &v)| v == 3.0 * m[i % 8 * 8 + i / 8]), "{out:?}");
     let partial = Job::new(&library, "transpose", 1, 16).run(&mut [&mut common::bytes(&m), &mut vec![0; 256]]);
     assert!(partial.expect_err("too few lanes").to_string().contains("all 32 lanes"));
+}
+
+#[test]
+fn kernels_run_without_checks() {
+    if !have_clang() {
+        return;
+    }
+    let options = silicide_msl::CompileOptions { checks: false, ..Default::default() };
+    let library = silicide_msl::Library::compile(NORM, &options).unwrap_or_else(|error| panic!("{error}"));
+    let mut job = Job::new(&library, "rms_norm_float", 16, 128).inline(3, Params { width: 8, eps: 0.0 });
+    job.schedule.workers = 0;
+    let mut out = vec![0; 16 * 8 * 4];
+    let (x, w) = (vec![-2f32; 16 * 8], vec![3f32; 8]);
+    job.run(&mut [&mut common::bytes(&x), &mut common::bytes(&w), &mut out]).expect("runs");
+    assert_eq!(common::values::<f32>(&out), [-3.0; 16 * 8]);
 }

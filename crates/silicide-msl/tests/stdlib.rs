@@ -220,23 +220,35 @@ fn types_and_conversions() {
     check(setup, table, &INPUTS, 1e-9);
 }
 
-/// Runs one simdgroup operation on lanes that hold 1, 2, ... with `active` of them.
-fn lanes(expression: &str, threads: u32) -> Vec<f32> {
-    let source = format!(
-        "#include <metal_stdlib>\nusing namespace metal;\nkernel void f(device float* out [[buffer(0)]],\n\
-         uint lane [[thread_index_in_simdgroup]], uint t [[thread_index_in_threadgroup]]) {{\n\
-         float x = lane + 1; int i = lane + 1; uint u = lane + 1; half h = half(x); bfloat b = bfloat(x);\n\
-         out[t] = float({expression});\n}}\n"
-    );
-    let library = compile(&source);
-    let all: Vec<Vec<f32>> = (0..3)
-        .map(|seed| Job::new(&library, "f", 1, threads).seed(seed).output::<u8, f32>(&[], threads as usize))
+/// A simdgroup operation and its result in each lane.
+type Lane = (&'static str, fn(usize) -> f32);
+
+/// Runs simdgroup operations on lanes that hold 1, 2, ...: each expression is a kernel, run over so many threads.
+fn lanes(expressions: &[(&str, u32)]) -> Vec<Vec<f32>> {
+    let kernels: String = expressions
+        .iter()
+        .enumerate()
+        .map(|(i, (expression, _))| {
+            format!(
+                "kernel void f{i}(device float* out [[buffer(0)]], uint lane [[thread_index_in_simdgroup]],\n\
+                 uint t [[thread_index_in_threadgroup]]) {{\n\
+                 float x = lane + 1; int i = lane + 1; uint u = lane + 1; half h = half(x); bfloat b = bfloat(x);\n\
+                 out[t] = float({expression});\n}}\n"
+            )
+        })
         .collect();
-    assert!(
-        all.iter().all(|one| format!("{one:?}") == format!("{:?}", all[0])),
-        "{expression} depends on the schedule"
-    );
-    all.into_iter().next().expect("a run")
+    let library = compile(&format!("#include <metal_stdlib>\nusing namespace metal;\n{kernels}"));
+    let run = |(i, &(expression, threads)): (usize, &(&str, u32))| {
+        let name = format!("f{i}");
+        let run = |seed| Job::new(&library, &name, 1, threads).seed(seed).output::<u8, f32>(&[], threads as usize);
+        let first = run(0);
+        assert!(
+            (1..3).all(|seed| format!("{:?}", run(seed)) == format!("{first:?}")),
+            "{expression} depends on the schedule"
+        );
+        first
+    };
+    expressions.iter().enumerate().map(run).collect()
 }
 
 #[test]
@@ -244,52 +256,58 @@ fn simdgroup_operations() {
     if !have_clang() {
         return;
     }
-    let all = |expression: &str, want: fn(usize) -> f32| {
-        let got = lanes(expression, 64);
+    let table: &[Lane] = &[
+        ("simd_sum(x)", |_| 528.0),
+        ("simd_sum(float4(x)).w", |_| 528.0),
+        ("simd_sum(i)", |_| 528.0),
+        ("simd_sum(h)", |_| 528.0),
+        ("simd_sum(b)", |_| 528.0),
+        ("simd_max(x)", |_| 32.0),
+        ("simd_min(-i)", |_| -32.0),
+        ("simd_max(h)", |_| 32.0),
+        ("simd_product(select(1.0f, 2.0f, lane < 5))", |_| 32.0),
+        ("simd_or(u)", |_| 63.0),
+        ("simd_and(u | 64u)", |_| 64.0),
+        ("simd_xor(u)", |_| 32.0),
+        ("simd_prefix_exclusive_sum(x)", |lane| (lane * (lane + 1) / 2) as f32),
+        ("simd_prefix_inclusive_sum(i)", |lane| ((lane + 1) * (lane + 2) / 2) as f32),
+        ("simd_prefix_inclusive_product(select(1, 2, lane % 8 == 0))", |lane| 2f32.powi(lane as i32 / 8 + 1)),
+        ("simd_shuffle(x, 5)", |_| 6.0),
+        ("simd_shuffle(x, ushort(31 - lane))", |lane| 32.0 - lane as f32),
+        ("simd_shuffle_xor(h, 3)", |lane| (lane ^ 3) as f32 + 1.0),
+        ("simd_shuffle_up(x, 2)", |lane| if lane < 2 { lane as f32 + 1.0 } else { lane as f32 - 1.0 }),
+        ("simd_shuffle_down(x, 2)", |lane| if lane > 29 { lane as f32 + 1.0 } else { lane as f32 + 3.0 }),
+        ("simd_shuffle_rotate_down(x, 1)", |lane| ((lane + 1) % 32) as f32 + 1.0),
+        ("simd_shuffle_rotate_up(x, 1)", |lane| ((lane + 31) % 32) as f32 + 1.0),
+        ("simd_broadcast(x, 7)", |_| 8.0),
+        ("simd_broadcast_first(x)", |_| 1.0),
+        ("simd_shuffle(float4(x, 2, 3, x), 4).w", |_| 5.0),
+        ("popcount(uint(ulong(simd_ballot(lane % 3 == 0))))", |_| 11.0),
+        ("simd_all(x > 0) && !simd_all(x > 1) && simd_any(x > 31) && !simd_any(x > 32)", |_| 1.0),
+        ("simd_is_first()", |lane| f32::from(u8::from(lane == 0))),
+        ("quad_sum(x)", |lane| (lane / 4 * 16 + 10) as f32),
+        ("quad_max(i)", |lane| (lane / 4 * 4 + 4) as f32),
+        ("quad_shuffle_xor(x, 1)", |lane| (lane ^ 1) as f32 + 1.0),
+        ("quad_broadcast(x, 2)", |lane| (lane / 4 * 4) as f32 + 3.0),
+    ];
+    let expressions: Vec<_> = table.iter().map(|(expression, _)| (*expression, 64)).collect();
+    for (got, (expression, want)) in lanes(&expressions).iter().zip(table) {
         for (t, got) in got.iter().enumerate() {
             assert_eq!(*got, want(t % 32), "{expression} in lane {t}");
         }
-    };
-    all("simd_sum(x)", |_| 528.0);
-    all("simd_sum(float4(x)).w", |_| 528.0);
-    all("simd_sum(i)", |_| 528.0);
-    all("simd_sum(h)", |_| 528.0);
-    all("simd_sum(b)", |_| 528.0);
-    all("simd_max(x)", |_| 32.0);
-    all("simd_min(-i)", |_| -32.0);
-    all("simd_max(h)", |_| 32.0);
-    all("simd_product(select(1.0f, 2.0f, lane < 5))", |_| 32.0);
-    all("simd_or(u)", |_| 63.0);
-    all("simd_and(u | 64u)", |_| 64.0);
-    all("simd_xor(u)", |_| 32.0);
-    all("simd_prefix_exclusive_sum(x)", |lane| (lane * (lane + 1) / 2) as f32);
-    all("simd_prefix_inclusive_sum(i)", |lane| ((lane + 1) * (lane + 2) / 2) as f32);
-    all("simd_prefix_inclusive_product(select(1, 2, lane % 8 == 0))", |lane| 2f32.powi(lane as i32 / 8 + 1));
-    all("simd_shuffle(x, 5)", |_| 6.0);
-    all("simd_shuffle(x, ushort(31 - lane))", |lane| 32.0 - lane as f32);
-    all("simd_shuffle_xor(h, 3)", |lane| (lane ^ 3) as f32 + 1.0);
-    all("simd_shuffle_up(x, 2)", |lane| if lane < 2 { lane as f32 + 1.0 } else { lane as f32 - 1.0 });
-    all("simd_shuffle_down(x, 2)", |lane| if lane > 29 { lane as f32 + 1.0 } else { lane as f32 + 3.0 });
-    all("simd_shuffle_rotate_down(x, 1)", |lane| ((lane + 1) % 32) as f32 + 1.0);
-    all("simd_shuffle_rotate_up(x, 1)", |lane| ((lane + 31) % 32) as f32 + 1.0);
-    all("simd_broadcast(x, 7)", |_| 8.0);
-    all("simd_broadcast_first(x)", |_| 1.0);
-    all("simd_shuffle(float4(x, 2, 3, x), 4).w", |_| 5.0);
-    all("popcount(uint(ulong(simd_ballot(lane % 3 == 0))))", |_| 11.0);
-    all("simd_all(x > 0) && !simd_all(x > 1) && simd_any(x > 31) && !simd_any(x > 32)", |_| 1.0);
-    all("simd_is_first()", |lane| f32::from(u8::from(lane == 0)));
-    all("quad_sum(x)", |lane| (lane / 4 * 16 + 10) as f32);
-    all("quad_max(i)", |lane| (lane / 4 * 4 + 4) as f32);
-    all("quad_shuffle_xor(x, 1)", |lane| (lane ^ 1) as f32 + 1.0);
-    all("quad_broadcast(x, 2)", |lane| (lane / 4 * 4) as f32 + 3.0);
+    }
 
-    // The last simdgroup has 8 lanes.
-    assert_eq!(lanes("simd_sum(x)", 40)[32..], [36.0; 8]);
-    assert_eq!(lanes("simd_all(x < 9)", 40)[32..], [1.0; 8]);
-    assert!(lanes("simd_shuffle(x, 20)", 40)[39].is_nan());
-    // Only lanes that take part count.
-    let some = lanes("lane < 8 ? simd_sum(x) : -1", 32);
-    assert_eq!((some[0], some[7], some[8]), (36.0, 36.0, -1.0));
+    // The last of these simdgroups has 8 lanes, and only lanes that take part count.
+    let partial = lanes(&[
+        ("simd_sum(x)", 40),
+        ("simd_all(x < 9)", 40),
+        ("simd_shuffle(x, 20)", 40),
+        ("lane < 8 ? simd_sum(x) : -1", 32),
+    ]);
+    assert_eq!(partial[0][32..], [36.0; 8]);
+    assert_eq!(partial[1][32..], [1.0; 8]);
+    assert!(partial[2][39].is_nan());
+    assert_eq!((partial[3][0], partial[3][7], partial[3][8]), (36.0, 36.0, -1.0));
 }
 
 #[test]
