@@ -282,7 +282,8 @@ fn weight_files(folder: &Path) -> Result<Vec<PathBuf>> {
     if weights.is_empty() {
         let found = match others.into_iter().collect::<Vec<_>>().join(", ") {
             none if none.is_empty() => String::new(),
-            names => format!("; found {names} (a GGUF file is opened by its own path)"),
+            names if names.contains(".gguf") => format!("; found {names} (a GGUF file is opened by its own path)"),
+            names => format!("; found {names}"),
         };
         return Err(Error::format(folder, "model*.safetensors", format!("there is none in the folder{found}")));
     }
