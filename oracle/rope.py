@@ -123,11 +123,35 @@ def frequencies():
             "original_max_position_embeddings": 4096,
             "rope_theta": 10000.0,
         },
+        "proportional": {"rope_type": "proportional", "rope_theta": 1000000.0, "partial_rotary_factor": 0.25},
+        "dynamic": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0},
+        "dynamic_within": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0},
     }
+    # The length of text at hand, for the scalings that look at it.
+    lengths = {"dynamic": 200000, "dynamic_within": 1000}
     for name, scaling in scalings.items():
         config = LlamaConfig(**shape, rope_parameters=dict(scaling))
-        inv_freq, factor = ROPE_INIT_FUNCTIONS[scaling["rope_type"]](config, torch.device("cpu"))
-        cases.add(name, {"head_dim": 64, "attention_factor": float(factor), "rope_scaling": scaling}, inv_freq=inv_freq)
+        compute = ROPE_INIT_FUNCTIONS[scaling["rope_type"]]
+        inv_freq, factor = compute(config, torch.device("cpu"), seq_len=lengths.get(name))
+        params = {"head_dim": 64, "attention_factor": float(factor), "rope_scaling": scaling}
+        if name in lengths:
+            params |= {"max_positions": shape["max_position_embeddings"], "length": lengths[name]}
+        cases.add(name, params, inv_freq=inv_freq)
+
+    short, long = np.linspace(1, 2, 32).tolist(), np.geomspace(1, 60, 32).tolist()
+    scaling = {
+        "rope_type": "longrope",
+        "factor": 32.0,
+        "short_factor": short,
+        "long_factor": long,
+        "original_max_position_embeddings": 4096,
+        "rope_theta": 10000.0,
+    }
+    for name, factors, length in (("longrope_short", short, 4096), ("longrope_long", long, 4097)):
+        config = LlamaConfig(**shape, rope_parameters=dict(scaling))
+        inv_freq, factor = ROPE_INIT_FUNCTIONS["longrope"](config, torch.device("cpu"), seq_len=length)
+        params = {"head_dim": 64, "attention_factor": float(factor), "rope_scaling": scaling, "factors": factors}
+        cases.add(name, params, inv_freq=inv_freq)
 
     config = Gemma3TextConfig(
         hidden_size=128,

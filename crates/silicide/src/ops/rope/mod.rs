@@ -102,9 +102,12 @@ impl Rotary {
         position_axes: u32,
         pairing: Pairing,
     ) -> Result<Rotary> {
+        // Turns in two parts, since the table has more bits than f64; whole turns drop out of the first.
         let turns = |radians: f64| {
             let turns = radians / TAU;
-            ((turns - turns.round()) * 2f64.powi(64)).round() as i64
+            let rest = radians.mul_add(INVERSE_TAU, -turns) + radians * INVERSE_TAU_REST;
+            let fixed = |turns: f64| (turns * 2f64.powi(64)).round() as i64;
+            fixed(turns - turns.round()).wrapping_add(fixed(rest))
         };
         let frequencies: Vec<i64> = table.iter().map(|&(f, _)| turns(f)).collect();
         let axes: Vec<u32> = table.iter().map(|&(_, axis)| axis).collect();
@@ -223,6 +226,10 @@ impl Rotary {
         })
     }
 }
+
+/// `1 / (2 pi)` to twice the precision of f64.
+const INVERSE_TAU: f64 = 1.0 / TAU;
+const INVERSE_TAU_REST: f64 = -9.839338337591243e-18;
 
 /// Whether two views may touch the same bytes.
 fn overlap(a: &Tensor, b: &Tensor) -> bool {

@@ -63,7 +63,7 @@ proptest! {
                 1 => low + random.below(1 << 20) as i64,
                 _ => low + random.below(1 << 32) as i64,
             }).collect();
-            // Angles at 2^32 in f64 need a frequency of few bits.
+            // Few bits, so that f64 holds the product with any position.
             let inverse: Vec<f64> = (0..rope_dim / 2).map(|i| (i % 7 + 1) as f64 * 2f64.powi(-(i as i32 % 24))).collect();
             let frequencies = RopeFrequencies::from_inverse(inverse).unwrap().with_attention_factor(1.25).unwrap();
             let rotary = Rope::new(device, &frequencies, pairing).unwrap();

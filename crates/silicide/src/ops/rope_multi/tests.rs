@@ -26,7 +26,7 @@ fn reference(
                 s => (3, s - s0 - s1 - s2),
             };
             let axis = match mode {
-                RopeMultiMode::Imrope if sector % 3 == 0 && sector < 3 * s0 => 0,
+                RopeMultiMode::Imrope if sector.is_multiple_of(3) && sector < 3 * s0 => 0,
                 RopeMultiMode::Imrope if sector % 3 == 1 && sector < 3 * s1 => 1,
                 RopeMultiMode::Imrope if sector % 3 == 2 && sector < 3 * s2 => 2,
                 RopeMultiMode::Imrope => fallback as usize,
