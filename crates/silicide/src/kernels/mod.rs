@@ -3,7 +3,12 @@
 use std::fmt::Write;
 
 /// The headers a kernel may `#include`, by name.
-const HEADERS: &[(&str, &str)] = &[("silicide.h", include_str!("silicide.h"))];
+const HEADERS: &[(&str, &str)] = &[
+    ("silicide.h", include_str!("silicide.h")),
+    ("matrix.h", include_str!("matrix.h")),
+    ("matrix_mlx.h", include_str!("matrix_mlx.h")),
+    ("matrix_ggml.h", include_str!("matrix_ggml.h")),
+];
 
 /// The Metal Shading Language source of an op: one file, every entry point of the op.
 pub(crate) struct KernelSource {
