@@ -6,7 +6,9 @@ use std::path::Path;
 use half::{bf16, f16};
 
 use crate::device::{CpuOptions, EmulatedOptions};
-use crate::{DType, Device, Shape, Stream, Tensor};
+use crate::formats::Mapped;
+use crate::quant::{GgmlFormat, QuantFormat, QuantView};
+use crate::{DType, Device, Matrix, MatrixFormat, Shape, Stream, Tensor};
 
 /// Runs `test` on every device here. The emulated Metal device runs with checks, under several shuffled schedules; where
 /// clang is missing it is left out, unless `SILICIDE_REQUIRE_EMULATED` says that it must run.
@@ -115,6 +117,136 @@ pub(crate) fn rounded(dtype: DType, values: &[f32]) -> Vec<f32> {
         .collect()
 }
 
+/// Every quantised format; of affine ones every width and group size, with scales of each type in turn.
+pub(crate) fn quantized_formats() -> Vec<MatrixFormat> {
+    let affine = [2, 3, 4, 5, 6, 8].into_iter().enumerate().flat_map(|(i, bits)| {
+        [32, 64, 128].into_iter().enumerate().map(move |(j, group_size)| {
+            MatrixFormat::Quantized(QuantFormat::Affine { bits, group_size }, DType::FLOATS[(i + j) % 3])
+        })
+    });
+    let others = [QuantFormat::Mxfp4, QuantFormat::Mxfp8, QuantFormat::Nvfp4].into_iter();
+    let others = others.chain(GgmlFormat::ALL.iter().map(|&f| QuantFormat::Ggml(f)));
+    affine.chain(others.map(|f| MatrixFormat::Quantized(f, DType::F32))).collect()
+}
+
+/// A matrix in the bytes that a checkpoint would have.
+pub(crate) struct StoredMatrix {
+    pub(crate) format: MatrixFormat,
+    pub(crate) rows: usize,
+    pub(crate) columns: usize,
+    pub(crate) codes: Vec<u8>,
+    pub(crate) scales: Vec<u8>,
+    pub(crate) biases: Vec<u8>,
+}
+
+impl StoredMatrix {
+    /// Random codes under small scales, some of them negative and some tiny. No element is NaN.
+    pub(crate) fn random(format: MatrixFormat, rows: usize, columns: usize, random: &mut Random) -> StoredMatrix {
+        let scale = |random: &mut Random| {
+            let x = random.value() * 0.05;
+            if random.below(13) == 0 { x * 1e-6 } else { x }
+        };
+        let finite = |code: u8| if code & 0x7f == 0x7f { code ^ 1 } else { code };
+        let mut codes;
+        let (mut scales, mut biases) = (Vec::new(), Vec::new());
+        match format {
+            MatrixFormat::Dense(dtype) => codes = stored(dtype, &random.values(rows * columns)),
+            MatrixFormat::Quantized(format, dtype) => {
+                let groups = rows * columns / format.group_size();
+                codes = (0..rows * format.row_bytes(columns)).map(|_| random.next() as u8).collect();
+                match format {
+                    QuantFormat::Affine { .. } => {
+                        scales = stored(dtype, &(0..groups).map(|_| scale(random)).collect::<Vec<_>>());
+                        biases = stored(dtype, &(0..groups).map(|_| scale(random) * 8.0).collect::<Vec<_>>());
+                    }
+                    QuantFormat::Mxfp4 | QuantFormat::Mxfp8 => {
+                        codes.iter_mut().filter(|_| format == QuantFormat::Mxfp8).for_each(|c| *c = finite(*c));
+                        scales = (0..groups)
+                            .map(|_| if random.below(13) == 0 { 0 } else { 115 + random.below(9) as u8 })
+                            .collect();
+                    }
+                    QuantFormat::Nvfp4 => scales = (0..groups).map(|_| finite(random.next() as u8)).collect(),
+                    QuantFormat::Ggml(f) => {
+                        for block in codes.chunks_mut(f.block_bytes()) {
+                            for &at in half_scales(f) {
+                                block[at..at + 2].copy_from_slice(&f16::from_f32(scale(random)).to_le_bytes());
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        StoredMatrix { format, rows, columns, codes, scales, biases }
+    }
+
+    /// The plain reading of a quantised matrix.
+    pub(crate) fn view(&self) -> Option<QuantView<'_>> {
+        let MatrixFormat::Quantized(format, dtype) = self.format else { return None };
+        let (n, k) = (self.rows, self.columns);
+        Some(QuantView::new(format, n, k, &self.codes, &self.scales, &self.biases, dtype).unwrap())
+    }
+
+    /// The elements, row by row.
+    pub(crate) fn elements(&self) -> Vec<f32> {
+        let mut elements = vec![0.0; self.rows * self.columns];
+        match (self.view(), self.format) {
+            (Some(view), _) if self.columns > 0 => {
+                elements.chunks_mut(self.columns).enumerate().for_each(|(r, row)| view.dequantize_row(r, row));
+            }
+            (None, MatrixFormat::Dense(dtype)) => {
+                let cpu = Device::cpu();
+                let t = cpu.tensor_from_bytes(&self.codes, dtype, [elements.len()]).unwrap();
+                elements = values_of(&mut cpu.stream(), &t);
+            }
+            _ => {}
+        }
+        elements
+    }
+
+    /// For each row, the largest `|scale * code| + |bias|`: what sums in f32 may lose bits of.
+    pub(crate) fn sizes(&self) -> Vec<f32> {
+        let (Some(view), MatrixFormat::Quantized(format, _)) = (self.view(), self.format) else {
+            return vec![2.0; self.rows];
+        };
+        let groups = self.columns / format.scale_group();
+        let size = |row| {
+            let groups = (0..groups).map(|g| view.group(row, g));
+            groups.map(|g| (g.d * g.scale * 255.0).abs() + (g.dmin * g.min).abs()).fold(0.0, f32::max)
+        };
+        (0..self.rows).map(size).collect()
+    }
+
+    pub(crate) fn on(&self, device: &Device) -> Matrix {
+        let mapped = |bytes: &[u8]| Mapped::copy_from(bytes).unwrap();
+        let part = |bytes: &[u8]| (!bytes.is_empty()).then(|| mapped(bytes));
+        let (scales, biases) = (part(&self.scales), part(&self.biases));
+        let codes = mapped(&self.codes);
+        Matrix::new(device, self.format, self.rows, self.columns, &codes, scales.as_ref(), biases.as_ref()).unwrap()
+    }
+}
+
+/// Where a block has its f16 scales.
+fn half_scales(format: GgmlFormat) -> &'static [usize] {
+    use GgmlFormat::*;
+    match format {
+        Q4_0 | Q5_0 | Q8_0 | IQ4_NL | IQ4_XS => &[0],
+        Q4_1 | Q5_1 | Q4_K | Q5_K => &[0, 2],
+        Q2_K => &[80, 82],
+        Q3_K => &[108],
+        Q6_K => &[208],
+    }
+}
+
+/// Values as `dtype` stores them.
+fn stored(dtype: DType, values: &[f32]) -> Vec<u8> {
+    let bytes = |&v: &f32| match dtype {
+        DType::F16 => f16::from_f32(v).to_le_bytes().to_vec(),
+        DType::BF16 => bf16::from_f32(v).to_le_bytes().to_vec(),
+        _ => v.to_le_bytes().to_vec(),
+    };
+    values.iter().flat_map(bytes).collect()
+}
+
 /// Asserts that a result is what exact arithmetic gives, to the rounding of `dtype` and a few units of f32
 /// accumulation. `scale` is the size of the terms that were summed, where they may cancel.
 #[track_caller]
@@ -186,11 +318,45 @@ impl Golden {
         names
     }
 
+    /// The quantised matrices of `mlx.quantize` or gguf-py, by case.
+    pub(crate) fn matrices(&self) -> Vec<(String, StoredMatrix)> {
+        let cases: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&self.metadata["cases"]).unwrap();
+        let bytes = |name: String| self.tensors.get(&name).map_or(Vec::new(), |t| t.2.clone());
+        let matrix = |(case, params): (String, serde_json::Value)| {
+            let number = |name: &str| params[name].as_u64().unwrap();
+            let (format, codes) = match params["mode"].as_str() {
+                Some("affine") => {
+                    let (bits, group_size) = (number("bits") as u8, number("group_size") as u16);
+                    (QuantFormat::Affine { bits, group_size }, "q")
+                }
+                Some("mxfp4") => (QuantFormat::Mxfp4, "q"),
+                Some("mxfp8") => (QuantFormat::Mxfp8, "q"),
+                Some("nvfp4") => (QuantFormat::Nvfp4, "q"),
+                Some(mode) => panic!("mode {mode}"),
+                None => (QuantFormat::Ggml(GgmlFormat::from_id(number("type") as u32).unwrap()), "blocks"),
+            };
+            let (dtype, shape, codes) = self.stored(&format!("{case}.{codes}"));
+            let row = shape.last().unwrap() * dtype_named(dtype).size();
+            // In every format the bytes of a row are in proportion to its elements.
+            let columns = row * format.group_size() / format.row_bytes(format.group_size());
+            let scales = self.tensors.get(&format!("{case}.scales")).map_or(DType::F32, |t| dtype_named(&t.0));
+            let matrix = StoredMatrix {
+                format: MatrixFormat::Quantized(format, scales),
+                rows: codes.len() / row,
+                columns,
+                codes: codes.clone(),
+                scales: bytes(format!("{case}.scales")),
+                biases: bytes(format!("{case}.biases")),
+            };
+            (case, matrix)
+        };
+        cases.into_iter().map(matrix).collect()
+    }
+
     /// A tensor on `device`, in the type that it was stored in.
     pub(crate) fn tensor(&self, device: &Device, name: &str) -> Tensor {
         let (dtype, shape, bytes) = self.stored(name);
-        let dtype = *DType::ALL.iter().find(|d| d.name() == dtype).unwrap_or_else(|| panic!("{name} is {dtype}"));
-        device.tensor_from_bytes(bytes, dtype, *shape).unwrap()
+        device.tensor_from_bytes(bytes, dtype_named(dtype), *shape).unwrap()
     }
 
     /// A floating-point tensor's elements, widened.
@@ -210,4 +376,9 @@ impl Golden {
     fn stored(&self, name: &str) -> &(String, Shape, Vec<u8>) {
         self.tensors.get(name).unwrap_or_else(|| panic!("no tensor {name}"))
     }
+}
+
+/// The element type of this name, as safetensors has it in lower case.
+fn dtype_named(name: &str) -> DType {
+    *DType::ALL.iter().find(|d| d.name() == name).unwrap_or_else(|| panic!("no element type {name}"))
 }

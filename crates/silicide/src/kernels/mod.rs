@@ -5,6 +5,9 @@ use std::fmt::Write;
 /// The headers a kernel may `#include`, by name.
 const HEADERS: &[(&str, &str)] = &[
     ("math.h", include_str!("math.h")),
+    ("matrix.h", include_str!("matrix.h")),
+    ("matrix_ggml.h", include_str!("matrix_ggml.h")),
+    ("matrix_mlx.h", include_str!("matrix_mlx.h")),
     ("order.h", include_str!("order.h")),
     ("rope.h", include_str!("rope.h")),
     ("silicide.h", include_str!("silicide.h")),

@@ -47,7 +47,7 @@ pub fn embedding(stream: &mut Stream, ids: &Tensor, table: &Matrix, scale: f32, 
     if out.elements() == 0 {
         return Ok(out);
     }
-    let MatrixParts { defines, group_size } = parts(table);
+    let MatrixParts { defines, group_size } = parts(table, dtype);
     let params = Params {
         code_stride: size(OP, "table", table.code_stride())?,
         tokens: size(OP, "ids", tokens)?,
@@ -67,9 +67,9 @@ pub fn embedding(stream: &mut Stream, ids: &Tensor, table: &Matrix, scale: f32, 
     stream.launch(launch, float_entry!(dtype, T => cpu::run::<T>), || Gpu {
         source: &SOURCE,
         defines,
-        entry: format!("embedding_{dtype}"),
+        entry: OP.into(),
         threadgroups: [params.tokens, 1, 1],
-        threads: [params.columns.div_ceil(8).next_multiple_of(32).min(256), 1, 1],
+        threads: [params.columns.div_ceil(16).next_multiple_of(32).min(256), 1, 1],
     })?;
     Ok(out)
 }

@@ -15,7 +15,7 @@ use crate::device::{Gpu, Launch, Stream};
 use crate::kernels::{KernelParams, KernelSource, kernel_params};
 use crate::matrix::{Matrix, MatrixFormat};
 use crate::ops::check::{Rows, check, float_entry, size};
-use crate::quant::QuantView;
+use crate::quant::{QuantFormat, QuantView};
 use crate::{DType, Device, Float, Result, Tensor};
 
 /// A matrix made ready for products on its device.
@@ -177,6 +177,7 @@ pub fn matmul_into(stream: &mut Stream, x: &Tensor, weight: &Weight, precision: 
         x_stride: x_rows.stride,
         out_stride: out_rows.stride,
         group_size: 0,
+        x_aligned: 0,
     };
     let flops = 2 * x_rows.count as usize * weight.rows * weight.columns;
     match &weight.form {
@@ -195,24 +196,31 @@ pub fn matmul_into(stream: &mut Stream, x: &Tensor, weight: &Weight, precision: 
             stream.launch(launch, entry, || unreachable!("packed weights are the CPU's"))
         }
         Form::Stored(matrix) => {
-            let MatrixParts { defines, group_size } = parts(matrix);
-            let params = Params { code_stride: size(OP, "weight", matrix.code_stride())?, group_size, ..params };
+            let MatrixParts { defines, group_size } = parts(matrix, x.dtype());
+            let params = Params {
+                code_stride: size(OP, "weight", matrix.code_stride())?,
+                group_size,
+                x_aligned: vectors_align(x, &x_rows).into(),
+                ..params
+            };
+            let form = GpuForm::of(params.m);
             let launch = Launch::new(OP, &params)
                 .read(x)
                 .read(matrix.codes())
                 .read_optional(matrix.scales())
                 .read_optional(matrix.biases())
                 .write(out)
-                .flops(flops);
+                .flops(flops)
+                .choice(format!("{} {}", form.entry, weight.format), "");
             stream.launch(
                 launch,
                 |_| unreachable!("stored weights are a GPU's"),
                 || Gpu {
                     source: &SOURCE,
                     defines,
-                    entry: format!("matmul_{}", x.dtype()),
-                    threadgroups: [params.n.div_ceil(ROWS_A_GROUP), params.m, 1],
-                    threads: [32 * ROWS_A_GROUP, 1, 1],
+                    entry: form.entry.into(),
+                    threadgroups: [params.n.div_ceil(form.rows), params.m.div_ceil(form.tokens), 1],
+                    threads: [form.threads, 1, 1],
                 },
             )
         }
@@ -259,16 +267,41 @@ fn run<T: Float>(call: &Call) {
     });
 }
 
+/// An entry point of the kernel, and how much of the result one of its threadgroups computes.
+struct GpuForm {
+    entry: &'static str,
+    /// Output features.
+    rows: u32,
+    /// Rows of `x`.
+    tokens: u32,
+    threads: u32,
+}
+
+impl GpuForm {
+    /// The form for `m` rows of `x`.
+    fn of(m: u32) -> GpuForm {
+        match m {
+            1 => GpuForm { entry: "matmul_one", rows: 8, tokens: 1, threads: 64 },
+            _ => GpuForm { entry: "matmul_few", rows: 8, tokens: 4, threads: 64 },
+        }
+    }
+}
+
+/// Whether four consecutive elements from any multiple of four on, in any row, lie aligned for a vector load.
+fn vectors_align(x: &Tensor, rows: &Rows) -> bool {
+    let start = x.buffer().address() + x.offset();
+    start.is_multiple_of(4 * x.dtype().size()) && (rows.count == 1 || rows.stride.is_multiple_of(4))
+}
+
 /// What a kernel that reads a stored matrix is compiled with.
 pub(crate) struct MatrixParts {
-    /// Names the reader in `kernels/matrix.h`.
+    /// Names the reader in `kernels/matrix.h` and the type of the other tensors.
     pub(crate) defines: String,
     pub(crate) group_size: u32,
 }
 
-/// How `kernels/matrix.h` reads this matrix.
-pub(crate) fn parts(matrix: &Matrix) -> MatrixParts {
-    use crate::quant::QuantFormat;
+/// How `kernels/matrix.h` reads this matrix, beside tensors of `scalar`.
+pub(crate) fn parts(matrix: &Matrix, scalar: DType) -> MatrixParts {
     let msl = |dtype: DType| match dtype {
         DType::F16 => "half",
         DType::BF16 => "bfloat",
@@ -276,21 +309,21 @@ pub(crate) fn parts(matrix: &Matrix) -> MatrixParts {
     };
     let (reader, group_size) = match matrix.format() {
         MatrixFormat::Dense(dtype) => (format!("Dense<{}>", msl(dtype)), 0),
-        MatrixFormat::Quantized(QuantFormat::Affine { bits, group_size }, dtype) => {
-            (format!("Affine<{bits}, {}>", msl(dtype)), group_size as u32)
+        MatrixFormat::Quantized(format, dtype) => {
+            let reader = match format {
+                QuantFormat::Affine { bits, .. } => format!("Affine<{bits}, {}>", msl(dtype)),
+                QuantFormat::Mxfp4 => "Mxfp4".into(),
+                QuantFormat::Mxfp8 => "Mxfp8".into(),
+                QuantFormat::Nvfp4 => "Nvfp4".into(),
+                QuantFormat::Ggml(format) => format!("Blocks<{}>", format.name()),
+            };
+            (reader, format.group_size() as u32)
         }
-        MatrixFormat::Quantized(QuantFormat::Mxfp4, _) => ("Mxfp4".into(), 32),
-        MatrixFormat::Quantized(QuantFormat::Mxfp8, _) => ("Mxfp8".into(), 32),
-        MatrixFormat::Quantized(QuantFormat::Nvfp4, _) => ("Nvfp4".into(), 16),
-        MatrixFormat::Quantized(QuantFormat::Ggml(format), _) => (format.name().into(), 0),
     };
-    MatrixParts { defines: format!("#define MATRIX {reader}"), group_size }
+    MatrixParts { defines: format!("#define MATRIX {reader}\n#define SCALAR {}", msl(scalar)), group_size }
 }
 
 const OP: &str = "matmul";
-
-/// Output features that a threadgroup computes, one a simdgroup.
-const ROWS_A_GROUP: u32 = 8;
 
 kernel_params! {
     /// `x` is m rows of k, the weight n rows of k; strides in elements, the weight's in bytes.
@@ -302,6 +335,7 @@ kernel_params! {
         x_stride: u32,
         out_stride: u32,
         group_size: u32,
+        x_aligned: u32,
     }
 }
 
