@@ -69,7 +69,7 @@ impl Random {
         let shape = shape.into();
         let len = shape.last().copied().unwrap_or(1);
         let (lead, gap) = (self.below(4), self.below(4));
-        let rows = if len == 0 { 0 } else { values.len() / len };
+        let rows = shape.iter().rev().skip(1).product::<usize>();
         let mut padded = vec![f32::NAN; lead + rows * (len + gap)];
         for row in 0..rows {
             padded[lead + row * (len + gap)..][..len].copy_from_slice(&values[row * len..][..len]);

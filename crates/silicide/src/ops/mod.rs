@@ -15,7 +15,9 @@ pub mod matmul;
 mod rms_norm;
 mod rope;
 mod rope_multi;
+mod sample;
 mod softmax;
+mod top_k;
 mod unary;
 mod walk;
 
@@ -34,5 +36,7 @@ pub use rope::{Llama3Scaling, Pairing, Rope, RopeFrequencies, YarnScaling, rope,
 pub use rope_multi::{
     FallbackAxis, RopeMulti, RopeMultiMode, RopeSections, rope_multi, rope_multi_in_place, rope_multi_into,
 };
+pub use sample::{Sampling, sample, sample_into, sample_state};
 pub use softmax::{Softmax, softmax, softmax_into};
+pub use top_k::{top_k, top_k_into};
 pub use unary::{Unary, unary, unary_into};
