@@ -34,10 +34,7 @@ pub(super) fn run<T: Float, C: Float>(call: &Call) {
     // The last tiles see the most keys, so they come first.
     call.pool.parallel(tiles * groups, &|task| {
         let (tile, group) = (tiles - 1 - task / groups, task % groups);
-        vectorized(
-            #[inline(always)]
-            || work.tile(tile * TILE, group * together..(group + 1) * together),
-        );
+        work.tile(tile * TILE, group * together..(group + 1) * together);
     });
 }
 
@@ -51,12 +48,23 @@ struct Work<'a, T, C> {
     out: View<'a, T>,
 }
 
+/// Some queries and heads, and the keys that any of them sees.
+struct Tile {
+    first: usize,
+    heads: std::ops::Range<usize>,
+    /// The keys that each query sees.
+    visible: [std::ops::Range<usize>; TILE],
+    start: usize,
+    end: usize,
+    /// `head_dim`, rounded up to whole vectors.
+    padded: usize,
+    rows: usize,
+}
+
 impl<T: Float, C: Float> Work<'_, T, C> {
-    #[inline(always)]
     fn tile(&self, first: usize, heads: std::ops::Range<usize>) {
         let p = &self.p;
-        let dim = p.dim as usize;
-        let padded = dim.next_multiple_of(LANES);
+        let padded = (p.dim as usize).next_multiple_of(LANES);
         let queries = TILE.min(p.queries as usize - first);
         let rows = queries * heads.len();
         let mut visible: [std::ops::Range<usize>; TILE] = Default::default();
@@ -68,63 +76,76 @@ impl<T: Float, C: Float> Work<'_, T, C> {
         let end = visible[..queries].iter().map(|r| r.end).max().unwrap_or(0);
         let keys = end.saturating_sub(start);
         let kv_head = heads.start / (p.q_heads / p.kv_heads) as usize;
+        let tile = Tile { first, heads: heads.clone(), visible, start, end, padded, rows };
         with_scratch(rows * (2 * padded + keys) + BLOCK * padded, |scratch| {
-            let (q, scratch) = scratch.split_at_mut(rows * padded);
-            let (acc, scratch) = scratch.split_at_mut(rows * padded);
-            let (scores, block) = scratch.split_at_mut(rows * keys);
-            q.fill(0.0);
-            acc.fill(0.0);
-            block.fill(0.0);
-            for (row, q) in q.chunks_exact_mut(padded).enumerate() {
-                let at = (first + row / heads.len()) * p.q_strides[0] as usize
-                    + (heads.start + row % heads.len()) * p.q_strides[1] as usize;
-                // SAFETY: nothing writes the queries.
-                widen(unsafe { self.q.row(at, dim) }, q);
-                q.iter_mut().for_each(|x| *x *= p.scale);
-            }
-            // Scores.
-            for from in (start..end).step_by(BLOCK) {
-                let to = end.min(from + BLOCK);
-                self.load(&self.k, &p.k_strides, from..to, kv_head, block, padded);
-                for row in 0..rows {
-                    let seen = clip(&visible[row / heads.len()], from, to);
-                    let (q, scores) = (&q[row * padded..][..padded], &mut scores[row * keys..][..keys]);
-                    for key in seen {
-                        scores[key - start] = dot(q, &block[(key - from) * padded..][..padded]);
-                    }
-                }
-            }
-            // Softmax, each row over the keys it sees.
-            for row in 0..rows {
-                let seen = &visible[row / heads.len()];
-                let scores = &mut scores[row * keys..][..keys];
-                if !seen.is_empty() {
-                    let sink = self.sinks.map(|s| s[heads.start + row % heads.len()]);
-                    softmax(&mut scores[seen.start - start..seen.end - start], p.softcap, sink);
-                }
-            }
-            // Values.
-            for from in (start..end).step_by(BLOCK) {
-                let to = end.min(from + BLOCK);
-                self.load(&self.v, &p.v_strides, from..to, kv_head, block, padded);
-                for row in 0..rows {
-                    let seen = clip(&visible[row / heads.len()], from, to);
-                    let (acc, scores) = (&mut acc[row * padded..][..padded], &scores[row * keys..][..keys]);
-                    let weights = &scores[seen.start.max(start) - start..seen.end.max(start) - start];
-                    let values = &block[seen.start.saturating_sub(from) * padded..];
-                    add_weighted(acc, weights, values);
-                }
-            }
-            for (row, acc) in acc.chunks_exact(padded).enumerate() {
-                let at = (first + row / heads.len()) * p.out_strides[0] as usize
-                    + (heads.start + row % heads.len()) * p.out_strides[1] as usize;
-                // SAFETY: this task alone has these queries and heads.
-                let out = unsafe { self.out.row_mut(at, dim) };
-                for (o, &a) in out.iter_mut().zip(acc) {
-                    *o = T::from_f32(a);
-                }
-            }
+            vectorized(
+                #[inline(always)]
+                || self.attend(&tile, kv_head, scratch),
+            );
         });
+    }
+
+    #[inline(always)]
+    fn attend(&self, tile: &Tile, kv_head: usize, scratch: &mut [f32]) {
+        let p = &self.p;
+        let dim = p.dim as usize;
+        let Tile { first, ref heads, ref visible, start, end, padded, rows } = *tile;
+        let keys = end.saturating_sub(start);
+        let (q, scratch) = scratch.split_at_mut(rows * padded);
+        let (acc, scratch) = scratch.split_at_mut(rows * padded);
+        let (scores, block) = scratch.split_at_mut(rows * keys);
+        q.fill(0.0);
+        acc.fill(0.0);
+        block.fill(0.0);
+        for (row, q) in q.chunks_exact_mut(padded).enumerate() {
+            let at = (first + row / heads.len()) * p.q_strides[0] as usize
+                + (heads.start + row % heads.len()) * p.q_strides[1] as usize;
+            // SAFETY: nothing writes the queries.
+            widen(unsafe { self.q.row(at, dim) }, q);
+            q.iter_mut().for_each(|x| *x *= p.scale);
+        }
+        // Scores.
+        for from in (start..end).step_by(BLOCK) {
+            let to = end.min(from + BLOCK);
+            self.load(&self.k, &p.k_strides, from..to, kv_head, block, padded);
+            for row in 0..rows {
+                let seen = clip(&visible[row / heads.len()], from, to);
+                let (q, scores) = (&q[row * padded..][..padded], &mut scores[row * keys..][..keys]);
+                for key in seen {
+                    scores[key - start] = dot(q, &block[(key - from) * padded..][..padded]);
+                }
+            }
+        }
+        // Softmax, each row over the keys it sees.
+        for row in 0..rows {
+            let seen = &visible[row / heads.len()];
+            let scores = &mut scores[row * keys..][..keys];
+            if !seen.is_empty() {
+                let sink = self.sinks.map(|s| s[heads.start + row % heads.len()]);
+                softmax(&mut scores[seen.start - start..seen.end - start], p.softcap, sink);
+            }
+        }
+        // Values.
+        for from in (start..end).step_by(BLOCK) {
+            let to = end.min(from + BLOCK);
+            self.load(&self.v, &p.v_strides, from..to, kv_head, block, padded);
+            for row in 0..rows {
+                let seen = clip(&visible[row / heads.len()], from, to);
+                let (acc, scores) = (&mut acc[row * padded..][..padded], &scores[row * keys..][..keys]);
+                let weights = &scores[seen.start.max(start) - start..seen.end.max(start) - start];
+                let values = &block[seen.start.saturating_sub(from) * padded..];
+                add_weighted(acc, weights, values);
+            }
+        }
+        for (row, acc) in acc.chunks_exact(padded).enumerate() {
+            let at = (first + row / heads.len()) * p.out_strides[0] as usize
+                + (heads.start + row % heads.len()) * p.out_strides[1] as usize;
+            // SAFETY: this task alone has these queries and heads.
+            let out = unsafe { self.out.row_mut(at, dim) };
+            for (o, &a) in out.iter_mut().zip(acc) {
+                *o = T::from_f32(a);
+            }
+        }
     }
 
     /// Widens a block of keys or values into rows of `padded`, whose ends stay zero.

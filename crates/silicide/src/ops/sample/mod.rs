@@ -115,7 +115,8 @@ pub fn sample_into(
     };
     let launch = Launch::new(OP, &params).read(logits).read_write(state).write(out);
     stream.launch(launch, cpu::run, || Gpu {
-        source: &SOURCE, defines: String::new(),
+        source: &SOURCE,
+        defines: String::new(),
         entry: "sample".into(),
         threadgroups: [params.walk.row_count(), 1, 1],
         threads: [vocab.div_ceil(4).next_multiple_of(32).min(1024), 1, 1],

@@ -64,7 +64,8 @@ pub fn top_k_into(stream: &mut Stream, x: &Tensor, values: &Tensor, indices: &Te
     let params = Params { walk: Walk::rows(OP, &[x])?, k: k as u32, pad: 0 };
     let launch = Launch::new(OP, &params).read(x).write(values).write(indices);
     stream.launch(launch, float_entry!(dtype, T => cpu::run::<T>), || Gpu {
-        source: &SOURCE, defines: String::new(),
+        source: &SOURCE,
+        defines: String::new(),
         entry: format!("top_k_{dtype}"),
         threadgroups: [params.walk.row_count(), 1, 1],
         threads: [len.div_ceil(4).next_multiple_of(32).min(1024), 1, 1],
