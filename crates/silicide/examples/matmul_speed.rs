@@ -81,7 +81,9 @@ impl PackLayoutOf {
     fn layout(self, n: usize, k: usize) -> Option<PackLayout> {
         match self {
             PackLayoutOf::Dense(dtype) => PackLayout::dense(dtype, n, k).ok(),
-            PackLayoutOf::Quantized(f) if k % f.group_size() == 0 => PackLayout::quantized(f, DType::BF16, n, k).ok(),
+            PackLayoutOf::Quantized(f) if k.is_multiple_of(f.group_size()) => {
+                PackLayout::quantized(f, DType::BF16, n, k).ok()
+            }
             PackLayoutOf::Quantized(_) => None,
         }
     }
