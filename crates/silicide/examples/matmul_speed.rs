@@ -81,7 +81,9 @@ impl PackLayoutOf {
     fn layout(self, n: usize, k: usize) -> Option<PackLayout> {
         match self {
             PackLayoutOf::Dense(dtype) => PackLayout::dense(dtype, n, k).ok(),
-            PackLayoutOf::Quantized(f) if k % f.group_size() == 0 => PackLayout::quantized(f, DType::BF16, n, k).ok(),
+            PackLayoutOf::Quantized(f) if k.is_multiple_of(f.group_size()) => {
+                PackLayout::quantized(f, DType::BF16, n, k).ok()
+            }
             PackLayoutOf::Quantized(_) => None,
         }
     }
@@ -124,11 +126,8 @@ fn measure(pool: &Pool, name: &str, layout: &PackLayout, n: usize, k: usize) {
         ("i8", Precision::Reduced(Activation::I8)),
         ("f32", Precision::F32),
     ] {
-        let time = shortest(Duration::from_millis(150), || {
-            for weight in &weights {
-                run(precision, weight, 1);
-            }
-        }) / copies as f64;
+        let mut weights = weights.iter().cycle();
+        let time = shortest(Duration::from_millis(300), || run(precision, weights.next().expect("a cycle"), 1));
         print!(" | {what} {:7.1} us {:5.1} GB/s", time * 1e6, layout.bytes() as f64 / time / 1e9);
     }
     for (m, precision) in
@@ -147,16 +146,14 @@ fn measure(pool: &Pool, name: &str, layout: &PackLayout, n: usize, k: usize) {
     println!();
 }
 
-/// Seconds of the fastest of the runs that fit in `budget`, at least two.
+/// Seconds of the fastest single run of those that fit in `budget`; other programs disturb the longer ones.
 fn shortest(budget: Duration, mut run: impl FnMut()) -> f64 {
     let start = Instant::now();
     let mut best = f64::INFINITY;
-    let mut runs = 0;
-    while runs < 2 || start.elapsed() < budget {
+    while best.is_infinite() || start.elapsed() < budget {
         let start = Instant::now();
         run();
         best = best.min(start.elapsed().as_secs_f64());
-        runs += 1;
     }
     best
 }
@@ -165,12 +162,15 @@ fn shortest(budget: Duration, mut run: impl FnMut()) -> f64 {
 fn read_bandwidth(pool: &Pool) -> f64 {
     let data = vec![1u64; SET / 8];
     let tasks = pool.threads() * 8;
-    let part = data.len() / tasks;
+    // In pieces of a megabyte, each timed alone.
+    let mut pieces = data.chunks_exact(1 << 17).cycle();
     let time = shortest(Duration::from_millis(500), || {
+        let piece = pieces.next().expect("a cycle");
+        let part = piece.len() / tasks;
         let total = AtomicU64::new(0);
         pool.parallel(tasks, &|i| {
             let mut sums = [0u64; 32];
-            for line in data[i * part..(i + 1) * part].as_chunks::<32>().0 {
+            for line in piece[i * part..(i + 1) * part].as_chunks::<32>().0 {
                 for (sum, x) in sums.iter_mut().zip(line) {
                     *sum = sum.wrapping_add(*x);
                 }
@@ -179,5 +179,5 @@ fn read_bandwidth(pool: &Pool) -> f64 {
         });
         black_box(total.into_inner());
     });
-    SET as f64 / time
+    (1 << 20) as f64 / time
 }

@@ -1,4 +1,5 @@
 //! Products of many activation rows in bf16 with sums in `f32`, by AVX512-BF16 or by AMX.
+#![allow(clippy::needless_range_loop, reason = "tiles of registers are indexed by row and panel")]
 #![allow(unsafe_op_in_unsafe_fn, reason = "pointers are into buffers whose sizes the callers of these kernels set")]
 
 use std::arch::x86_64::*;
@@ -147,8 +148,10 @@ impl Product<'_> {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512bf16,avx2,fma,f16c")]
 unsafe fn dequantize_unit(layout: &PackLayout, panel: *const u8, unit: usize, to: *mut u16) {
-    let mut wide = [[0f32; LANES]; UNIT];
-    unpack::dequantize::<Avx512>(layout, panel, unit, 1, wide.as_mut_ptr().cast());
+    #[repr(align(64))]
+    struct Wide([[f32; LANES]; UNIT]);
+    let mut wide = Wide([[0.0; LANES]; UNIT]);
+    unpack::dequantize::<Avx512>(layout, panel, unit, 1, wide.0.as_mut_ptr().cast());
     let interleave = {
         let mut index = [0u16; 32];
         for (i, index) in index.iter_mut().enumerate() {
@@ -156,7 +159,7 @@ unsafe fn dequantize_unit(layout: &PackLayout, panel: *const u8, unit: usize, to
         }
         _mm512_loadu_si512(index.as_ptr().cast())
     };
-    for (i, [even, odd]) in wide.as_chunks::<2>().0.iter().enumerate() {
+    for (i, [even, odd]) in wide.0.as_chunks::<2>().0.iter().enumerate() {
         let pair = _mm512_cvtne2ps_pbh(Avx512::load(odd.as_ptr()), Avx512::load(even.as_ptr()));
         let pair = _mm512_permutexvar_epi16(interleave, std::mem::transmute::<__m512bh, __m512i>(pair));
         _mm512_storeu_si512(to.add(i * LANES * 2).cast(), pair);

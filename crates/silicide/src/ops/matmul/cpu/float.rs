@@ -2,12 +2,13 @@
 //!
 //! An output is summed in the order of `k` whatever the tile it falls in and however `k` is cut, because sums that
 //! pause between stretches rest in the output as `f32`. So a row's result does not depend on the other rows.
+#![allow(clippy::needless_range_loop, reason = "tiles of registers are indexed by row and panel")]
 #![allow(unsafe_op_in_unsafe_fn, reason = "pointers are into buffers whose sizes the callers of these kernels set")]
 
 use std::ops::Range;
 
 use super::pack::{Codes, PackLayout, UNIT};
-use super::simd::{Kernel, LANES, Simd, Tile};
+use super::simd::{Kernel, LANES, Simd};
 use super::{Out, Rows, unpack};
 
 /// Panels that are dequantised together.
@@ -60,12 +61,12 @@ impl Product<'_> {
     unsafe fn rows<S: Simd, const P: usize>(&self, k: Range<usize>, weight: [*const f32; P]) {
         let mut row = self.rows.start;
         match S::TILE {
-            Tile::TwelveByTwo => {
+            (12, _) => {
                 self.tiles::<S, 12, P>(&mut row, &k, weight);
                 self.tiles::<S, 4, P>(&mut row, &k, weight);
             }
-            Tile::SixByOne => self.columns::<S, 6, P>(&mut row, &k, weight),
-            Tile::TwoByOne => self.columns::<S, 2, P>(&mut row, &k, weight),
+            (6, _) => self.columns::<S, 6, P>(&mut row, &k, weight),
+            _ => self.columns::<S, 2, P>(&mut row, &k, weight),
         }
         self.tiles::<S, 1, P>(&mut row, &k, weight);
     }

@@ -1,11 +1,13 @@
 //! Products of a few activation rows with integer codes: activations as integers of 8 or about 15 bits, one scale for 32.
+#![allow(clippy::needless_range_loop, reason = "tiles of registers are indexed by row and panel")]
 #![allow(unsafe_op_in_unsafe_fn, reason = "pointers are into buffers whose sizes the callers of these kernels set")]
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::pack::{Codes, PackLayout, UNIT};
-use super::simd::{Kernel, LANES, QUAD, Simd};
-use super::unpack::{self, TABLE};
+use super::simd::{Kernel, QUAD, Simd};
+use super::unpack::{self, GroupScales, TABLE};
 use super::{Out, Rows};
 
 /// Bytes of a unit's activations: eight quads.
@@ -124,7 +126,7 @@ impl Kernel for Product<'_> {
 impl Product<'_> {
     #[inline(always)]
     unsafe fn codes<S: Simd, const KIND: usize, const SMALL: bool>(&self, table: &[u8; 16]) {
-        if self.x.wide {
+        if self.x.wide || !S::BYTE_DOT {
             self.panels::<S, KIND, SMALL, true>(table);
         } else {
             self.panels::<S, KIND, SMALL, false>(table);
@@ -135,7 +137,7 @@ impl Product<'_> {
     unsafe fn panels<S: Simd, const KIND: usize, const SMALL: bool, const WIDE: bool>(&self, table: &[u8; 16]) {
         for panel in self.panels.clone() {
             let mut row = self.rows.start;
-            while row + 4 <= self.rows.end {
+            while S::BYTE_DOT && row + 4 <= self.rows.end {
                 self.block::<S, KIND, SMALL, WIDE, 4>(panel, row, table);
                 row += 4;
             }
@@ -157,16 +159,22 @@ impl Product<'_> {
         let units = self.layout.units;
         let codes = self.weight.add(panel * self.layout.panel_bytes);
         let mut out = [S::splat(0.0); M];
-        let mut buffer = [[[0f32; LANES]; 2]; 2 * STEP];
+        let mut buffer = [const { MaybeUninit::<GroupScales>::uninit() }; 2 * STEP];
         let (group, x) = (self.layout.group, self.x);
         let mut first = 0;
         while first < units {
             let end = units.min(first + STEP);
             let group0 = first * UNIT / group;
-            unpack::scales::<S>(self.layout, codes, group0, (end * UNIT).div_ceil(group) - group0, buffer.as_mut_ptr());
+            unpack::scales::<S>(
+                self.layout,
+                codes,
+                group0,
+                (end * UNIT).div_ceil(group) - group0,
+                buffer.as_mut_ptr().cast(),
+            );
             for unit in first..end {
                 let w = unpack::quads::<S, KIND>(codes, units, unit, table);
-                let scales = buffer.as_ptr().add(unit * UNIT / group - group0);
+                let scales = buffer.as_ptr().cast::<GroupScales>().add(unit * UNIT / group - group0);
                 for m in 0..M {
                     let at = (row + m) * units + unit;
                     let quads = x.quads.add(at * UNIT_BYTES);
@@ -199,11 +207,11 @@ impl Product<'_> {
 unsafe fn scaled<S: Simd, const WIDE: bool>(
     out: S::F,
     sum: S::Sum,
-    scales: *const [[f32; LANES]; 2],
+    scales: *const GroupScales,
     scale: f32,
     total: f32,
 ) -> S::F {
-    let [weight, bias] = &*scales;
+    let GroupScales([weight, bias]) = &*scales;
     let weight = S::mul(S::load(weight.as_ptr()), S::splat(scale));
     let out = S::fma(S::sum_to_f32::<WIDE>(sum), weight, out);
     S::fma(S::load(bias.as_ptr()), S::splat(total), out)

@@ -71,7 +71,7 @@ fn dense(dtype: DType, n: usize, k: usize, random: &mut Random) -> Weight {
 /// Some scales are negative and some are denormal.
 fn scale(random: &mut Random) -> f32 {
     let x = random.float() * 0.1;
-    if random.next() % 13 == 0 { x * 1e-6 } else { x }
+    if random.next().is_multiple_of(13) { x * 1e-6 } else { x }
 }
 
 fn quantized(format: QuantFormat, dtype: DType, n: usize, k: usize, random: &mut Random) -> Weight {
@@ -90,7 +90,7 @@ fn quantized(format: QuantFormat, dtype: DType, n: usize, k: usize, random: &mut
         }
         QuantFormat::Mxfp4 | QuantFormat::Mxfp8 => {
             scales = (0..groups)
-                .map(|_| if random.next() % 13 == 0 { 0 } else { 115 + (random.next() % 9) as u8 })
+                .map(|_| if random.next().is_multiple_of(13) { 0 } else { 115 + (random.next() % 9) as u8 })
                 .collect();
         }
         QuantFormat::Nvfp4 => scales = finite(random.bytes(groups)),

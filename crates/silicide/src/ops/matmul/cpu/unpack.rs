@@ -57,6 +57,11 @@ unsafe fn plane_quad<S: Simd>(plane: *const u8, width: usize, unit: usize, i: us
     S::and(S::shr(x, (i % quads * width) as u32), S::splat_u32(0x0101_0101 * ((1 << width) - 1)))
 }
 
+/// Scales and biases of a group, aligned so that what was stored as a vector is loaded again at once.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(super) struct GroupScales(pub(super) [[f32; LANES]; 2]);
+
 /// Writes scale and bias of groups `first..first + count` of a panel: `w = scale * code + bias` for the unsigned code.
 #[inline(always)]
 pub(super) unsafe fn scales<S: Simd>(
@@ -64,7 +69,7 @@ pub(super) unsafe fn scales<S: Simd>(
     panel: *const u8,
     first: usize,
     count: usize,
-    out: *mut [[f32; LANES]; 2],
+    out: *mut GroupScales,
 ) {
     let (zero, factor) = match layout.codes {
         Codes::Bits { zero, .. } => (zero, 1.0),
@@ -197,7 +202,7 @@ unsafe fn codes<S: Simd, const KIND: usize>(
     table: &[u8; 16],
     out: *mut f32,
 ) {
-    let mut buffer = [[[0f32; LANES]; 2]; 2];
+    let mut buffer = [GroupScales([[0.0; LANES]; 2]); 2];
     let groups = UNIT.div_ceil(layout.group);
     for unit in first..first + count {
         // Groups of 16 come two to a unit; larger ones are read again for each unit.
@@ -211,7 +216,7 @@ unsafe fn codes<S: Simd, const KIND: usize>(
         };
         let mut out = out.add((unit - first) * UNIT * LANES);
         for (i, quad) in quads.into_iter().enumerate() {
-            let [scale, bias] = &buffer[i * groups / 8];
+            let GroupScales([scale, bias]) = &buffer[i * groups / 8];
             let (scale, bias) = (S::load(scale.as_ptr()), S::load(bias.as_ptr()));
             for j in 0..4 {
                 let code = S::and(S::shr(quad, 8 * j), S::splat_u32(0xff));

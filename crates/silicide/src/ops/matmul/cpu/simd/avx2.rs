@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, QUAD, Simd, Tile};
+use super::{Kernel, QUAD, Simd};
 
 #[derive(Clone, Copy)]
 struct Avx2;
@@ -17,7 +17,8 @@ impl Simd for Avx2 {
     type F = [__m256; 2];
     type I = [__m256i; 2];
     type Sum = [__m256i; 2];
-    const TILE: Tile = Tile::SixByOne;
+    const TILE: (usize, usize) = (6, 1);
+    const BYTE_DOT: bool = false;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::F {

@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, QUAD, Simd, Tile};
+use super::{Kernel, QUAD, Simd};
 
 #[derive(Clone, Copy)]
 pub(in super::super) struct Avx512;
@@ -18,7 +18,8 @@ impl Simd for Avx512 {
     type I = __m512i;
     /// The sums with the high and with the low bytes of activations.
     type Sum = [__m512i; 2];
-    const TILE: Tile = Tile::TwelveByTwo;
+    const TILE: (usize, usize) = (12, 2);
+    const BYTE_DOT: bool = true;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::F {

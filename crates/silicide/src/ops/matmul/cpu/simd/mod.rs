@@ -30,8 +30,12 @@ pub(super) trait Simd: Copy {
     type I: Copy;
     /// Sixteen integer sums of products of bytes with activations.
     type Sum: Copy;
-    /// The most activation rows, and panels of sixteen, whose sums fit in the registers.
-    const TILE: Tile;
+    /// Activation rows and panels whose sums fit in the registers: (12, 2), (6, 1) or (2, 1).
+    const TILE: (usize, usize);
+    /// Whether bytes are multiplied as they are, so that activations of 8 bits take half the instructions of those of 15,
+    /// and whether the registers hold the codes
+    /// of a unit beside the sums of several rows.
+    const BYTE_DOT: bool;
 
     unsafe fn splat(x: f32) -> Self::F;
     unsafe fn load(p: *const f32) -> Self::F;
@@ -76,17 +80,6 @@ pub(super) trait Simd: Copy {
     /// Not `WIDE`: the activations are in -127..=127.
     unsafe fn dot<const WIDE: bool>(sum: Self::Sum, x: Self::I, quad: *const u8) -> Self::Sum;
     unsafe fn sum_to_f32<const WIDE: bool>(sum: Self::Sum) -> Self::F;
-}
-
-/// The shape of a register tile.
-#[derive(Clone, Copy)]
-pub(super) enum Tile {
-    /// Twelve rows by two panels.
-    TwelveByTwo,
-    /// Six rows by one panel.
-    SixByOne,
-    /// Two rows by one panel.
-    TwoByOne,
 }
 
 /// Work that can be done at any level.

@@ -4,7 +4,7 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::{Kernel, QUAD, Simd, Tile};
+use super::{Kernel, QUAD, Simd};
 
 /// `I8MM`: with the dot product of unsigned with signed bytes.
 #[derive(Clone, Copy)]
@@ -37,7 +37,8 @@ impl<const I8MM: bool> Simd for Neon<I8MM> {
     type I = [uint32x4_t; 4];
     /// The sums with the high and with the low bytes of activations; without `I8MM` only the second.
     type Sum = [[int32x4_t; 4]; 2];
-    const TILE: Tile = Tile::SixByOne;
+    const TILE: (usize, usize) = (6, 1);
+    const BYTE_DOT: bool = I8MM;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::F {

@@ -3,7 +3,7 @@
 
 use half::f16;
 
-use super::{Kernel, LANES, QUAD, Simd, Tile};
+use super::{Kernel, LANES, QUAD, Simd};
 
 #[derive(Clone, Copy)]
 struct Portable;
@@ -21,7 +21,8 @@ impl Simd for Portable {
     type F = [f32; LANES];
     type I = [u32; LANES];
     type Sum = [i32; LANES];
-    const TILE: Tile = Tile::TwoByOne;
+    const TILE: (usize, usize) = (2, 1);
+    const BYTE_DOT: bool = false;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self::F {
