@@ -1,5 +1,5 @@
 use super::*;
-use crate::testing::{Random, StoredMatrix, assert_close, on_every_device, quantized_formats, values_of};
+use crate::testing::{Golden, Random, StoredMatrix, assert_close, on_every_device, quantized_formats, values_of};
 use crate::{DType, MatrixFormat};
 
 fn check_rows(stream: &mut Stream, matrix: &StoredMatrix, dtype: DType, scale: f32) {
@@ -23,9 +23,10 @@ fn rows_of_every_format() {
     on_every_device(|stream| {
         let random = &mut Random::new(1);
         for (i, format) in quantized_formats().into_iter().enumerate() {
-            let MatrixFormat::Quantized(quantized, scales) = format else { unreachable!("all are quantised") };
+            let MatrixFormat::Quantized(quantized, _) = format else { unreachable!("all are quantised") };
             let matrix = StoredMatrix::random(format, 1 + i % 3, (1 + i % 2) * quantized.group_size(), random);
-            check_rows(stream, &matrix, scales, [1.0, 24.0][i % 2]);
+            let dtype = if i % 8 == 0 { DType::BF16 } else { DType::F32 };
+            check_rows(stream, &matrix, dtype, [1.0, 24.0][i % 2]);
         }
     });
 }
@@ -41,4 +42,40 @@ fn dense_rows_of_any_length() {
             }
         }
     });
+}
+
+/// What mlx and gguf-py dequantise.
+#[test]
+fn rows_of_mlx_and_gguf_py() {
+    on_every_device(|stream| {
+        let device = &stream.device().clone();
+        for file in ["quantized_matmul", "gguf_blocks"] {
+            let golden = Golden::read(file);
+            for (case, matrix) in golden.matrices() {
+                let ids: Vec<u32> = (0..matrix.rows as u32).collect();
+                let ids = device.tensor(&ids, [ids.len()]).unwrap();
+                let rows = embedding(stream, &ids, &matrix.on(device), 1.0, DType::F32).unwrap();
+                let rows = values_of(stream, &rows);
+                let wanted: Vec<f64> =
+                    golden.values(&format!("{case}.dequantized")).into_iter().map(f64::from).collect();
+                // Cases of scales keep one element a row, as the others are the same.
+                let width = wanted.len() / matrix.rows;
+                let rows: Vec<f32> = rows.chunks(matrix.columns).flat_map(|row| row[..width].iter().copied()).collect();
+                assert_close(DType::F32, &rows, &wanted, 0.1);
+            }
+        }
+    });
+}
+
+#[test]
+fn says_what_does_not_fit() {
+    let device = crate::Device::cpu();
+    let stream = &mut device.stream();
+    let table = StoredMatrix::random(MatrixFormat::Dense(DType::F32), 3, 4, &mut Random::new(3)).on(&device);
+    let ids = device.zeros(DType::F32, [2]).unwrap();
+    let error = embedding(stream, &ids, &table, 1.0, DType::F32).unwrap_err().to_string();
+    assert_eq!(error, "embedding: ids: got f32[2], wanted u32 or i32 [tokens], contiguous");
+    let ids = device.zeros(DType::U32, [2]).unwrap();
+    let error = embedding(stream, &ids, &table, 1.0, DType::I32).unwrap_err().to_string();
+    assert_eq!(error, "embedding: dtype: got i32, wanted f32, f16 or bf16");
 }

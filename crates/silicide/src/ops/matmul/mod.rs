@@ -280,9 +280,11 @@ struct GpuForm {
 impl GpuForm {
     /// The form for `m` rows of `x`.
     fn of(m: u32) -> GpuForm {
+        // A tile computes 32 rows of x whether they are there or not; half of them pay for it.
         match m {
             1 => GpuForm { entry: "matmul_one", rows: 8, tokens: 1, threads: 64 },
-            _ => GpuForm { entry: "matmul_few", rows: 8, tokens: 4, threads: 64 },
+            2..=16 => GpuForm { entry: "matmul_few", rows: 8, tokens: 4, threads: 64 },
+            _ => GpuForm { entry: "matmul_tiled", rows: 64, tokens: 32, threads: 128 },
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::quant::GgmlFormat;
-use crate::testing::{Random, StoredMatrix, on_every_device, quantized_formats, rounded, values_of};
+use crate::testing::{Golden, Random, StoredMatrix, on_every_device, quantized_formats, rounded, values_of};
 
 const PRECISIONS: [Precision; 3] =
     [Precision::F32, Precision::Reduced(Activation::I16), Precision::Reduced(Activation::I8)];
@@ -44,7 +44,7 @@ fn assert_products(name: &str, got: &[f32], wanted: &[(f64, f64)]) {
     assert_eq!(got.len(), wanted.len(), "{name}");
     for (i, (&got, &(wanted, slack))) in got.iter().zip(wanted).enumerate() {
         let close = (got as f64 - wanted).abs() <= slack;
-        assert!(close, "{name}: output {i} of {} is {got}, wanted {wanted} ± {slack}", wanted.abs());
+        assert!(close, "{name}: output {i} is {got}, wanted {wanted} ± {slack}");
     }
 }
 
@@ -110,4 +110,111 @@ fn dense_weights_of_any_size() {
         let matrix = StoredMatrix::random(MatrixFormat::Dense(DType::BF16), 9, 70, random);
         check_products(stream, &matrix, DType::F32, &[1, 35], random);
     });
+}
+
+/// The products that mlx (for affine, in f32 throughout) and gguf-py's elements give.
+#[test]
+fn products_of_mlx_and_gguf_py() {
+    on_every_device(|stream| {
+        let device = &stream.device().clone();
+        for file in ["quantized_matmul", "gguf_blocks"] {
+            let golden = Golden::read(file);
+            let x = golden.tensor(device, "shared.x");
+            for (case, matrix) in golden.matrices() {
+                if !golden.has(&format!("{case}.out")) {
+                    continue;
+                }
+                let weight = Weight::new(&matrix.on(device)).unwrap();
+                let out = matmul(stream, &x, &weight, Precision::F32).unwrap();
+                let slack = reference(&matrix, &golden.values("shared.x"), DType::F32, Precision::F32);
+                let wanted = golden.values(&format!("{case}.out"));
+                // The script stored its sums as f32.
+                let wanted =
+                    wanted.iter().zip(slack).map(|(&out, (_, slack))| (out as f64, slack + 1e-7 * out.abs() as f64));
+                assert_products(&case, &values_of(stream, &out), &wanted.collect::<Vec<_>>());
+            }
+        }
+    });
+}
+
+#[test]
+fn a_row_does_not_depend_on_its_company() {
+    on_every_device(|stream| {
+        let device = &stream.device().clone();
+        let random = &mut Random::new(4);
+        let affine = QuantFormat::Affine { bits: 4, group_size: 32 };
+        for format in [MatrixFormat::Quantized(affine, DType::F32), MatrixFormat::Dense(DType::F32)] {
+            let matrix = StoredMatrix::random(format, 21, 32 * 19, random);
+            let weight = Weight::new(&matrix.on(device)).unwrap();
+            let x = random.values(67 * matrix.columns);
+            let x = random.tensor(device, DType::F32, &x, [67, matrix.columns]);
+            let mut product = |rows: std::ops::Range<usize>| {
+                let out = matmul(stream, &x.slice(0, rows).unwrap(), &weight, Precision::F32).unwrap();
+                out.to_vec::<f32>(stream).unwrap().into_iter().map(f32::to_bits).collect::<Vec<_>>()
+            };
+            // A GPU has one order of sums for few rows and another for many.
+            for (all, some) in [(0..16, [0..1, 5..6, 14..16, 3..10]), (0..67, [0..17, 31..67, 13..50, 1..34])] {
+                let of_all = product(all.clone());
+                for rows in some {
+                    let same = product(rows.clone()) == of_all[rows.start * 21..rows.end * 21];
+                    assert!(same, "{device:?} {weight:?}: rows {rows:?} differ from the same of {all:?}");
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn nan_and_infinity_stay_in_their_row() {
+    on_every_device(|stream| {
+        let device = &stream.device().clone();
+        let random = &mut Random::new(5);
+        let affine = QuantFormat::Affine { bits: 8, group_size: 64 };
+        for format in [MatrixFormat::Quantized(affine, DType::F32), MatrixFormat::Dense(DType::BF16)] {
+            let (n, k) = (20, 192);
+            let weight = Weight::new(&StoredMatrix::random(format, n, k, random).on(device)).unwrap();
+            for m in [3, 40] {
+                let mut x = random.values(m * k);
+                x[k + 5] = f32::NAN;
+                x[2 * k + 70] = f32::INFINITY;
+                let x = device.tensor(&x, [m, k]).unwrap();
+                let out = matmul(stream, &x, &weight, Precision::F32).unwrap().to_vec::<f32>(stream).unwrap();
+                assert!(out[n..2 * n].iter().all(|x| x.is_nan()), "{weight:?}, {m} rows: NaN");
+                assert!(out[2 * n..3 * n].iter().all(|x| !x.is_finite()), "{weight:?}, {m} rows: infinity");
+                let others = out[..n].iter().chain(&out[3 * n..]);
+                assert!(others.copied().all(f32::is_finite), "{weight:?}, {m} rows: the others");
+            }
+        }
+    });
+}
+
+#[test]
+fn nothing_to_compute() {
+    on_every_device(|stream| {
+        let device = &stream.device().clone();
+        let random = &mut Random::new(6);
+        let format = MatrixFormat::Dense(DType::F32);
+        for (m, n, k) in [(0, 3, 4), (2, 3, 0), (40, 3, 0)] {
+            let weight = Weight::new(&StoredMatrix::random(format, n, k, random).on(device)).unwrap();
+            let x = device.zeros(DType::F32, [m, k]).unwrap();
+            let out = matmul(stream, &x, &weight, Precision::F32).unwrap();
+            assert_eq!(out.to_vec::<f32>(stream).unwrap(), vec![0.0; m * n]);
+        }
+    });
+}
+
+#[test]
+fn says_what_does_not_fit() {
+    let device = Device::cpu();
+    let stream = &mut device.stream();
+    let matrix = StoredMatrix::random(MatrixFormat::Dense(DType::F32), 3, 4, &mut Random::new(7));
+    let weight = Weight::new(&matrix.on(&device)).unwrap();
+    let mut message = |x: DType, shape: [usize; 2], out: DType, out_shape: [usize; 2]| {
+        let (x, out) = (device.zeros(x, shape).unwrap(), device.zeros(out, out_shape).unwrap());
+        matmul_into(stream, &x, &weight, Precision::F32, &out).unwrap_err().to_string()
+    };
+    assert_eq!(message(DType::F32, [2, 5], DType::F32, [2, 3]), "matmul: x: got f32[2, 5], wanted floats [.., 4]");
+    assert_eq!(message(DType::U32, [2, 4], DType::U32, [2, 3]), "matmul: x: got u32[2, 4], wanted floats [.., 4]");
+    assert_eq!(message(DType::F32, [2, 4], DType::F16, [2, 3]), "matmul: out: got f16[2, 3], wanted f32 [2, 3]");
+    assert_eq!(message(DType::F32, [2, 4], DType::F32, [1, 3]), "matmul: out: got f32[1, 3], wanted f32 [2, 3]");
 }

@@ -71,6 +71,8 @@ impl<'a> Rows<'a> {
     /// # Errors
     /// [`Error::Argument`] where the last row would end past `data`.
     pub fn new(data: &'a [f32], rows: usize, width: usize, stride: usize) -> Result<Rows<'a>> {
+        // Empty rows lie anywhere.
+        let stride = if width == 0 { 0 } else { stride };
         check_rows(data.len(), rows, width, stride)?;
         Ok(Rows { data, rows, width, stride })
     }
