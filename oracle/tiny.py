@@ -179,7 +179,8 @@ def large(build):
         build.mixed(family, "bf16")
         build.mixed(family, "bf16", inferred=True)
     for type in (Type.F32, Type.F16, Type.BF16, *BLOCK_TYPES):
-        build.gguf("llama-256", {"": type})
+        # The attention's output has rows of 64.
+        build.gguf("llama-256", {"attn_output.weight": Type.Q8_0, "": type}, type.name.lower())
     for family in GGUF_FAMILIES:
         for type in (Type.F16, Type.Q8_0, Type.Q4_0):
             build.gguf(family, {"": type})
