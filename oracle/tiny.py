@@ -483,7 +483,8 @@ def pack(w, type, seed):
         return gguf.quants.quantize(w, type)
     except NotImplementedError:
         blocks = random_blocks(type, *w.shape, seed=seed, scale=1.0)
-        spread = gguf.quants.dequantize(blocks, type).std()
+        # The root of the mean square: some types have a mean far from zero.
+        spread = np.sqrt((gguf.quants.dequantize(blocks, type) ** 2).mean())
         return random_blocks(type, *w.shape, seed=seed, scale=float(w.std() / spread))
 
 
