@@ -36,7 +36,7 @@ pub fn generate(
     let begun = Instant::now();
     let mut generator = model.generate(feed(args, &model, prompt), options)?;
     let (mut text, mut first, mut interrupted) = (String::new(), None, false);
-    while let Some(token) = generator.next() {
+    for token in generator.by_ref() {
         let token = token?;
         first.get_or_insert_with(|| begun.elapsed());
         text += &token.text;

@@ -1,4 +1,4 @@
-//! `silicide chat`: the conversation of [`chat`](crate::chat) with a model.
+//! `silicide chat`: the conversation of [`chat`] with a model.
 
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};

@@ -46,7 +46,8 @@ impl<'a> Weights<'a> {
 
     /// The configuration as the numbers that a model wants.
     pub(crate) fn args<T: DeserializeOwned>(&self) -> Result<T> {
-        serde_path(&self.config)
+        serde_json::from_value(self.config.clone())
+            .map_err(|e| Error::Config { field: "file".into(), message: e.to_string() })
     }
 
     pub(crate) fn is_gguf(&self) -> bool {
@@ -141,8 +142,9 @@ impl<'a> Weights<'a> {
                 }
             },
         };
-        let quantized = matches!(format, MatrixFormat::Quantized(..));
-        if !quantized && got[1] != columns || matches!(weight.dtype, StoredType::Ggml(_)) && got[1] != columns {
+        // MLX packs codes into words, so only there is the stored width another than the logical one.
+        let packed = scales.is_some();
+        if !packed && got[1] != columns {
             return Err(weight.error(format!("got shape {got}, wanted [{found_rows}, {columns}]")).into());
         }
         let matrix =
@@ -178,11 +180,6 @@ impl<'a> Weights<'a> {
         }
         format!("{}{path}", self.prefix)
     }
-}
-
-/// Reads a configuration, naming the field that does not fit.
-fn serde_path<T: DeserializeOwned>(config: &Value) -> Result<T> {
-    serde_json::from_value(config.clone()).map_err(|e| Error::Config { field: "config".into(), message: e.to_string() })
 }
 
 /// A small tensor's elements.

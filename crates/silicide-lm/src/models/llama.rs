@@ -8,7 +8,7 @@ use super::Decoder;
 use crate::cache::CacheShape;
 use crate::error::Result;
 use crate::load::Weights;
-use crate::nn::{Attention, AttentionArgs, Embedding, Linear, Mlp, Residual, RmsNorm, RopeArgs, Step};
+use crate::nn::{Attention, AttentionArgs, Embedding, Linear, Mlp, Residual, RmsNorm, Step};
 
 #[derive(Deserialize)]
 struct Args {

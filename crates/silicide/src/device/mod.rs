@@ -1,7 +1,7 @@
 //! Devices, their memory and the streams that run work on them.
 //!
 //! This is the only place arranged by back end. An op describes a [`Launch`]; a device's executor runs it. The executor's
-//! whole duty is the pair of traits [`Executor`] and [`Queue`].
+//! whole duty is the pair of traits `Executor` and `Queue`.
 
 mod arena;
 mod buffer;

@@ -50,11 +50,6 @@ impl Rows {
     pub(crate) fn is_empty(&self) -> bool {
         self.count == 0 || self.len == 0
     }
-
-    /// The element at which row `row` starts.
-    pub(crate) fn start(&self, row: usize) -> usize {
-        row * self.stride as usize
-    }
 }
 
 /// The instance of a generic CPU entry for a floating-point element type that was checked before.

@@ -100,7 +100,7 @@ impl Walk {
 
     /// Takes two elements of two operands for one of twice the size, where rows and gaps are even; whether it did.
     pub(crate) fn pair(&mut self) -> bool {
-        let even = self.len % 2 == 0 && self.strides.iter().all(|s| s % 2 == 0);
+        let even = self.len.is_multiple_of(2) && self.strides.iter().all(|s| s.is_multiple_of(2));
         let paired = even && self.inner[..2] == [1, 1];
         if paired {
             self.len /= 2;

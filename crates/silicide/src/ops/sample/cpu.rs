@@ -16,8 +16,8 @@ pub(super) fn run(call: &Call) {
         // SAFETY: one task a row.
         let state = unsafe { state.row_mut(4 * row, 4) };
         let random = random(state);
-        // SAFETY: nothing writes the logits.
         let token = match stride {
+            // SAFETY: nothing writes the logits.
             1 => draw(&p, unsafe { logits.row(at[0], len) }, random),
             _ => with_scratch(len, |s| {
                 // SAFETY: as above.
