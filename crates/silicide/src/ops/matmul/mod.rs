@@ -33,7 +33,7 @@ pub struct Weight {
 #[derive(Clone)]
 enum Form {
     Packed { layout: Arc<PackLayout>, bytes: Tensor },
-    Stored(Matrix),
+    Stored(Box<Matrix>),
 }
 
 impl Weight {
@@ -44,7 +44,8 @@ impl Weight {
     /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
     pub fn new(matrix: &Matrix) -> Result<Weight> {
         let (rows, columns, format) = (matrix.rows(), matrix.columns(), matrix.format());
-        let form = if matrix.device().as_cpu().is_some() { pack(matrix)? } else { Form::Stored(matrix.clone()) };
+        let form =
+            if matrix.device().as_cpu().is_some() { pack(matrix)? } else { Form::Stored(Box::new(matrix.clone())) };
         Ok(Weight { rows, columns, format, form })
     }
 
