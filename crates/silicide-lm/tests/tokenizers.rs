@@ -109,7 +109,6 @@ fn gguf_pipelines_are_those_of_tokenizer_json() {
     let kinds = [
         ("byte_fallback", "llama"),
         ("byte_level", "smollm"),
-        ("split_bytes", "llama-bpe"),
         ("deepseek_v3", "deepseek-v3"),
         ("gemma3", "gemma"),
         ("gpt2", "gpt-2"),

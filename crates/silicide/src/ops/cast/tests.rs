@@ -97,9 +97,10 @@ proptest! {
             let mut random = Random::new(seed);
             let gap = random.below(3);
             let size = from.size();
-            // Any bits, or numbers that most types hold.
+            // Any bits that the type may have, or numbers that most types hold.
             let bytes: Vec<u8> = (0..rows * (len + gap))
                 .flat_map(|_| match small {
+                    false if from == DType::Bool => vec![random.next() as u8 & 1],
                     false => (0..size).map(|_| random.next() as u8).collect::<Vec<_>>(),
                     true => reference(Value::Float((random.value() * 100.0) as f64), from),
                 })
