@@ -42,6 +42,9 @@ impl Stream {
     pub(crate) fn launch(&mut self, mut launch: Launch, cpu: cpu::Entry, gpu: impl FnOnce() -> Gpu) -> Result<()> {
         launch.check(&self.device)?;
         if self.device.as_cpu().is_some() {
+            if launch.choice.kernel.is_empty() {
+                launch.choice.kernel = "cpu".into();
+            }
             launch.body = Body::Cpu(cpu);
         } else {
             let gpu = gpu();

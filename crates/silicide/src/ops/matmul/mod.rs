@@ -8,9 +8,9 @@ use std::fmt;
 use std::sync::Arc;
 
 pub use self::cpu::{Activation, Precision};
-use self::cpu::{DenseView, PackLayout, RowsMut};
+use self::cpu::{DenseView, Method, PackLayout, RowsMut};
 use crate::device::cpu::vector::{narrow, vectorized, widen, with_scratch};
-use crate::device::cpu::{Call, Entry};
+use crate::device::cpu::{Call, Entry, Features};
 use crate::device::{Gpu, Launch, Stream};
 use crate::kernels::{KernelParams, KernelSource, kernel_params};
 use crate::matrix::{Matrix, MatrixFormat};
@@ -185,14 +185,10 @@ pub fn matmul_into(stream: &mut Stream, x: &Tensor, weight: &Weight, precision: 
         Form::Packed { layout, bytes } => {
             let launch = Launch::new(OP, &params).read(x).read(bytes).write(out).flops(flops);
             let launch = launch.context(&Arc::new((layout.clone(), precision)));
-            let features = weight.device().as_cpu().map(|cpu| cpu.features());
-            let launch = launch.choice(
-                format!("cpu {} {}", weight.format, features.map_or(String::new(), |f| f.to_string())),
-                match precision {
-                    Precision::F32 => "f32 activations, as asked",
-                    Precision::Reduced(_) => "",
-                },
-            );
+            let features = stream.device().as_cpu().map(|cpu| cpu.features()).unwrap_or_else(Features::detect);
+            let rows = params.m as usize;
+            let reason = Method::of(layout, features, precision, rows).reason(precision, rows);
+            let launch = launch.choice(format!("cpu {} {features}", weight.format), reason);
             let entry: Entry = float_entry!(x.dtype(), T => run::<T>);
             stream.launch(launch, entry, || unreachable!("packed weights are the CPU's"))
         }

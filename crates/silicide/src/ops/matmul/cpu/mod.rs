@@ -12,7 +12,7 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use crate::device::cpu::{Features, Pool};
+use crate::device::cpu::{Features, Level, Pool};
 use crate::{Error, Result};
 
 #[cfg(target_arch = "x86_64")]
@@ -146,20 +146,46 @@ pub fn matmul(
         return fail(format!("output is [{}, {}], wanted [{}, {}]", out.rows, out.width, x.rows, layout.n));
     }
     let product = Call { pool, features, layout, weight, x, out: Out::new(&out, layout.n) };
-    let integers = matches!(layout.codes, Codes::Bits { .. } | Codes::Table { .. });
-    match precision {
-        Precision::Reduced(activation) if integers && x.rows <= FEW_ROWS => product.integer(activation),
+    match Method::of(layout, features, precision, x.rows) {
+        Method::Integer(activation) => product.integer(activation),
         #[cfg(target_arch = "x86_64")]
-        Precision::Reduced(_)
-            if layout.codes != Codes::F32
-                && x.rows > FEW_ROWS
-                && features.level() >= crate::device::cpu::Level::Avx512Bf16 =>
-        {
-            product.bf16();
-        }
+        Method::Bf16 => product.bf16(),
         _ => product.float(),
     }
     Ok(())
+}
+
+/// The way in which a product is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Method {
+    /// Codes times activations, both integers.
+    Integer(Activation),
+    /// Weights and activations as bf16.
+    Bf16,
+    /// Weights as f32.
+    Float,
+}
+
+impl Method {
+    pub(super) fn of(layout: &PackLayout, features: Features, precision: Precision, rows: usize) -> Method {
+        let integers = matches!(layout.codes, Codes::Bits { .. } | Codes::Table { .. });
+        let bf16 = layout.codes != Codes::F32 && cfg!(target_arch = "x86_64") && features.level() >= Level::Avx512Bf16;
+        match precision {
+            Precision::Reduced(activation) if integers && rows <= FEW_ROWS => Method::Integer(activation),
+            Precision::Reduced(_) if bf16 && rows > FEW_ROWS => Method::Bf16,
+            _ => Method::Float,
+        }
+    }
+
+    /// What `explain` says of it.
+    pub(super) fn reason(self, precision: Precision, rows: usize) -> String {
+        match (self, precision) {
+            (Method::Integer(_), _) => format!("integers, since {rows} rows are few"),
+            (Method::Bf16, _) => format!("bf16, since {rows} rows repay dequantising"),
+            (Method::Float, Precision::F32) => "f32, as asked".into(),
+            (Method::Float, _) => "f32: no faster way for this weight, these rows and this processor".into(),
+        }
+    }
 }
 
 /// Dequantises row `row` of a packed weight, as an embedding that shares its weight with the output layer needs.
@@ -312,7 +338,7 @@ impl Call<'_> {
     fn bf16(&self) {
         let units = self.layout.units;
         let padded = self.x.rows.next_multiple_of(bf16::ROWS);
-        let amx = self.features.level() == crate::device::cpu::Level::Amx;
+        let amx = self.features.level() == Level::Amx;
         with_scratch(padded * units * UNIT * size_of::<u16>(), |x| {
             let x = Shared(x.cast::<u16>());
             self.pool.parallel_ranges(padded, 8, &|rows| {
