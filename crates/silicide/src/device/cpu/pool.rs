@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 /// How long a thread spins before it parks: longer than the gaps between the regions of one decode step, shorter than
 /// what anyone would notice of a core kept busy.
-const SPIN: Duration = Duration::from_micros(30);
+const SPIN: Duration = Duration::from_micros(150);
 
 /// Threads that share the tasks of one region at a time.
 ///

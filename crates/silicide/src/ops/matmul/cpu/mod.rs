@@ -294,7 +294,7 @@ impl Call<'_> {
             // SAFETY: `to` has room for all rows.
             unsafe { simd::run(self.features, integer::Encode { x: self.x, rows: 0..self.x.rows, to }) };
             let to = Shared(to);
-            self.each_panels(1, &|panels| {
+            self.each_panels(&|panels| {
                 let product = integer::Product {
                     layout: self.layout,
                     weight: self.weight.as_ptr(),
@@ -369,12 +369,15 @@ impl Call<'_> {
         });
     }
 
-    /// Splits the panels, `grain` at a time, for the pool.
-    fn each_panels(&self, grain: usize, task: &(dyn Fn(Range<usize>) + Sync)) {
-        let panels = self.layout.panels();
+    /// Splits the panels for the pool.
+    fn each_panels(&self, task: &(dyn Fn(Range<usize>) + Sync)) {
+        // A task begins with a wait for memory, so it should go on for some microseconds.
+        const BYTES: usize = 64 << 10;
+        let (panels, threads) = (self.layout.panels(), self.pool.threads());
         // Some tasks a thread even out what other programs take from the cores.
-        let size = panels.div_ceil(self.pool.threads() * 6).next_multiple_of(grain);
-        self.pool.parallel(panels.div_ceil(size.max(1)), &|i| task(i * size..panels.min((i + 1) * size)));
+        let tasks = (self.layout.bytes() / BYTES).clamp(threads, threads * 6);
+        let size = panels.div_ceil(tasks).max(1);
+        self.pool.parallel(panels.div_ceil(size), &|i| task(i * size..panels.min((i + 1) * size)));
     }
 
     /// Splits the panels, `grain` at a time, and where they are too few for the threads the rows as well.

@@ -78,10 +78,12 @@ pub(super) unsafe fn scales<S: Simd>(
     };
     let at = panel.add(layout.scales_at);
     let blocks = panel.add(layout.blocks_at);
-    let group_bytes = layout.scales.bytes().0;
+    let (group_bytes, block_bytes) = layout.scales.bytes();
     for g in first..first + count {
-        S::prefetch(at.wrapping_add(g * group_bytes + AHEAD));
         let block = g * layout.group / BLOCK;
+        // A panel's scales are read before most of its codes are, so those of the next panel are asked for.
+        S::prefetch(at.wrapping_add(g * group_bytes + layout.panel_bytes));
+        S::prefetch(blocks.wrapping_add(block * block_bytes + layout.panel_bytes));
         let (scale, bias) = match layout.scales {
             Scales::None => (S::splat(1.0), None),
             Scales::Float { dtype, bias } => {
