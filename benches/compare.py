@@ -15,13 +15,19 @@ import subprocess
 PROMPT, ANSWER = 512, 128
 
 
-def ours(binary, model, threads):
-    ids = ",".join(str(i * 7919 % 40_000 + 10) for i in range(PROMPT))
-    command = [binary, "generate", "--model", model, "--prompt-tokens", ids, "--max-tokens", str(ANSWER), "--temp", "0"]
+def run(binary, model, threads, prompt, answer):
+    ids = ",".join(str(i * 7919 % 40_000 + 10) for i in range(prompt))
+    command = [binary, "generate", "--model", model, "--prompt-tokens", ids, "--max-tokens", str(answer), "--temp", "0"]
     command += ["--ignore-eos", "--json", "--device", "cpu", "--threads", str(threads)]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    timings = json.loads(output.splitlines()[-1])["timings"]
-    return timings["prompt_tokens_per_second"], timings["generation_tokens_per_second"], timings["load_seconds"]
+    return json.loads(output.splitlines()[-1])["timings"]
+
+
+def ours(binary, model, threads):
+    prefill = run(binary, model, threads, PROMPT, 1)
+    # llama-bench decodes from an empty context, so this does too.
+    decode = run(binary, model, threads, 1, ANSWER)
+    return prefill["prompt_tokens_per_second"], decode["generation_tokens_per_second"], prefill["load_seconds"]
 
 
 def theirs(binary, model, threads):
