@@ -138,59 +138,12 @@ unsafe impl Send for Memory {}
 unsafe impl Sync for Memory {}
 
 impl Memory {
-    /// Zeroed host memory, or `None` where there is not enough.
-    pub(super) fn host(len: usize) -> Option<Memory> {
-        let allocation = Allocation::zeroed(len)?;
-        Some(Memory { ptr: allocation.ptr, len, owner: Box::new(allocation) })
-    }
-
     /// Bytes that somebody else owns.
     pub(super) fn adopted(bytes: &Arc<dyn HostBytes>) -> Memory {
         let slice = bytes.as_ref().as_ref();
         Memory { ptr: NonNull::from(slice).cast(), len: slice.len(), owner: Box::new(bytes.clone()) }
     }
 }
-
-/// A host allocation aligned to cache lines and vectors.
-struct Allocation {
-    ptr: NonNull<u8>,
-    layout: std::alloc::Layout,
-}
-
-const ALIGNMENT: usize = 64;
-
-/// The size of a huge page.
-const HUGE: usize = 2 << 20;
-
-impl Allocation {
-    fn zeroed(len: usize) -> Option<Allocation> {
-        let huge = len >= 2 * HUGE;
-        let layout = std::alloc::Layout::from_size_align(len.max(1), if huge { HUGE } else { ALIGNMENT }).ok()?;
-        // SAFETY: the layout's size is not zero.
-        let ptr = NonNull::new(unsafe { std::alloc::alloc(layout) })?;
-        #[cfg(target_os = "linux")]
-        if huge {
-            // Fewer, larger pages spare the processor address translations; where the system has none, nothing is lost.
-            // SAFETY: whole pages of the block just allocated; the advice changes no contents.
-            unsafe { libc::madvise(ptr.as_ptr().cast(), len / HUGE * HUGE, libc::MADV_HUGEPAGE) };
-        }
-        // SAFETY: the block has that many bytes.
-        unsafe { ptr.write_bytes(0, layout.size()) };
-        Some(Allocation { ptr, layout })
-    }
-}
-
-impl Drop for Allocation {
-    fn drop(&mut self) {
-        // SAFETY: allocated by `zeroed` with this layout, and freed once.
-        unsafe { std::alloc::dealloc(self.ptr.as_ptr(), self.layout) }
-    }
-}
-
-// SAFETY: plain memory.
-unsafe impl Send for Allocation {}
-// SAFETY: plain memory.
-unsafe impl Sync for Allocation {}
 
 struct Lease {
     storage: Arc<Storage>,

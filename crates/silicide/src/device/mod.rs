@@ -6,6 +6,7 @@
 mod arena;
 mod buffer;
 mod hazard;
+mod host;
 mod launch;
 mod lock;
 mod plan;
@@ -124,6 +125,12 @@ impl Device {
     pub fn allocate(&self, len: usize) -> Result<Buffer> {
         let memory = self.0.allocate(len)?;
         Ok(Buffer::new(Storage::new(self.clone(), memory, false)))
+    }
+
+    /// A new buffer of zero bytes for a weight that the CPU has packed; this is the CPU.
+    pub(crate) fn allocate_weight(&self, len: usize) -> Result<Buffer> {
+        let cpu = self.as_cpu().expect("only the CPU packs weights");
+        Ok(Buffer::new(Storage::new(self.clone(), cpu.allocate_weight(len)?, false)))
     }
 
     /// A read-only buffer over bytes that already lie in host memory, such as a mapped file: shared, not copied, where

@@ -13,6 +13,7 @@ use bytemuck::Pod;
 pub use self::features::{Features, Level};
 pub use self::pool::Pool;
 use super::buffer::Memory;
+use super::host::Slabs;
 use super::launch::{Arg, Body, Launch, LockSet};
 use super::plan::Plan;
 use super::{DeviceKind, Executor, HostBytes, Queue};
@@ -37,6 +38,7 @@ pub(crate) struct Cpu {
 struct Shared {
     pool: Pool,
     features: Features,
+    slabs: Slabs,
 }
 
 impl Cpu {
@@ -46,12 +48,17 @@ impl Cpu {
             n => n,
         };
         let features = options.features.unwrap_or_else(Features::detect);
-        Cpu { shared: Arc::new(Shared { pool: Pool::new(threads), features }) }
+        Cpu { shared: Arc::new(Shared { pool: Pool::new(threads), features, slabs: Slabs::default() }) }
     }
 
     /// The instruction sets that kernels may use.
     pub(crate) fn features(&self) -> Features {
         self.shared.features
+    }
+
+    /// Zeroed memory for a weight, near that of other weights.
+    pub(crate) fn allocate_weight(&self, len: usize) -> Result<Memory> {
+        self.shared.slabs.take(len).ok_or_else(|| out_of_memory(len))
     }
 
     /// The threads that kernels run on.
@@ -70,7 +77,7 @@ impl Executor for Cpu {
     }
 
     fn allocate(&self, len: usize) -> Result<Memory> {
-        Memory::host(len).ok_or_else(|| Error::OutOfMemory { device: "cpu".into(), wanted: len })
+        Memory::host(len).ok_or_else(|| out_of_memory(len))
     }
 
     fn adopt(&self, bytes: &Arc<dyn HostBytes>) -> Result<Option<Memory>> {
@@ -84,6 +91,10 @@ impl Executor for Cpu {
     fn as_cpu(&self) -> Option<&Cpu> {
         Some(self)
     }
+}
+
+fn out_of_memory(wanted: usize) -> Error {
+    Error::OutOfMemory { device: "cpu".into(), wanted }
 }
 
 struct CpuQueue(Arc<Shared>);

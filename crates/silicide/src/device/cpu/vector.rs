@@ -85,7 +85,10 @@ pub(crate) fn exp(x: f32) -> f32 {
     // e^x = 2^n * e^r with r in [-ln2/2, ln2/2], and e^r by its Taylor series to r^7.
     let clamped = if x < -104.0 { -104.0 } else { x };
     let clamped = if clamped > 89.0 { 89.0 } else { clamped };
-    let n = (clamped * std::f32::consts::LOG2_E + 12_582_912.0) - 12_582_912.0;
+    // Adding 3 * 2^22 leaves n in the lowest bits, so that no conversion is needed, which would keep this from vectors.
+    const SHIFT: f32 = 12_582_912.0;
+    let shifted = clamped * std::f32::consts::LOG2_E + SHIFT;
+    let n = shifted - SHIFT;
     // ln 2 in two parts, so that n * ln 2 is taken off exactly.
     let r = clamped - n * 0.693_359_4;
     let r = r - n * -2.121_944_4e-4;
@@ -94,7 +97,7 @@ pub(crate) fn exp(x: f32) -> f32 {
         p = p * r + c;
     }
     // 2^n in two steps, since n may reach past the exponents of normal numbers.
-    let n = n as i32;
+    let n = (shifted.to_bits() as i32).wrapping_sub(SHIFT.to_bits() as i32);
     let half = n >> 1;
     let scale = |e: i32| f32::from_bits(((e + 127) as u32) << 23);
     p * scale(half) * scale(n - half)

@@ -95,7 +95,7 @@ fn pack(matrix: &Matrix) -> Result<Form> {
         MatrixFormat::Dense(dtype) => PackLayout::dense(dtype, rows, columns)?,
         MatrixFormat::Quantized(format, scales) => PackLayout::quantized(format, scales, rows, columns)?,
     };
-    let packed = device.zeros(DType::U8, [layout.bytes()])?;
+    let packed = Tensor::new(device.allocate_weight(layout.bytes())?, 0, DType::U8, [layout.bytes()])?;
     let part = |t: Option<&Tensor>, f: &mut dyn FnMut(&[u8])| match t {
         Some(t) => t.buffer().host_read(t.byte_range(), f),
         None => f(&[]),

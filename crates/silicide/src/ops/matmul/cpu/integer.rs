@@ -5,16 +5,13 @@
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::pack::{Codes, PackLayout, UNIT};
+use super::pack::{Codes, PackLayout, RECORD, UNIT};
 use super::simd::{Kernel, QUAD, Simd};
 use super::unpack::{self, GroupScales, TABLE};
 use super::{Out, Rows};
 
 /// Bytes of a unit's activations: eight quads.
 const UNIT_BYTES: usize = UNIT / 4 * QUAD;
-
-/// Units whose scales are decoded together.
-const STEP: usize = 16;
 
 /// Activation rows as integers.
 #[derive(Clone, Copy)]
@@ -156,27 +153,23 @@ impl Product<'_> {
         row: usize,
         table: &[u8; 16],
     ) {
-        let units = self.layout.units;
-        let codes = self.weight.add(panel * self.layout.panel_bytes);
+        let panel_at = self.weight.add(panel * self.layout.panel_bytes);
         let mut out = [S::splat(0.0); M];
-        let mut buffer = [const { MaybeUninit::<GroupScales>::uninit() }; 2 * STEP];
-        let (group, x) = (self.layout.group, self.x);
-        let mut first = 0;
-        while first < units {
-            let end = units.min(first + STEP);
-            let group0 = first * UNIT / group;
-            unpack::scales::<S>(
-                self.layout,
-                codes,
-                group0,
-                (end * UNIT).div_ceil(group) - group0,
-                buffer.as_mut_ptr().cast(),
-            );
-            for unit in first..end {
-                let w = unpack::quads::<S, KIND>(codes, units, unit, table);
-                let scales = buffer.as_ptr().cast::<GroupScales>().add(unit * UNIT / group - group0);
+        // As many groups of 16 as a record has.
+        let mut buffer = [const { MaybeUninit::<GroupScales>::uninit() }; 2 * RECORD];
+        let x = self.x;
+        let per_group = self.layout.group.trailing_zeros();
+        for record in 0..self.layout.units.div_ceil(RECORD) {
+            let (units, at) = self.layout.record(record);
+            let groups = 0..(units.len() * UNIT).div_ceil(self.layout.group);
+            unpack::scales::<S>(self.layout, panel_at.add(at), groups, buffer.as_mut_ptr().cast());
+            let mut codes = panel_at.add(self.layout.codes_at(units.start));
+            for (i, unit) in units.enumerate() {
+                let w = unpack::quads::<S, KIND>(codes, table);
+                codes = codes.add(self.layout.unit_bytes);
+                let scales = buffer.as_ptr().cast::<GroupScales>().add((i * UNIT) >> per_group);
                 for m in 0..M {
-                    let at = (row + m) * units + unit;
+                    let at = (row + m) * self.layout.units + unit;
                     let quads = x.quads.add(at * UNIT_BYTES);
                     let params = *x.params.add(at);
                     let mut sum = S::sum_zero();
@@ -194,7 +187,6 @@ impl Product<'_> {
                     };
                 }
             }
-            first = end;
         }
         for (m, out) in out.into_iter().enumerate() {
             self.out.store::<S>(row + m, panel, out);

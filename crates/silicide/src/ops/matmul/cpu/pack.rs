@@ -2,9 +2,14 @@
 //!
 //! A row is cut into units of 32 elements, a unit's 32 codes into 8 quads of 4. Codes lie in planes of 8, 4, 2 or 1 bits
 //! (5 bits are a plane of 4 and a plane of 1). In a plane of `w` bits a vector of 64 bytes, byte `4 r + j` of it for
-//! element `j` of a quad of row `r`, holds `8 / w` quads, the first in the lowest bits. After the planes come the scales
-//! of each group, sixteen together, then those of GGUF's blocks. Panels follow each other, so the packed forms
-//! of weights whose row counts are multiples of 16 can be put one after another.
+//! element `j` of a quad of row `r`, holds `8 / w` quads, the first in the lowest bits.
+//!
+//! A panel is a row of records, each of eight units (the last may be shorter): the scales of GGUF's block, those of each
+//! group, sixteen together, then from the next cache line on the codes, unit by unit. Panels follow each other. So a
+//! product reads a weight from its first byte to its last, which is what processors fetch ahead best, and the packed
+//! forms of weights whose row counts are multiples of 16 can be put one after another.
+
+use std::ops::Range;
 
 use crate::device::cpu::Pool;
 use crate::quant::{GgmlFormat, Group, QuantFormat, QuantView, Values};
@@ -14,8 +19,10 @@ use super::simd::LANES;
 
 /// Elements of a row that are handled together.
 pub(super) const UNIT: usize = 32;
-/// Elements in a GGUF block with two levels of scales.
+/// Elements of a row in a record, and in a GGUF block with two levels of scales.
 pub(super) const BLOCK: usize = 256;
+/// Units in a record.
+pub(super) const RECORD: usize = BLOCK / UNIT;
 
 /// Where everything lies in the packed form of a weight.
 #[derive(Clone, Debug, PartialEq)]
@@ -28,10 +35,10 @@ pub struct PackLayout {
     pub(super) scales: Scales,
     /// Elements that share a scale.
     pub(super) group: usize,
-    /// Where the scales begin in a panel.
-    pub(super) scales_at: usize,
-    /// Where the scales of blocks begin in a panel.
-    pub(super) blocks_at: usize,
+    /// Bytes of a unit's codes.
+    pub(super) unit_bytes: usize,
+    /// Bytes of a whole record.
+    record_bytes: usize,
     pub(super) panel_bytes: usize,
     source: Source,
 }
@@ -80,7 +87,16 @@ pub(super) enum Scales {
 }
 
 impl Scales {
+    /// Bytes before the codes of a record of `units` units.
+    #[inline(always)]
+    fn record_bytes(self, units: usize, group: usize) -> usize {
+        let (group_bytes, block_bytes) = self.bytes();
+        let block = if units > 0 { block_bytes } else { 0 };
+        (block + (units * UNIT).div_ceil(group) * group_bytes).next_multiple_of(64)
+    }
+
     /// Bytes for a group of a panel, and for a block.
+    #[inline(always)]
     pub(super) fn bytes(self) -> (usize, usize) {
         match self {
             Scales::None => (0, 0),
@@ -156,19 +172,28 @@ impl PackLayout {
             Codes::Table { .. } => 4,
             Codes::E4m3 => 8,
         };
-        let (group_bytes, block_bytes) = scales.bytes();
-        let size = || {
-            let scales_at = units.checked_mul(UNIT * LANES / 8 * element_bits)?;
-            let blocks_at = scales_at.checked_add((units * UNIT).div_ceil(group).checked_mul(group_bytes)?)?;
-            let end = blocks_at.checked_add(k.div_ceil(BLOCK).checked_mul(block_bytes)?)?;
-            let panel_bytes = end.checked_next_multiple_of(64)?;
-            n.div_ceil(LANES).checked_mul(panel_bytes)?;
-            Some((scales_at, blocks_at, panel_bytes))
-        };
-        let Some((scales_at, blocks_at, panel_bytes)) = size() else {
+        let unit_bytes = UNIT * LANES / 8 * element_bits;
+        let record = |units: usize| scales.record_bytes(units, group) + units * unit_bytes;
+        let record_bytes = record(RECORD);
+        let panel_bytes =
+            (units / RECORD).checked_mul(record_bytes).and_then(|b| b.checked_add(record(units % RECORD)));
+        let Some(panel_bytes) = panel_bytes.filter(|&bytes| n.div_ceil(LANES).checked_mul(bytes).is_some()) else {
             return Err(Error::argument("pack", format!("a weight of [{n}, {k}] is past the address space")));
         };
-        Ok(PackLayout { n, k, units, codes, scales, group, scales_at, blocks_at, panel_bytes, source })
+        Ok(PackLayout { n, k, units, codes, scales, group, unit_bytes, record_bytes, panel_bytes, source })
+    }
+
+    /// The units of record `record`, and where in a panel it begins.
+    #[inline(always)]
+    pub(super) fn record(&self, record: usize) -> (Range<usize>, usize) {
+        (record * RECORD..self.units.min((record + 1) * RECORD), record * self.record_bytes)
+    }
+
+    /// Where in a panel the codes of a unit begin.
+    #[inline(always)]
+    pub(super) fn codes_at(&self, unit: usize) -> usize {
+        let (units, at) = self.record(unit / RECORD);
+        at + self.scales.record_bytes(units.len(), self.group) + (unit - units.start) * self.unit_bytes
     }
 
     /// Bytes of the packed form.
@@ -254,7 +279,7 @@ impl PackLayout {
     }
 
     /// Clears each panel and has it filled with its rows.
-    fn each_panel(&self, out: &mut [u8], pool: &Pool, fill: &(dyn Fn(std::ops::Range<usize>, &mut [u8]) + Sync)) {
+    fn each_panel(&self, out: &mut [u8], pool: &Pool, fill: &(dyn Fn(Range<usize>, &mut [u8]) + Sync)) {
         if self.panel_bytes == 0 {
             return;
         }
@@ -277,22 +302,26 @@ impl PackLayout {
             // The widest plane first: it holds the lowest bits.
             let width = 1 << (bits - shift).ilog2();
             let quads = 8 / width;
-            for (quad, codes) in codes.as_chunks::<4>().0.iter().enumerate() {
-                let vector = &mut panel[plane + quad / quads * 64..][r * 4..][..4];
-                for (byte, code) in vector.iter_mut().zip(codes) {
-                    let bits = (*code as u32 >> shift) & ((1 << width) - 1);
-                    *byte |= (bits << (quad % quads * width)) as u8;
+            for (unit, codes) in codes.as_chunks::<UNIT>().0.iter().enumerate() {
+                let plane = &mut panel[self.codes_at(unit) + plane..][..64 * width];
+                for (quad, codes) in codes.as_chunks::<4>().0.iter().enumerate() {
+                    let vector = &mut plane[quad / quads * 64..][r * 4..][..4];
+                    for (byte, code) in vector.iter_mut().zip(codes) {
+                        let bits = (*code as u32 >> shift) & ((1 << width) - 1);
+                        *byte |= (bits << (quad % quads * width)) as u8;
+                    }
                 }
             }
-            plane += self.units * 64 * width;
+            plane += 64 * width;
             shift += width;
         }
     }
 
     fn put_group(&self, r: usize, g: usize, group: Group, panel: &mut [u8]) {
         let (group_bytes, block_bytes) = self.scales.bytes();
-        let (scales, blocks) = panel[self.scales_at..].split_at_mut(self.blocks_at - self.scales_at);
-        let scales = &mut scales[g * group_bytes..];
+        let (_, record) = self.record(g * self.group / BLOCK);
+        let (block, scales) = panel[record..].split_at_mut(block_bytes);
+        let scales = &mut scales[g * self.group % BLOCK / self.group * group_bytes..];
         match self.scales {
             Scales::None => {}
             Scales::Float { dtype, bias } => {
@@ -320,7 +349,6 @@ impl PackLayout {
             Scales::Nibbles => scales[r] = group.scale as u8 | (group.min as u8) << 4,
         }
         if block_bytes > 0 {
-            let block = &mut blocks[g * self.group / BLOCK * block_bytes..];
             put_float(block, DType::F16, r, group.d);
             if block_bytes > 2 * LANES {
                 put_float(block, DType::F16, LANES + r, group.dmin);

@@ -339,7 +339,7 @@ fn packed_weights_are_little_larger() {
             _ => k / format.group_size(),
         };
         let original = 64 * (format.row_bytes(k) + scales);
-        assert!(layout.bytes() * 100 <= original * 105, "{format}: {} bytes of {original}", layout.bytes());
+        assert!(layout.bytes() * 100 <= original * 106, "{format}: {} bytes of {original}", layout.bytes());
     }
 }
 

@@ -1,25 +1,18 @@
 //! Reading packed panels in registers: codes as quads of bytes, scales and elements as `f32`.
 #![allow(unsafe_op_in_unsafe_fn, reason = "pointers are into a panel whose layout is at hand")]
 
-use super::pack::{BLOCK, Codes, PackLayout, Scales, UNIT};
+use std::ops::Range;
+
+use super::pack::{Codes, PackLayout, RECORD, Scales, UNIT};
 use super::simd::{LANES, Simd};
 use crate::DType;
 
 /// The code kinds of integer kernels, as const parameters: the bits, or this for 4-bit indices into a table.
 pub(super) const TABLE: usize = 14;
 
-/// How far ahead memory is asked for: the processor's own prefetching ends at each page. Panels follow each other, so
-/// this is what will be read after as many bytes.
-const AHEAD: usize = 4096;
-
-/// The eight quads of unit `unit` of a panel with codes of kind `KIND`.
+/// The eight quads of a unit whose codes, of kind `KIND`, begin at `codes`.
 #[inline(always)]
-pub(super) unsafe fn quads<S: Simd, const KIND: usize>(
-    panel: *const u8,
-    units: usize,
-    unit: usize,
-    table: &[u8; 16],
-) -> [S::I; 8] {
+pub(super) unsafe fn quads<S: Simd, const KIND: usize>(codes: *const u8, table: &[u8; 16]) -> [S::I; 8] {
     let mut x = [S::splat_u32(0); 8];
     let (low, high) = match KIND {
         2 => (2, 0),
@@ -30,9 +23,9 @@ pub(super) unsafe fn quads<S: Simd, const KIND: usize>(
         _ => (4, 0),
     };
     for (i, x) in x.iter_mut().enumerate() {
-        *x = plane_quad::<S>(panel, low, unit, i);
+        *x = plane_quad::<S>(codes, low, i);
         if high > 0 {
-            let bits = plane_quad::<S>(panel.add(units * 64 * low), high, unit, i);
+            let bits = plane_quad::<S>(codes.add(64 * low), high, i);
             *x = S::or(*x, S::shl(bits, low as u32));
         }
         if KIND == TABLE {
@@ -44,13 +37,9 @@ pub(super) unsafe fn quads<S: Simd, const KIND: usize>(
 
 /// Quad `i` of a unit in a plane of `width` bits.
 #[inline(always)]
-unsafe fn plane_quad<S: Simd>(plane: *const u8, width: usize, unit: usize, i: usize) -> S::I {
+unsafe fn plane_quad<S: Simd>(plane: *const u8, width: usize, i: usize) -> S::I {
     let quads = 8 / width;
-    let at = plane.add((unit * width + i / quads) * 64);
-    if i.is_multiple_of(quads) {
-        S::prefetch(at.wrapping_add(AHEAD));
-    }
-    let x = S::load_bytes(at);
+    let x = S::load_bytes(plane.add(i / quads * 64));
     if width == 8 {
         return x;
     }
@@ -62,13 +51,12 @@ unsafe fn plane_quad<S: Simd>(plane: *const u8, width: usize, unit: usize, i: us
 #[repr(C, align(64))]
 pub(super) struct GroupScales(pub(super) [[f32; LANES]; 2]);
 
-/// Writes scale and bias of groups `first..first + count` of a panel: `w = scale * code + bias` for the unsigned code.
+/// Writes scale and bias of groups `groups` of the record at `record`: `w = scale * code + bias` for the unsigned code.
 #[inline(always)]
 pub(super) unsafe fn scales<S: Simd>(
     layout: &PackLayout,
-    panel: *const u8,
-    first: usize,
-    count: usize,
+    record: *const u8,
+    groups: Range<usize>,
     out: *mut GroupScales,
 ) {
     let (zero, factor) = match layout.codes {
@@ -76,14 +64,9 @@ pub(super) unsafe fn scales<S: Simd>(
         Codes::Table { zero, factor, .. } => (zero, factor),
         _ => (0.0, 1.0),
     };
-    let at = panel.add(layout.scales_at);
-    let blocks = panel.add(layout.blocks_at);
-    let (group_bytes, block_bytes) = layout.scales.bytes();
-    for g in first..first + count {
-        let block = g * layout.group / BLOCK;
-        // A panel's scales are read before most of its codes are, so those of the next panel are asked for.
-        S::prefetch(at.wrapping_add(g * group_bytes + layout.panel_bytes));
-        S::prefetch(blocks.wrapping_add(block * block_bytes + layout.panel_bytes));
+    let (_, block_bytes) = layout.scales.bytes();
+    let at = record.add(block_bytes);
+    for g in groups.clone() {
         let (scale, bias) = match layout.scales {
             Scales::None => (S::splat(1.0), None),
             Scales::Float { dtype, bias } => {
@@ -94,12 +77,12 @@ pub(super) unsafe fn scales<S: Simd>(
             Scales::E8m0 => (e8m0::<S>(at.add(g * LANES)), None),
             Scales::E4m3 => (e4m3::<S>(S::load_u8(at.add(g * LANES))), None),
             Scales::Signed => {
-                let d = S::load_f16(blocks.add(block * LANES * 2).cast());
+                let d = S::load_f16(record.cast());
                 (S::mul(d, S::to_f32(S::load_i8(at.add(g * LANES).cast()))), None)
             }
             Scales::Pair | Scales::Nibbles => {
-                let d = S::load_f16(blocks.add(block * LANES * 4).cast());
-                let dmin = S::load_f16(blocks.add(block * LANES * 4 + LANES * 2).cast());
+                let d = S::load_f16(record.cast());
+                let dmin = S::load_f16(record.add(LANES * 2).cast());
                 let (scale, min) = if layout.scales == Scales::Pair {
                     let at = at.add(g * LANES * 2);
                     (S::load_u8(at), S::load_u8(at.add(LANES)))
@@ -111,7 +94,7 @@ pub(super) unsafe fn scales<S: Simd>(
             }
         };
         let scale = S::mul(scale, S::splat(factor));
-        let out = out.add(g - first).cast::<f32>();
+        let out = out.add(g - groups.start).cast::<f32>();
         S::store(out, scale);
         S::store(out.add(LANES), bias.unwrap_or(S::mul(scale, S::splat(-zero))));
     }
@@ -209,13 +192,12 @@ unsafe fn codes<S: Simd, const KIND: usize>(
     for unit in first..first + count {
         // Groups of 16 come two to a unit; larger ones are read again for each unit.
         if groups == 2 || unit == first || (unit * UNIT).is_multiple_of(layout.group) {
-            scales::<S>(layout, panel, unit * UNIT / layout.group, groups, buffer.as_mut_ptr());
+            let (_, record) = layout.record(unit / RECORD);
+            let group = unit % RECORD * UNIT / layout.group;
+            scales::<S>(layout, panel.add(record), group..group + groups, buffer.as_mut_ptr());
         }
-        let quads = if KIND == E4M3 {
-            quads::<S, 8>(panel, layout.units, unit, table)
-        } else {
-            quads::<S, KIND>(panel, layout.units, unit, table)
-        };
+        let from = panel.add(layout.codes_at(unit));
+        let quads = if KIND == E4M3 { quads::<S, 8>(from, table) } else { quads::<S, KIND>(from, table) };
         let mut out = out.add((unit - first) * UNIT * LANES);
         for (i, quad) in quads.into_iter().enumerate() {
             let GroupScales([scale, bias]) = &buffer[i * groups / 8];

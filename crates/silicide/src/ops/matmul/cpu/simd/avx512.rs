@@ -58,10 +58,6 @@ impl Simd for Avx512 {
         _mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))
     }
     #[inline(always)]
-    unsafe fn prefetch(p: *const u8) {
-        _mm_prefetch::<_MM_HINT_T0>(p.cast());
-    }
-    #[inline(always)]
     unsafe fn load_bytes(p: *const u8) -> Self::I {
         _mm512_loadu_si512(p.cast())
     }

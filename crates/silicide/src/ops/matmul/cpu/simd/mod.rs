@@ -52,8 +52,6 @@ pub(super) trait Simd: Copy {
     /// Widens sixteen signed bytes.
     unsafe fn load_i8(p: *const i8) -> Self::I;
 
-    /// Asks for the cache line at `p`, which need not be an address of ours.
-    unsafe fn prefetch(p: *const u8);
     unsafe fn load_bytes(p: *const u8) -> Self::I;
     unsafe fn splat_u32(x: u32) -> Self::I;
     unsafe fn and(a: Self::I, b: Self::I) -> Self::I;
