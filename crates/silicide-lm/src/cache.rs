@@ -6,7 +6,8 @@ use crate::error::Result;
 
 /// Room for the keys and values of a number of tokens, layer by layer.
 pub(crate) struct KvCache {
-    /// `[capacity, kv_heads, head_dim]` each, one row a token.
+    /// `[capacity, kv_heads, head_dim]` each; in memory a head's tokens follow each other, so that attention reads
+    /// from front to back.
     layers: Vec<(Tensor, Tensor)>,
     capacity: usize,
 }
@@ -21,8 +22,12 @@ pub(crate) struct CacheShape {
 
 impl KvCache {
     pub(crate) fn new(device: &Device, shape: CacheShape, dtype: DType, capacity: usize) -> Result<KvCache> {
-        let row = || device.zeros(dtype, [capacity, shape.kv_heads, shape.head_dim]);
-        let layers = (0..shape.layers).map(|_| Ok((row()?, row()?))).collect::<Result<_>>()?;
+        let all = device.zeros(dtype, [2 * shape.layers, shape.kv_heads, capacity, shape.head_dim])?;
+        let part = |i| -> Result<Tensor> {
+            let part = all.slice(0, i..i + 1)?.reshape([shape.kv_heads, capacity, shape.head_dim])?;
+            Ok(part.permute(&[1, 0, 2])?)
+        };
+        let layers = (0..shape.layers).map(|i| Ok((part(2 * i)?, part(2 * i + 1)?))).collect::<Result<_>>()?;
         Ok(KvCache { layers, capacity })
     }
 

@@ -2,6 +2,8 @@
 
 mod features;
 mod pool;
+pub(crate) mod scratch;
+pub(crate) mod simd;
 pub(crate) mod vector;
 
 use std::any::Any;
@@ -212,6 +214,11 @@ impl<'a, T: Element> View<'a, T> {
         let ptr = unsafe { arg.storage.memory.ptr.as_ptr().add(arg.bytes.start) }.cast::<T>();
         assert!(arg.bytes.is_empty() || ptr.is_aligned());
         View { ptr, len: arg.bytes.len() / size_of::<T>(), _life: PhantomData }
+    }
+
+    /// Memory that a launch's tasks share.
+    pub(crate) fn over(memory: &'a mut [T]) -> View<'a, T> {
+        View { ptr: memory.as_mut_ptr(), len: memory.len(), _life: PhantomData }
     }
 
     /// How many elements there are.

@@ -1,7 +1,5 @@
 //! Arithmetic on rows of `f32`, vectorised by the compiler at the width that the processor has.
 
-use std::cell::RefCell;
-
 use crate::Float;
 
 /// Lanes that reductions keep apart: fixed, so that a sum is the same on every processor.
@@ -236,27 +234,6 @@ pub(crate) fn max_order_key(x: &[f32]) -> u32 {
         *lane = (*lane).max(order_key(x));
     }
     lanes.into_iter().fold(0, u32::max)
-}
-
-/// Calls `f` with `len` floats of this thread's scratch memory, with whatever they held. Allocates only when a thread
-/// first needs so many. Calls may nest.
-pub(crate) fn with_scratch<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
-    with_scratch_of(len, f)
-}
-
-/// [`with_scratch`] of another type, of at most 8 bytes.
-pub(crate) fn with_scratch_of<T: bytemuck::Pod, R>(len: usize, f: impl FnOnce(&mut [T]) -> R) -> R {
-    thread_local! {
-        static SCRATCH: RefCell<Vec<Vec<u64>>> = const { RefCell::new(Vec::new()) };
-    }
-    let mut block = SCRATCH.with_borrow_mut(Vec::pop).unwrap_or_default();
-    let words = (len * size_of::<T>()).div_ceil(8);
-    if block.len() < words {
-        block.resize(words, 0);
-    }
-    let result = f(&mut bytemuck::cast_slice_mut(&mut block[..words])[..len]);
-    SCRATCH.with_borrow_mut(|s| s.push(block));
-    result
 }
 
 #[cfg(test)]

@@ -3,7 +3,8 @@
 use super::Params;
 use crate::Float;
 use crate::device::cpu::Call;
-use crate::device::cpu::vector::{max_order_key, order_key, vectorized, with_scratch};
+use crate::device::cpu::scratch::with_scratch;
+use crate::device::cpu::vector::{max_order_key, order_key, vectorized};
 use crate::ops::walk::{BLOCK, load};
 
 pub(super) fn run<T: Float>(call: &Call) {

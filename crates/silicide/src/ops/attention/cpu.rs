@@ -1,234 +1,471 @@
-//! A task takes a tile of queries and the heads that share a key head, and walks the keys in blocks that stay in cache.
+//! Keys are taken in parts of [`PART`], each with a softmax of its own; the parts are then joined in their order. One task
+//! takes all parts of a tile of queries, or, where queries are few, one part.
 //!
 //! Each query's arithmetic is its own: the order of its sums depends on the keys it sees and on nothing else, so a
-//! prompt gives the same result whole, in chunks or token by token.
+//! prompt gives the same bits whole, in chunks or token by token.
+#![allow(
+    unsafe_op_in_unsafe_fn,
+    reason = "pointers are into scratch whose sizes `run` sets; keys and values are checked"
+)]
+
+use std::ops::Range;
+
+use half::{bf16, f16};
 
 use super::{POSITIONS, Params};
-use crate::Float;
-use crate::device::cpu::vector::{exp, max, sum, tanh, vectorized, widen, with_scratch};
-use crate::device::cpu::{Call, View};
+use crate::device::cpu::scratch::with_scratch;
+use crate::device::cpu::simd::{self, Kernel, LANES, Simd};
+use crate::device::cpu::vector::{exp, max, sum, tanh, vectorized, widen};
+use crate::device::cpu::{Call, Features, View};
+use crate::{DType, Float};
 
 /// Queries in a tile.
 const TILE: usize = 8;
-/// Keys in a block.
+/// Keys in a part.
+const PART: usize = 128;
+/// Values that are widened together.
 const BLOCK: usize = 32;
-/// Lanes of a dot product.
-const LANES: usize = 16;
 
-pub(super) fn run<T: Float, C: Float>(call: &Call) {
+pub(super) fn run<T: Float>(call: &Call) {
     let p: Params = call.params();
-    let work = Work::<T, C> {
+    let work = Work {
         p,
-        q: call.view(0),
-        k: call.view(1),
-        v: call.view(2),
+        features: call.features,
+        k: Cache::new(call, 1, p.k_strides, p.dim),
+        v: Cache::new(call, 2, p.v_strides, p.dim),
         positions: (p.mask == POSITIONS).then(|| call.slice::<u32>(3)),
         sinks: (p.has_sinks != 0).then(|| call.slice::<f32>(4)),
-        out: call.view(5),
+        padded: (p.dim as usize).next_multiple_of(LANES),
     };
-    let tiles = (p.queries as usize).div_ceil(TILE);
-    let (kv_heads, q_heads) = (p.kv_heads as usize, p.q_heads as usize);
-    // Heads that share keys go together where there are tasks enough; a single token's heads go apart.
-    let together = if tiles * kv_heads >= 4 * call.pool.threads() { q_heads / kv_heads } else { 1 };
-    let groups = q_heads / together;
-    // The last tiles see the most keys, so they come first.
-    call.pool.parallel(tiles * groups, &|task| {
-        let (tile, group) = (tiles - 1 - task / groups, task % groups);
-        work.tile(tile * TILE, group * together..(group + 1) * together);
-    });
+    let (q, out) = (call.view::<T>(0), call.view::<T>(5));
+    let load = |tile: &Tile, to: &mut [f32]| work.load_queries(tile, &q, to);
+    let store = |tile: &Tile, states: &[f32]| work.store(tile, states, &out);
+    let (tiles, kv_heads) = ((p.queries as usize).div_ceil(TILE), p.kv_heads as usize);
+    if tiles * kv_heads >= 2 * call.pool.threads() {
+        // The last tiles see the most keys, so they come first.
+        call.pool.parallel(tiles * kv_heads, &|task| {
+            let tile = work.tile(tiles - 1 - task / kv_heads, task % kv_heads);
+            let (queries, states) = (tile.rows * work.padded, tile.rows * work.state());
+            with_scratch(queries + 2 * states + work.room(tile.rows), |scratch: &mut [f32]| {
+                let (q, scratch) = scratch.split_at_mut(queries);
+                let (joined, scratch) = scratch.split_at_mut(states);
+                let (states, room) = scratch.split_at_mut(states);
+                load(&tile, q);
+                work.begin(&tile, joined);
+                for part in tile.parts() {
+                    work.part(&tile, part, q, states, room);
+                    work.join(&tile, joined, states);
+                }
+                store(&tile, joined);
+            });
+        });
+        return;
+    }
+    for tile in 0..tiles {
+        let heads = |head| work.tile(tile, head);
+        let Tile { rows, .. } = heads(0);
+        let parts = heads(0).parts();
+        let (queries, states) = (rows * work.padded, rows * work.state());
+        with_scratch(kv_heads * (parts.len() + 1) * states, |scratch: &mut [f32]| {
+            let (joined, parts_of) = scratch.split_at_mut(kv_heads * states);
+            let to = View::over(&mut *parts_of);
+            call.pool.parallel(kv_heads * parts.len(), &|task| {
+                let tile = heads(task % kv_heads);
+                // SAFETY: each task has a place of its own.
+                let to = unsafe { to.row_mut(task * states, states) };
+                with_scratch(queries + work.room(rows), |scratch: &mut [f32]| {
+                    let (q, room) = scratch.split_at_mut(queries);
+                    load(&tile, q);
+                    work.part(&tile, parts.start + task / kv_heads, q, to, room);
+                });
+            });
+            for (head, joined) in joined.chunks_exact_mut(states).enumerate() {
+                let tile = heads(head);
+                work.begin(&tile, joined);
+                for part in 0..parts.len() {
+                    work.join(&tile, joined, &parts_of[(part * kv_heads + head) * states..][..states]);
+                }
+                store(&tile, joined);
+            }
+        });
+    }
 }
 
-struct Work<'a, T, C> {
-    p: Params,
-    q: View<'a, T>,
-    k: View<'a, C>,
-    v: View<'a, C>,
-    positions: Option<&'a [u32]>,
-    sinks: Option<&'a [f32]>,
-    out: View<'a, T>,
+/// Keys or values of any floating-point type.
+struct Cache<'a> {
+    bytes: View<'a, u8>,
+    dtype: DType,
+    /// Elements by token and by head.
+    strides: [usize; 2],
+    dim: usize,
 }
 
-/// Some queries and heads, and the keys that any of them sees.
+impl<'a> Cache<'a> {
+    fn new(call: &Call<'a>, arg: usize, strides: [u32; 2], dim: u32) -> Cache<'a> {
+        Cache { bytes: call.bits(arg), dtype: call.dtype(arg), strides: strides.map(|s| s as usize), dim: dim as usize }
+    }
+
+    /// The elements of a head of a token.
+    #[inline(always)]
+    fn row(&self, token: usize, head: usize) -> &[u8] {
+        let size = self.dtype.size();
+        let at = token * self.strides[0] + head * self.strides[1];
+        // SAFETY: nothing writes keys and values.
+        unsafe { self.bytes.row(at * size, self.dim * size) }
+    }
+
+    /// Writes a row as `f32`, with zeros up to whole vectors.
+    #[inline(always)]
+    unsafe fn widen<S: Simd>(&self, token: usize, head: usize, to: *mut f32) {
+        let row = self.row(token, head);
+        match self.dtype {
+            DType::F16 => widen_row::<S, f16>(row, to),
+            DType::BF16 => widen_row::<S, bf16>(row, to),
+            _ => widen_row::<S, f32>(row, to),
+        }
+    }
+}
+
+/// The first sixteen elements of a row, or all that there are and zeros.
+#[inline(always)]
+unsafe fn load<S: Simd, C: Float>(row: &[u8]) -> S::F {
+    if row.len() >= LANES * size_of::<C>() {
+        return S::load_float(row.as_ptr(), C::DTYPE);
+    }
+    let mut all = [0u8; LANES * size_of::<f32>()];
+    all[..row.len()].copy_from_slice(row);
+    S::load_float(all.as_ptr(), C::DTYPE)
+}
+
+#[inline(always)]
+unsafe fn widen_row<S: Simd, C: Float>(row: &[u8], to: *mut f32) {
+    for (i, row) in row.chunks(LANES * size_of::<C>()).enumerate() {
+        S::store(to.add(i * LANES), load::<S, C>(row));
+    }
+}
+
+/// Turns [`LANES`] rows of `padded` elements into `[element][row]`.
+#[inline(always)]
+unsafe fn transpose<S: Simd>(rows: *const f32, padded: usize, to: *mut f32) {
+    for at in (0..padded).step_by(LANES) {
+        let mut square: [S::F; LANES] = std::array::from_fn(|i| S::load(rows.add(i * padded + at)));
+        S::transpose(&mut square);
+        for (i, column) in square.into_iter().enumerate() {
+            S::store(to.add((at + i) * LANES), column);
+        }
+    }
+}
+
+/// Some queries, and the heads of them that share a key head. Each query and head is a row, a query's heads together.
 struct Tile {
     first: usize,
-    heads: std::ops::Range<usize>,
-    /// The keys that each query sees.
-    visible: [std::ops::Range<usize>; TILE],
-    start: usize,
-    end: usize,
-    /// `head_dim`, rounded up to whole vectors.
-    padded: usize,
+    kv_head: usize,
     rows: usize,
+    /// Query heads for a key head.
+    group: usize,
+    /// The keys that each query sees.
+    visible: [Range<usize>; TILE],
 }
 
-impl<T: Float, C: Float> Work<'_, T, C> {
-    fn tile(&self, first: usize, heads: std::ops::Range<usize>) {
+impl Tile {
+    /// The parts in which there are keys that any of the queries sees.
+    fn parts(&self) -> Range<usize> {
+        let seen = || self.visible[..self.rows / self.group].iter().filter(|r| !r.is_empty());
+        let start = seen().map(|r| r.start).min().unwrap_or(0);
+        let end = seen().map(|r| r.end).max().unwrap_or(0);
+        start / PART..end.div_ceil(PART)
+    }
+
+    /// The keys that a row sees of `keys`; an empty range lies inside `keys` as well.
+    #[inline(always)]
+    fn seen(&self, row: usize, keys: &Range<usize>) -> Range<usize> {
+        let visible = &self.visible[row / self.group];
+        let start = visible.start.clamp(keys.start, keys.end);
+        start..visible.end.clamp(start, keys.end)
+    }
+}
+
+struct Work<'a> {
+    p: Params,
+    features: Features,
+    k: Cache<'a>,
+    v: Cache<'a>,
+    positions: Option<&'a [u32]>,
+    sinks: Option<&'a [f32]>,
+    /// `head_dim`, rounded up to whole vectors.
+    padded: usize,
+}
+
+impl Work<'_> {
+    fn tile(&self, tile: usize, kv_head: usize) -> Tile {
         let p = &self.p;
-        let padded = (p.dim as usize).next_multiple_of(LANES);
+        let first = tile * TILE;
         let queries = TILE.min(p.queries as usize - first);
-        let rows = queries * heads.len();
-        let mut visible: [std::ops::Range<usize>; TILE] = Default::default();
+        let mut visible: [Range<usize>; TILE] = Default::default();
         for (i, range) in visible[..queries].iter_mut().enumerate() {
             let query = first + i;
             *range = p.visible(query as u32, self.positions.map_or(0, |p| p[query] as i32 as i64));
         }
-        let start = visible[..queries].iter().map(|r| r.start).min().unwrap_or(0) / BLOCK * BLOCK;
-        let end = visible[..queries].iter().map(|r| r.end).max().unwrap_or(0);
-        let keys = end.saturating_sub(start);
-        let kv_head = heads.start / (p.q_heads / p.kv_heads) as usize;
-        let tile = Tile { first, heads: heads.clone(), visible, start, end, padded, rows };
-        with_scratch(rows * (2 * padded + keys) + BLOCK * padded, |scratch| {
-            vectorized(
-                #[inline(always)]
-                || self.attend(&tile, kv_head, scratch),
-            );
-        });
+        let group = (p.q_heads / p.kv_heads) as usize;
+        Tile { first, kv_head, rows: queries * group, group, visible }
     }
 
+    /// Floats of a row's state: weighted values, and in the vector behind them the greatest score and the sum of weights.
+    fn state(&self) -> usize {
+        self.padded + LANES
+    }
+
+    /// Floats that [`part`](Self::part) works in.
+    fn room(&self, rows: usize) -> usize {
+        rows * PART + self.padded * (BLOCK + LANES)
+    }
+
+    /// Where a row's queries, or its results, lie.
+    fn place(&self, tile: &Tile, row: usize, strides: &[u32; 2]) -> usize {
+        let head = tile.kv_head * tile.group + row % tile.group;
+        (tile.first + row / tile.group) * strides[0] as usize + head * strides[1] as usize
+    }
+
+    fn load_queries<T: Float>(&self, tile: &Tile, q: &View<T>, to: &mut [f32]) {
+        let dim = self.p.dim as usize;
+        vectorized(
+            #[inline(always)]
+            || {
+                for (row, to) in to.chunks_exact_mut(self.padded).enumerate() {
+                    // SAFETY: nothing writes the queries.
+                    widen(unsafe { q.row(self.place(tile, row, &self.p.q_strides), dim) }, to);
+                    to[..dim].iter_mut().for_each(|x| *x *= self.p.scale);
+                }
+            },
+        );
+    }
+
+    /// The state of rows that have seen no key yet: a sink is a key without a value.
+    fn begin(&self, tile: &Tile, states: &mut [f32]) {
+        for (row, state) in states.chunks_exact_mut(self.state()).enumerate() {
+            state.fill(0.0);
+            let sink = self.sinks.map(|s| s[tile.kv_head * tile.group + row % tile.group]);
+            state[self.padded] = sink.unwrap_or(f32::NEG_INFINITY);
+            state[self.padded + 1] = if sink.is_some() { 1.0 } else { 0.0 };
+        }
+    }
+
+    /// The state of the rows after the keys of one part alone.
+    fn part(&self, tile: &Tile, part: usize, q: &[f32], states: &mut [f32], room: &mut [f32]) {
+        let keys = part * PART..(self.p.keys as usize).min((part + 1) * PART);
+        // SAFETY: the slices have the sizes that `state` and `room` give.
+        unsafe { simd::run(self.features, Part { work: self, tile, keys, q, states, room }) };
+    }
+
+    /// Joins the states of a part to those of the parts before it.
+    fn join(&self, tile: &Tile, states: &mut [f32], parts: &[f32]) {
+        vectorized(
+            #[inline(always)]
+            || {
+                let rows = states.chunks_exact_mut(self.state()).zip(parts.chunks_exact(self.state()));
+                for (state, part) in rows.take(tile.rows) {
+                    let (a, b) = (state[self.padded], part[self.padded]);
+                    // A row that sees nothing of the part has no state there.
+                    if b == f32::NEG_INFINITY {
+                        continue;
+                    }
+                    let highest = if a > b || a.is_nan() { a } else { b };
+                    let (keep, take) = (exp(a - highest), exp(b - highest));
+                    state[self.padded] = highest;
+                    state[self.padded + 1] = state[self.padded + 1] * keep + part[self.padded + 1] * take;
+                    for (x, y) in state[..self.padded].iter_mut().zip(&part[..self.padded]) {
+                        *x = *x * keep + y * take;
+                    }
+                }
+            },
+        );
+    }
+
+    fn store<T: Float>(&self, tile: &Tile, states: &[f32], out: &View<T>) {
+        let dim = self.p.dim as usize;
+        vectorized(
+            #[inline(always)]
+            || {
+                for (row, state) in states.chunks_exact(self.state()).enumerate().take(tile.rows) {
+                    let total = state[self.padded + 1];
+                    let scale = if total == 0.0 { 0.0 } else { 1.0 / total };
+                    // SAFETY: this task alone has these queries and heads.
+                    let out = unsafe { out.row_mut(self.place(tile, row, &self.p.out_strides), dim) };
+                    for (o, &x) in out.iter_mut().zip(state) {
+                        *o = T::from_f32(x * scale);
+                    }
+                }
+            },
+        );
+    }
+}
+
+/// The rows of a tile with the keys of a part.
+struct Part<'a> {
+    work: &'a Work<'a>,
+    tile: &'a Tile,
+    keys: Range<usize>,
+    q: &'a [f32],
+    states: &'a mut [f32],
+    room: &'a mut [f32],
+}
+
+impl Kernel for Part<'_> {
     #[inline(always)]
-    fn attend(&self, tile: &Tile, kv_head: usize, scratch: &mut [f32]) {
-        let p = &self.p;
-        let dim = p.dim as usize;
-        let Tile { first, ref heads, ref visible, start, end, padded, rows } = *tile;
-        let keys = end.saturating_sub(start);
-        let (q, scratch) = scratch.split_at_mut(rows * padded);
-        let (acc, scratch) = scratch.split_at_mut(rows * padded);
-        let (scores, block) = scratch.split_at_mut(rows * keys);
-        q.fill(0.0);
-        acc.fill(0.0);
-        block.fill(0.0);
-        for (row, q) in q.chunks_exact_mut(padded).enumerate() {
-            let at = (first + row / heads.len()) * p.q_strides[0] as usize
-                + (heads.start + row % heads.len()) * p.q_strides[1] as usize;
-            // SAFETY: nothing writes the queries.
-            widen(unsafe { self.q.row(at, dim) }, q);
-            q.iter_mut().for_each(|x| *x *= p.scale);
-        }
-        // Scores.
-        for from in (start..end).step_by(BLOCK) {
-            let to = end.min(from + BLOCK);
-            self.load(&self.k, &p.k_strides, from..to, kv_head, block, padded);
-            for row in 0..rows {
-                let seen = clip(&visible[row / heads.len()], from, to);
-                let (q, scores) = (&q[row * padded..][..padded], &mut scores[row * keys..][..keys]);
-                for key in seen {
-                    scores[key - start] = dot(q, &block[(key - from) * padded..][..padded]);
+    unsafe fn run<S: Simd>(self) {
+        let Part { work, tile, keys, q, states, room } = self;
+        let (padded, size) = (work.padded, work.state());
+        let (scores, room) = room.split_at_mut(tile.rows * PART);
+        let (block, columns) = room.split_at_mut(BLOCK * padded);
+        for from in keys.clone().step_by(LANES) {
+            for (i, key) in (from..keys.end.min(from + LANES)).enumerate() {
+                work.k.widen::<S>(key, tile.kv_head, block.as_mut_ptr().add(i * padded));
+                // Memory answers late, so the value is asked for while there is other work.
+                let value = work.v.row(key, tile.kv_head);
+                for line in value.chunks(64) {
+                    S::prefetch(line.as_ptr());
                 }
             }
-        }
-        // Softmax, each row over the keys it sees.
-        for row in 0..rows {
-            let seen = &visible[row / heads.len()];
-            let scores = &mut scores[row * keys..][..keys];
-            if !seen.is_empty() {
-                let sink = self.sinks.map(|s| s[heads.start + row % heads.len()]);
-                softmax(&mut scores[seen.start - start..seen.end - start], p.softcap, sink);
+            // Where keys are missing the rows hold anything, and so do scores that no row sees.
+            transpose::<S>(block.as_ptr(), padded, columns.as_mut_ptr());
+            let scores = scores.as_mut_ptr().add(from - keys.start);
+            let (q, columns) = (q.as_ptr(), columns.as_ptr());
+            let mut row = 0;
+            if S::TILE.0 >= 12 {
+                score_rows::<S, 8>(work, tile.rows, &mut row, q, columns, scores);
             }
+            score_rows::<S, 4>(work, tile.rows, &mut row, q, columns, scores);
+            score_rows::<S, 2>(work, tile.rows, &mut row, q, columns, scores);
+            score_rows::<S, 1>(work, tile.rows, &mut row, q, columns, scores);
         }
-        // Values.
-        for from in (start..end).step_by(BLOCK) {
-            let to = end.min(from + BLOCK);
-            self.load(&self.v, &p.v_strides, from..to, kv_head, block, padded);
-            for row in 0..rows {
-                let seen = clip(&visible[row / heads.len()], from, to);
-                let (acc, scores) = (&mut acc[row * padded..][..padded], &scores[row * keys..][..keys]);
-                let weights = &scores[seen.start.max(start) - start..seen.end.max(start) - start];
-                let values = &block[seen.start.saturating_sub(from) * padded..];
-                add_weighted(acc, weights, values);
+        for (row, state) in states.chunks_exact_mut(size).enumerate() {
+            let seen = tile.seen(row, &keys);
+            let scores = &mut scores[row * PART..][seen.start - keys.start..seen.end - keys.start];
+            state[..padded].fill(0.0);
+            (state[padded], state[padded + 1]) = weigh(scores, work.p.softcap);
+        }
+        for from in keys.clone().step_by(BLOCK) {
+            let some = from..keys.end.min(from + BLOCK);
+            for (i, key) in some.clone().enumerate() {
+                work.v.widen::<S>(key, tile.kv_head, block.as_mut_ptr().add(i * padded));
             }
-        }
-        for (row, acc) in acc.chunks_exact(padded).enumerate() {
-            let at = (first + row / heads.len()) * p.out_strides[0] as usize
-                + (heads.start + row % heads.len()) * p.out_strides[1] as usize;
-            // SAFETY: this task alone has these queries and heads.
-            let out = unsafe { self.out.row_mut(at, dim) };
-            for (o, &a) in out.iter_mut().zip(acc) {
-                *o = T::from_f32(a);
-            }
-        }
-    }
-
-    /// Widens a block of keys or values into rows of `padded`, whose ends stay zero.
-    #[inline(always)]
-    fn load(
-        &self,
-        from: &View<C>,
-        strides: &[u32; 2],
-        keys: std::ops::Range<usize>,
-        head: usize,
-        block: &mut [f32],
-        padded: usize,
-    ) {
-        for (row, key) in block.chunks_exact_mut(padded).zip(keys) {
-            let at = key * strides[0] as usize + head * strides[1] as usize;
-            // SAFETY: nothing writes keys and values.
-            widen(unsafe { from.row(at, self.p.dim as usize) }, row);
-        }
-    }
-}
-
-/// The part of `range` within `from..to`; empty ranges start at `from`.
-#[inline(always)]
-fn clip(range: &std::ops::Range<usize>, from: usize, to: usize) -> std::ops::Range<usize> {
-    let (start, end) = (range.start.clamp(from, to), range.end.clamp(from, to));
-    if start < end { start..end } else { from..from }
-}
-
-/// The inner product of rows whose length is a multiple of [`LANES`].
-#[inline(always)]
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut lanes = [0.0f32; LANES];
-    for (a, b) in a.chunks_exact(LANES).zip(b.chunks_exact(LANES)) {
-        for i in 0..LANES {
-            lanes[i] = a[i].mul_add(b[i], lanes[i]);
-        }
-    }
-    sum(&lanes)
-}
-
-/// `acc += weights[i] * rows[i]`, in order of `i`.
-#[inline(always)]
-fn add_weighted(acc: &mut [f32], weights: &[f32], rows: &[f32]) {
-    const WIDE: usize = 4 * LANES;
-    let padded = acc.len();
-    let mut at = 0;
-    while at < padded {
-        let n = WIDE.min(padded - at);
-        if n == WIDE {
-            let mut sums = [0.0f32; WIDE];
-            sums.copy_from_slice(&acc[at..at + WIDE]);
-            for (row, &w) in weights.iter().enumerate() {
-                let values = &rows[row * padded + at..][..WIDE];
-                for i in 0..WIDE {
-                    sums[i] = w.mul_add(values[i], sums[i]);
+            for first in (0..tile.rows).step_by(tile.group) {
+                let seen = tile.seen(first, &some);
+                let values = Values {
+                    count: seen.len(),
+                    values: block.as_ptr().add((seen.start - from) * padded),
+                    padded,
+                    weights: scores.as_ptr().add(first * PART + seen.start - keys.start),
+                    states: states.as_mut_ptr().add(first * size),
+                    size,
+                };
+                let mut row = 0;
+                if S::TILE.0 >= 12 {
+                    values.rows::<S, 4, 4>(tile.group, &mut row);
+                    values.rows::<S, 2, 4>(tile.group, &mut row);
                 }
-            }
-            acc[at..at + WIDE].copy_from_slice(&sums);
-        } else {
-            for (row, &w) in weights.iter().enumerate() {
-                let values = &rows[row * padded + at..][..n];
-                for (a, &v) in acc[at..at + n].iter_mut().zip(values) {
-                    *a = w.mul_add(v, *a);
-                }
+                values.rows::<S, 2, 2>(tile.group, &mut row);
+                values.rows::<S, 1, 4>(tile.group, &mut row);
             }
         }
-        at += n;
     }
 }
 
-/// Turns scores into weights that sum to 1, or to less where there is a sink.
+/// Scores of `M` rows at a time with the keys of a block.
 #[inline(always)]
-fn softmax(scores: &mut [f32], softcap: f32, sink: Option<f32>) {
+unsafe fn score_rows<S: Simd, const M: usize>(
+    work: &Work,
+    rows: usize,
+    row: &mut usize,
+    q: *const f32,
+    keys: *const f32,
+    scores: *mut f32,
+) {
+    while *row + M <= rows {
+        let q = q.add(*row * work.padded);
+        let mut sums = [S::splat(0.0); M];
+        for d in 0..work.p.dim as usize {
+            let key = S::load(keys.add(d * LANES));
+            for (m, sum) in sums.iter_mut().enumerate() {
+                *sum = S::fma(S::splat(*q.add(m * work.padded + d)), key, *sum);
+            }
+        }
+        for (m, sum) in sums.into_iter().enumerate() {
+            S::store(scores.add((*row + m) * PART), sum);
+        }
+        *row += M;
+    }
+}
+
+/// Turns scores into weights; gives the greatest score and the sum of the weights.
+#[inline(always)]
+fn weigh(scores: &mut [f32], softcap: f32) -> (f32, f32) {
     if softcap != 0.0 {
         scores.iter_mut().for_each(|s| *s = softcap * tanh(*s / softcap));
     }
-    let highest = max(scores).max(sink.unwrap_or(f32::NEG_INFINITY));
+    let highest = max(scores);
     if highest == f32::NEG_INFINITY {
-        scores.fill(0.0);
-        return;
+        return (highest, 0.0);
     }
     scores.iter_mut().for_each(|s| *s = exp(*s - highest));
-    let total = sum(scores) + sink.map_or(0.0, |s| exp(s - highest));
-    let scale = 1.0 / total;
-    scores.iter_mut().for_each(|s| *s *= scale);
+    (highest, sum(scores))
+}
+
+/// The values that the heads of a query see of a block, and what they weigh.
+struct Values {
+    count: usize,
+    values: *const f32,
+    padded: usize,
+    /// [`PART`] apart.
+    weights: *const f32,
+    /// `size` apart.
+    states: *mut f32,
+    size: usize,
+}
+
+impl Values {
+    /// Adds the weighted values to the states, `M` rows and `V` vectors at a time.
+    #[inline(always)]
+    unsafe fn rows<S: Simd, const M: usize, const V: usize>(&self, rows: usize, row: &mut usize) {
+        while *row + M <= rows {
+            let mut at = 0;
+            while at + V * LANES <= self.padded {
+                self.tile::<S, M, V>(*row, at);
+                at += V * LANES;
+            }
+            while at < self.padded {
+                self.tile::<S, M, 1>(*row, at);
+                at += LANES;
+            }
+            *row += M;
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn tile<S: Simd, const M: usize, const V: usize>(&self, row: usize, at: usize) {
+        let states = self.states.add(row * self.size + at);
+        let mut sums = [[S::splat(0.0); V]; M];
+        for (m, sums) in sums.iter_mut().enumerate() {
+            for (v, sum) in sums.iter_mut().enumerate() {
+                *sum = S::load(states.add(m * self.size + v * LANES));
+            }
+        }
+        for i in 0..self.count {
+            let mut values = [S::splat(0.0); V];
+            for (v, value) in values.iter_mut().enumerate() {
+                *value = S::load(self.values.add(i * self.padded + at + v * LANES));
+            }
+            for (m, sums) in sums.iter_mut().enumerate() {
+                let weight = S::splat(*self.weights.add((row + m) * PART + i));
+                for (sum, value) in sums.iter_mut().zip(values) {
+                    *sum = S::fma(weight, value, *sum);
+                }
+            }
+        }
+        for (m, sums) in sums.into_iter().enumerate() {
+            for (v, sum) in sums.into_iter().enumerate() {
+                S::store(states.add(m * self.size + v * LANES), sum);
+            }
+        }
+    }
 }

@@ -146,11 +146,7 @@ pub fn attention_into(
         .read_optional(sinks)
         .write(out)
         .flops(4 * q.elements() * k_heads.tokens as usize);
-    let entry = match k.dtype() {
-        DType::F16 => float_entry!(q.dtype(), T => cpu::run::<T, half::f16>),
-        DType::BF16 => float_entry!(q.dtype(), T => cpu::run::<T, half::bf16>),
-        _ => float_entry!(q.dtype(), T => cpu::run::<T, f32>),
-    };
+    let entry = float_entry!(q.dtype(), T => cpu::run::<T>);
     stream.launch(launch, entry, || Gpu {
         source: &SOURCE,
         defines: String::new(),

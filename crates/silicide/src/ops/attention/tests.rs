@@ -213,3 +213,51 @@ fn says_what_does_not_fit() {
     let q = device.zeros(DType::F32, [5, 2, 8]).unwrap();
     assert!(attention(stream, &q, &k, &k, options).unwrap_err().to_string().contains("5 queries and 4 keys"));
 }
+
+/// On the CPU keys are taken in parts, by one task or by several.
+#[test]
+fn long_contexts_at_every_level_of_the_cpu() {
+    let (n, heads, kv_heads, dim) = (300, 6, 2, 72);
+    let mut random = Random::new(3);
+    let q = rounded(DType::F32, &random.values(n * heads * dim));
+    let k = rounded(DType::F16, &random.values(n * kv_heads * dim));
+    let v = rounded(DType::F16, &random.values(n * kv_heads * dim));
+    let sinks = random.values(heads);
+    for window in [None, Some(170)] {
+        let case = Case {
+            queries: n,
+            keys: n,
+            kv_heads,
+            group: heads / kv_heads,
+            dim,
+            position: Some(0),
+            window,
+            softcap: None,
+            sinks: true,
+            types: 0,
+            seed: 0,
+        };
+        let want = reference(&case, 0.2f32 as f64, &q, &k, &v, &sinks);
+        for &features in crate::device::cpu::Features::all() {
+            let device = crate::Device::cpu_with(crate::device::CpuOptions { threads: 3, features: Some(features) });
+            let stream = &mut device.stream();
+            let q = device.tensor(&q, [n, heads, dim]).unwrap();
+            let k = tensor_of(&device, DType::F16, &k, [n, kv_heads, dim]);
+            let v = tensor_of(&device, DType::F16, &v, [n, kv_heads, dim]);
+            let positions = device.tensor(&(0..n as u32).collect::<Vec<_>>(), [n]).unwrap();
+            let sinks = device.tensor(&sinks, [heads]).unwrap();
+            let mut run = |range: std::ops::Range<usize>| {
+                let positions = positions.slice(0, range.clone()).unwrap();
+                let mask = Mask::Positions(&positions);
+                let options = Attention { scale: 0.2, mask, window, softcap: None, sinks: Some(&sinks) };
+                let out = attention(stream, &q.slice(0, range).unwrap(), &k, &v, options).unwrap();
+                values_of(stream, &out)
+            };
+            let whole = run(0..n);
+            assert_close(DType::F32, &whole, &want, 2.0);
+            for range in [n - 1..n, 140..141, 250..253] {
+                assert_eq!(run(range.clone()), whole[range.start * heads * dim..range.end * heads * dim], "{features}");
+            }
+        }
+    }
+}

@@ -2,7 +2,8 @@
 
 use super::{Binary, Params};
 use crate::device::cpu::Call;
-use crate::device::cpu::vector::{vectorized, with_scratch};
+use crate::device::cpu::scratch::with_scratch;
+use crate::device::cpu::vector::vectorized;
 use crate::ops::walk::{BLOCK, load, store};
 use crate::{Element, Float};
 

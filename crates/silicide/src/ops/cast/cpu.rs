@@ -4,7 +4,8 @@ use bytemuck::{Pod, Zeroable};
 use half::{bf16, f16};
 
 use super::Params;
-use crate::device::cpu::vector::{vectorized, with_scratch_of};
+use crate::device::cpu::scratch::with_scratch;
+use crate::device::cpu::vector::vectorized;
 use crate::device::cpu::{Call, View};
 use crate::ops::walk::{BLOCK, load, store};
 use crate::{DType, Element, Float};
@@ -15,7 +16,7 @@ pub(super) fn run(call: &Call) {
     walk.for_each_run(call.pool, BLOCK, |at, len| {
         let (x, out) = ((0, at[0], walk.stride(0)), (1, at[1], walk.stride(1)));
         if from.is_float() || to.is_float() {
-            with_scratch_of(len, |s| {
+            with_scratch(len, |s| {
                 vectorized(
                     #[inline(always)]
                     || {
@@ -25,7 +26,7 @@ pub(super) fn run(call: &Call) {
                 )
             });
         } else {
-            with_scratch_of(len, |s| {
+            with_scratch(len, |s| {
                 load_integers(call, x, s);
                 store_integers(call, s, out);
             });

@@ -4,7 +4,8 @@ use half::{bf16, f16};
 
 use super::Params;
 use crate::device::cpu::Call;
-use crate::device::cpu::vector::{narrow, vectorized, widen, with_scratch};
+use crate::device::cpu::scratch::with_scratch;
+use crate::device::cpu::vector::{narrow, vectorized, widen};
 use crate::matrix::MatrixFormat;
 use crate::quant::QuantView;
 use crate::{DType, Float};

@@ -3,7 +3,8 @@
 use super::Params;
 use crate::Float;
 use crate::device::cpu::Call;
-use crate::device::cpu::vector::{narrow, sum, sum_squares, vectorized, widen, with_scratch};
+use crate::device::cpu::scratch::with_scratch;
+use crate::device::cpu::vector::{narrow, sum, sum_squares, vectorized, widen};
 
 pub(super) fn run<T: Float, W: Float>(call: &Call) {
     let p: Params = call.params();

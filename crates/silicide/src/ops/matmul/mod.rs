@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 pub use self::cpu::{Activation, Precision};
 use self::cpu::{DenseView, Method, PackLayout, RowsMut};
-use crate::device::cpu::vector::{narrow, vectorized, widen, with_scratch};
+use crate::device::cpu::scratch::with_scratch;
+use crate::device::cpu::vector::{narrow, vectorized, widen};
 use crate::device::cpu::{Call, Entry, Features};
 use crate::device::{Gpu, Launch, Stream};
 use crate::kernels::{KernelParams, KernelSource, kernel_params};

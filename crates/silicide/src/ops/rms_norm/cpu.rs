@@ -2,7 +2,8 @@
 
 use super::Params;
 use crate::Float;
-use crate::device::cpu::vector::{narrow, sum_squares, vectorized, widen, with_scratch};
+use crate::device::cpu::scratch::with_scratch;
+use crate::device::cpu::vector::{narrow, sum_squares, vectorized, widen};
 use crate::device::cpu::{Call, View};
 
 pub(super) fn run<T: Float, W: Float>(call: &Call) {

@@ -5,7 +5,8 @@ use std::f32::consts::TAU;
 use super::Params;
 use crate::Float;
 use crate::device::cpu::Call;
-use crate::device::cpu::vector::{narrow, vectorized, widen, with_scratch};
+use crate::device::cpu::scratch::with_scratch;
+use crate::device::cpu::vector::{narrow, vectorized, widen};
 
 pub(in crate::ops) fn run<T: Float>(call: &Call) {
     let p: Params = call.params();

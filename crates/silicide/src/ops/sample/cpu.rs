@@ -2,7 +2,8 @@
 
 use super::Params;
 use crate::device::cpu::Call;
-use crate::device::cpu::vector::{max_order_key, order_key, vectorized, with_scratch, with_scratch_of};
+use crate::device::cpu::scratch::with_scratch;
+use crate::device::cpu::vector::{max_order_key, order_key, vectorized};
 
 /// The keys of the infinities: no greatest key may be one of these, nor beyond.
 const POSITIVE_INFINITY: u32 = 0xff80_0000;
@@ -100,7 +101,7 @@ fn draw(p: &Params, logits: &[f32], random: u64) -> u32 {
     if p.has_top_p != 0 || p.has_top_k != 0 {
         (cut.key, cut.last) = search(p, logits, most);
     }
-    with_scratch_of(logits.len(), |weights: &mut [u64]| {
+    with_scratch(logits.len(), |weights: &mut [u64]| {
         let total = vectorized(
             #[inline(always)]
             || {
@@ -140,7 +141,7 @@ fn search(p: &Params, logits: &[f32], most: f32) -> (u32, u32) {
     // Of what lies above the bin in hand.
     let (mut mass, mut count) = (0u64, 0u32);
     let mut key = 0u32;
-    with_scratch_of(2 * BINS, |bins: &mut [u64]| {
+    with_scratch(2 * BINS, |bins: &mut [u64]| {
         for (shift, bits) in DIGITS {
             let (masses, counts) = bins.split_at_mut(BINS);
             masses.fill(0);

@@ -3,7 +3,8 @@
 use super::Params;
 use crate::Float;
 use crate::device::cpu::Call;
-use crate::device::cpu::vector::{exp, max, sum, vectorized, with_scratch};
+use crate::device::cpu::scratch::with_scratch;
+use crate::device::cpu::vector::{exp, max, sum, vectorized};
 use crate::ops::walk::{load, store};
 
 pub(super) fn run<T: Float, M: Float>(call: &Call) {

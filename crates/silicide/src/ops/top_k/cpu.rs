@@ -3,7 +3,8 @@
 use super::Params;
 use crate::Float;
 use crate::device::cpu::Call;
-use crate::device::cpu::vector::{max_order_key, order_key, vectorized, with_scratch, with_scratch_of};
+use crate::device::cpu::scratch::with_scratch;
+use crate::device::cpu::vector::{max_order_key, order_key, vectorized};
 use crate::ops::walk::load;
 
 /// Elements looked at at once.
@@ -15,7 +16,7 @@ pub(super) fn run<T: Float>(call: &Call) {
     let (x, values, indices) = (call.view::<T>(0), call.view::<T>(1), call.view::<u32>(2));
     let (len, stride) = (walk.row_len(), walk.stride(0));
     walk.for_each_row(call.pool, |row, at| {
-        with_scratch_of(len.min(2 * k + BLOCK), |kept| {
+        with_scratch(len.min(2 * k + BLOCK), |kept| {
             let mut candidates = Candidates { k, kept, count: 0, bar: 0 };
             with_scratch(BLOCK, |scratch| {
                 for start in (0..len).step_by(BLOCK) {

@@ -3,7 +3,8 @@
 use super::{Params, Unary};
 use crate::Float;
 use crate::device::cpu::Call;
-use crate::device::cpu::vector::{self, vectorized, with_scratch};
+use crate::device::cpu::scratch::with_scratch;
+use crate::device::cpu::vector::{self, vectorized};
 use crate::ops::walk::{BLOCK, load, store};
 
 pub(super) fn run<T: Float>(call: &Call) {

@@ -8,8 +8,8 @@ use std::ops::Range;
 
 use super::bf16::Product;
 use super::pack::UNIT;
-use super::simd::avx512::Avx512;
-use super::simd::{LANES, Simd};
+use crate::device::cpu::simd::avx512::Avx512;
+use crate::device::cpu::simd::{LANES, Simd};
 
 /// Rows of a tile.
 const TILE: usize = 16;

@@ -6,9 +6,9 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::pack::{Codes, PackLayout, UNIT};
-use super::simd::avx512::Avx512;
-use super::simd::{LANES, Simd};
 use super::{Out, Rows, unpack};
+use crate::device::cpu::simd::avx512::Avx512;
+use crate::device::cpu::simd::{LANES, Simd};
 
 /// Panels that are dequantised together.
 pub(super) const PANELS: usize = 2;

@@ -8,8 +8,8 @@
 use std::ops::Range;
 
 use super::pack::{Codes, PackLayout, UNIT};
-use super::simd::{Kernel, LANES, Simd};
 use super::{Out, Rows, unpack};
+use crate::device::cpu::simd::{Kernel, LANES, Simd};
 
 /// Panels that are dequantised together.
 pub(super) const PANELS: usize = 2;

@@ -6,9 +6,9 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::pack::{Codes, PackLayout, RECORD, UNIT};
-use super::simd::{Kernel, QUAD, Simd};
 use super::unpack::{self, GroupScales, TABLE};
 use super::{Out, Rows};
+use crate::device::cpu::simd::{Kernel, QUAD, Simd};
 
 /// Bytes of a unit's activations: eight quads.
 const UNIT_BYTES: usize = UNIT / 4 * QUAD;

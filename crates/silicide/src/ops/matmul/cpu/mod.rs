@@ -22,16 +22,14 @@ mod bf16;
 mod float;
 mod integer;
 mod pack;
-mod scratch;
-mod simd;
 #[cfg(test)]
 mod tests;
 mod unpack;
 
+use crate::device::cpu::scratch::with_scratch;
+use crate::device::cpu::simd::{self, LANES, Simd};
 use integer::Activations;
 use pack::{Codes, UNIT};
-use scratch::with_scratch;
-use simd::{LANES, Simd};
 
 pub use pack::{DenseView, PackLayout};
 
@@ -287,7 +285,8 @@ impl Call<'_> {
     fn integer(&self, activation: Activation) {
         let units = self.layout.units;
         let (quads, params) = Activations::bytes(self.x.rows, units);
-        with_scratch(quads + params, |scratch| {
+        with_scratch(quads + params, |scratch: &mut [u8]| {
+            let scratch = scratch.as_mut_ptr();
             // SAFETY: the scratch holds both, and a unit's parameters keep their alignment behind whole units of quads.
             let params = unsafe { scratch.add(quads) }.cast();
             let to = Activations { quads: scratch, params, units, wide: activation == Activation::I16 };
@@ -313,9 +312,9 @@ impl Call<'_> {
     fn float(&self) {
         // A single pass over the rows wants its weights in the first cache, many want to read them from the second.
         let step = if self.x.rows <= 12 { 4 } else { 32 };
-        let bytes = float::PANELS * step * UNIT * LANES * size_of::<f32>();
+        let len = float::PANELS * step * UNIT * LANES;
         self.each_tile(float::PANELS, 1, &|panels, rows| {
-            with_scratch(bytes, |scratch| {
+            with_scratch(len, |scratch: &mut [f32]| {
                 for first in panels.clone().step_by(float::PANELS) {
                     let product = float::Product {
                         layout: self.layout,
@@ -324,7 +323,7 @@ impl Call<'_> {
                         x: self.x,
                         rows: rows.clone(),
                         out: self.out,
-                        scratch: scratch.cast(),
+                        scratch: scratch.as_mut_ptr(),
                         step,
                     };
                     // SAFETY: lengths were checked against the layout, and no other task has these panels and rows.
@@ -339,16 +338,16 @@ impl Call<'_> {
         let units = self.layout.units;
         let padded = self.x.rows.next_multiple_of(bf16::ROWS);
         let amx = self.features.level() == Level::Amx;
-        with_scratch(padded * units * UNIT * size_of::<u16>(), |x| {
-            let x = Shared(x.cast::<u16>());
+        with_scratch(padded * units * UNIT, |x: &mut [u16]| {
+            let x = Shared(x.as_mut_ptr());
             self.pool.parallel_ranges(padded, 8, &|rows| {
                 // SAFETY: the level has the instructions, the scratch holds all rows, and tasks have disjoint ones.
                 unsafe { bf16::round_rows(self.x, rows, units, x.get()) };
             });
             let step = units.min(128);
-            let bytes = bf16::PANELS * step * UNIT * LANES * size_of::<u16>();
+            let len = bf16::PANELS * step * UNIT * LANES;
             self.each_tile(bf16::PANELS, bf16::ROWS, &|panels, rows| {
-                with_scratch(bytes, |scratch| {
+                with_scratch(len, |scratch: &mut [u16]| {
                     for first in panels.clone().step_by(bf16::PANELS) {
                         let product = bf16::Product {
                             layout: self.layout,
@@ -357,7 +356,7 @@ impl Call<'_> {
                             x: x.get(),
                             rows: rows.clone(),
                             out: self.out,
-                            scratch: scratch.cast(),
+                            scratch: scratch.as_mut_ptr(),
                             step,
                             amx,
                         };
@@ -375,7 +374,7 @@ impl Call<'_> {
         const BYTES: usize = 64 << 10;
         let (panels, threads) = (self.layout.panels(), self.pool.threads());
         // Some tasks a thread even out what other programs take from the cores.
-        let tasks = (self.layout.bytes() / BYTES).clamp(threads, threads * 6);
+        let tasks = (self.layout.bytes() / BYTES).next_multiple_of(threads).clamp(threads, threads * 6);
         let size = panels.div_ceil(tasks).max(1);
         self.pool.parallel(panels.div_ceil(size), &|i| task(i * size..panels.min((i + 1) * size)));
     }

@@ -15,7 +15,7 @@ use crate::device::cpu::Pool;
 use crate::quant::{GgmlFormat, Group, QuantFormat, QuantView, Values};
 use crate::{DType, Error, Result};
 
-use super::simd::LANES;
+use crate::device::cpu::simd::LANES;
 
 /// Elements of a row that are handled together.
 pub(super) const UNIT: usize = 32;

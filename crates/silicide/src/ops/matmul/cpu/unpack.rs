@@ -4,8 +4,7 @@
 use std::ops::Range;
 
 use super::pack::{Codes, PackLayout, RECORD, Scales, UNIT};
-use super::simd::{LANES, Simd};
-use crate::DType;
+use crate::device::cpu::simd::{LANES, Simd};
 
 /// The code kinds of integer kernels, as const parameters: the bits, or this for 4-bit indices into a table.
 pub(super) const TABLE: usize = 14;
@@ -72,7 +71,7 @@ pub(super) unsafe fn scales<S: Simd>(
             Scales::Float { dtype, bias } => {
                 let stride = LANES * dtype.size();
                 let at = at.add(g * stride * (1 + bias as usize));
-                (floats::<S>(at, dtype), bias.then(|| at.add(stride)).map(|at| floats::<S>(at, dtype)))
+                (S::load_float(at, dtype), bias.then(|| at.add(stride)).map(|at| S::load_float(at, dtype)))
             }
             Scales::E8m0 => (e8m0::<S>(at.add(g * LANES)), None),
             Scales::E4m3 => (e4m3::<S>(S::load_u8(at.add(g * LANES))), None),
@@ -97,15 +96,6 @@ pub(super) unsafe fn scales<S: Simd>(
         let out = out.add(g - groups.start).cast::<f32>();
         S::store(out, scale);
         S::store(out.add(LANES), bias.unwrap_or(S::mul(scale, S::splat(-zero))));
-    }
-}
-
-#[inline(always)]
-unsafe fn floats<S: Simd>(at: *const u8, dtype: DType) -> S::F {
-    match dtype {
-        DType::F16 => S::load_f16(at.cast()),
-        DType::BF16 => S::from_bits(S::shl(S::load_u16(at.cast()), 16)),
-        _ => S::load(at.cast()),
     }
 }
 

@@ -1,29 +1,31 @@
 //! Sixteen lanes by the instructions of each level.
 //!
-//! Kernels are written once, over [`Simd`]. A lane is an output row of the weight, so nothing is ever summed across lanes.
+//! Kernels are written once, over [`Simd`], so that nothing is ever summed across lanes: in a product a lane is an output
+//! row of the weight, in attention's scores it is a key.
 #![allow(unsafe_op_in_unsafe_fn, reason = "each function is one or two instructions, unsafe for their level alone")]
 
-use crate::device::cpu::{Features, Level};
+use super::{Features, Level};
+use crate::DType;
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
-pub(super) mod avx512;
+pub(crate) mod avx512;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod portable;
 
-/// Lanes of a vector: the rows in a panel of packed weights.
-pub(super) const LANES: usize = 16;
+/// Lanes of a vector.
+pub(crate) const LANES: usize = 16;
 
 /// Bytes of four activations encoded for [`Simd::dot`].
-pub(super) const QUAD: usize = 8;
+pub(crate) const QUAD: usize = 8;
 
 /// The instructions of one level.
 ///
 /// # Safety
 /// Every function may run only on a machine of that level, which is so inside [`run`].
-pub(super) trait Simd: Copy {
+pub(crate) trait Simd: Copy {
     /// Sixteen `f32`.
     type F: Copy;
     /// Sixteen `u32`, or 64 bytes.
@@ -43,6 +45,27 @@ pub(super) trait Simd: Copy {
     unsafe fn mul(a: Self::F, b: Self::F) -> Self::F;
     /// `a * b + c`.
     unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// Turns sixteen rows of sixteen into columns.
+    #[inline(always)]
+    unsafe fn transpose(rows: &mut [Self::F; LANES]) {
+        let mut square = [[0f32; LANES]; LANES];
+        for (line, row) in square.iter_mut().zip(rows.iter()) {
+            Self::store(line.as_mut_ptr(), *row);
+        }
+        for (i, row) in rows.iter_mut().enumerate() {
+            let column: [f32; LANES] = std::array::from_fn(|j| square[j][i]);
+            *row = Self::load(column.as_ptr());
+        }
+    }
+    /// Widens sixteen numbers of a floating-point type, at any alignment.
+    #[inline(always)]
+    unsafe fn load_float(p: *const u8, dtype: DType) -> Self::F {
+        match dtype {
+            DType::F16 => Self::load_f16(p.cast()),
+            DType::BF16 => Self::from_bits(Self::shl(Self::load_u16(p.cast()), 16)),
+            _ => Self::load(p.cast()),
+        }
+    }
     /// Widens sixteen f16.
     unsafe fn load_f16(p: *const u16) -> Self::F;
     /// Widens sixteen u16 to the low halves of lanes.
@@ -52,6 +75,8 @@ pub(super) trait Simd: Copy {
     /// Widens sixteen signed bytes.
     unsafe fn load_i8(p: *const i8) -> Self::I;
 
+    /// Asks for the cache line at `p`.
+    unsafe fn prefetch(p: *const u8);
     unsafe fn load_bytes(p: *const u8) -> Self::I;
     unsafe fn splat_u32(x: u32) -> Self::I;
     unsafe fn and(a: Self::I, b: Self::I) -> Self::I;
@@ -81,7 +106,7 @@ pub(super) trait Simd: Copy {
 }
 
 /// Work that can be done at any level.
-pub(super) trait Kernel {
+pub(crate) trait Kernel {
     /// Does the work.
     ///
     /// # Safety
@@ -94,7 +119,7 @@ pub(super) trait Kernel {
 ///
 /// # Safety
 /// The kernel's own pointers are good.
-pub(super) unsafe fn run<K: Kernel>(features: Features, kernel: K) {
+pub(crate) unsafe fn run<K: Kernel>(features: Features, kernel: K) {
     match features.level() {
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 => avx2::run(kernel),
@@ -105,5 +130,38 @@ pub(super) unsafe fn run<K: Kernel>(features: Features, kernel: K) {
         #[cfg(target_arch = "aarch64")]
         Level::NeonI8mm => neon::run_i8mm(kernel),
         _ => portable::run(kernel),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Transpose<'a>(&'a mut [[f32; LANES]; LANES]);
+
+    impl Kernel for Transpose<'_> {
+        #[inline(always)]
+        unsafe fn run<S: Simd>(self) {
+            let mut rows: [S::F; LANES] = std::array::from_fn(|i| S::load(self.0[i].as_ptr()));
+            S::transpose(&mut rows);
+            for (to, row) in self.0.iter_mut().zip(rows) {
+                S::store(to.as_mut_ptr(), row);
+            }
+        }
+    }
+
+    #[test]
+    fn rows_become_columns_at_every_level() {
+        for &features in Features::all() {
+            let mut square: [[f32; LANES]; LANES] =
+                std::array::from_fn(|i| std::array::from_fn(|j| (i * LANES + j) as f32));
+            // SAFETY: the kernel has no pointers of its own.
+            unsafe { run(features, Transpose(&mut square)) };
+            for (i, row) in square.iter().enumerate() {
+                for (j, &x) in row.iter().enumerate() {
+                    assert_eq!(x, (j * LANES + i) as f32, "{features}");
+                }
+            }
+        }
     }
 }

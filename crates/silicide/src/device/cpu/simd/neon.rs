@@ -89,6 +89,10 @@ impl<const I8MM: bool> Simd for Neon<I8MM> {
         each!(|I| vreinterpretq_u32_s32(wide[I]))
     }
     #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        asm!("prfm pldl1keep, [{}]", in(reg) p, options(nostack, readonly, preserves_flags));
+    }
+    #[inline(always)]
     unsafe fn load_bytes(p: *const u8) -> Self::I {
         each!(|I| vreinterpretq_u32_u8(vld1q_u8(p.add(16 * I))))
     }

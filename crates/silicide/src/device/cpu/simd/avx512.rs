@@ -6,7 +6,7 @@ use std::arch::x86_64::*;
 use super::{Kernel, QUAD, Simd};
 
 #[derive(Clone, Copy)]
-pub(in super::super) struct Avx512;
+pub(crate) struct Avx512;
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
 pub(super) unsafe fn run<K: Kernel>(kernel: K) {
@@ -42,6 +42,35 @@ impl Simd for Avx512 {
         _mm512_fmadd_ps(a, b, c)
     }
     #[inline(always)]
+    unsafe fn transpose(rows: &mut [Self::F; 16]) {
+        // Pairs of rows exchange elements, then pairs of elements, then quarters, twice.
+        let r = *rows;
+        let mut t = [_mm512_setzero_ps(); 16];
+        for i in 0..8 {
+            t[2 * i] = _mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+            t[2 * i + 1] = _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+        }
+        let mut u = t;
+        for i in 0..4 {
+            let pd = |x| _mm512_castps_pd(x);
+            let [a, b, c, d] = [pd(t[4 * i]), pd(t[4 * i + 1]), pd(t[4 * i + 2]), pd(t[4 * i + 3])];
+            u[4 * i] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, c));
+            u[4 * i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, c));
+            u[4 * i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(b, d));
+            u[4 * i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(b, d));
+        }
+        for i in 0..4 {
+            let even = _mm512_shuffle_f32x4::<0x88>(u[i], u[4 + i]);
+            let odd = _mm512_shuffle_f32x4::<0xdd>(u[i], u[4 + i]);
+            let even_below = _mm512_shuffle_f32x4::<0x88>(u[8 + i], u[12 + i]);
+            let odd_below = _mm512_shuffle_f32x4::<0xdd>(u[8 + i], u[12 + i]);
+            rows[i] = _mm512_shuffle_f32x4::<0x88>(even, even_below);
+            rows[4 + i] = _mm512_shuffle_f32x4::<0x88>(odd, odd_below);
+            rows[8 + i] = _mm512_shuffle_f32x4::<0xdd>(even, even_below);
+            rows[12 + i] = _mm512_shuffle_f32x4::<0xdd>(odd, odd_below);
+        }
+    }
+    #[inline(always)]
     unsafe fn load_f16(p: *const u16) -> Self::F {
         _mm512_cvtph_ps(_mm256_loadu_si256(p.cast()))
     }
@@ -56,6 +85,10 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn load_i8(p: *const i8) -> Self::I {
         _mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))
+    }
+    #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        _mm_prefetch::<_MM_HINT_T0>(p.cast());
     }
     #[inline(always)]
     unsafe fn load_bytes(p: *const u8) -> Self::I {

@@ -62,6 +62,8 @@ impl Simd for Portable {
         p.cast::<[i8; LANES]>().read_unaligned().map(|x| x as u32)
     }
     #[inline(always)]
+    unsafe fn prefetch(_: *const u8) {}
+    #[inline(always)]
     unsafe fn load_bytes(p: *const u8) -> Self::I {
         p.cast::<Self::I>().read_unaligned()
     }
