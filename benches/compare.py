@@ -24,17 +24,25 @@ def run(binary, model, threads, prompt, answer):
 
 
 def ours(binary, model, threads):
-    prefill = run(binary, model, threads, PROMPT, 1)
-    # llama-bench decodes from an empty context, so this does too.
-    decode = run(binary, model, threads, 1, ANSWER)
-    return prefill["prompt_tokens_per_second"], decode["generation_tokens_per_second"], prefill["load_seconds"]
+    behind = run(binary, model, threads, PROMPT, ANSWER)
+    empty = run(binary, model, threads, 1, ANSWER)
+    key = "generation_tokens_per_second"
+    return behind["prompt_tokens_per_second"], empty[key], behind[key], behind["load_seconds"]
 
 
 def theirs(binary, model, threads):
-    command = [binary, "-m", model, "-t", str(threads), "-p", str(PROMPT), "-n", str(ANSWER), "-r", "1", "-o", "json"]
-    runs = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    speed = {run["n_prompt"] > 0: run["avg_ts"] for run in runs}
-    return speed[True], speed[False]
+    command = [binary, "-m", model, "-t", str(threads), "-r", "1", "-o", "json"]
+
+    def speed(*options):
+        output = subprocess.run(command + list(options), check=True, capture_output=True, text=True).stdout
+        return json.loads(output)[0]["avg_ts"]
+
+    prompt, answer = str(PROMPT), str(ANSWER)
+    return (
+        speed("-p", prompt, "-n", "0"),
+        speed("-p", "0", "-n", answer),
+        speed("-p", "0", "-n", answer, "-d", prompt),
+    )
 
 
 def cell(values):
@@ -49,8 +57,9 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("models", nargs="+")
     args = parser.parse_args()
-    print("| weights | prefill 512: silicide | llama.cpp | ratio | decode 128: silicide | llama.cpp | ratio | load, s |")
-    print("|---|---|---|---|---|---|---|---|")
+    kinds = [f"prefill {PROMPT}", f"decode {ANSWER}", f"decode {ANSWER} behind {PROMPT}"]
+    print("| weights | " + " | ".join(f"{kind}: silicide | llama.cpp | ratio" for kind in kinds) + " | load, s |")
+    print("|---" * (2 + 3 * len(kinds)) + "|")
     for entry in args.models:
         name, our_model, their_model = entry.split("=")
         us, them = [], []
@@ -58,10 +67,10 @@ def main():
             us.append(ours(args.silicide, our_model, args.threads))
             them.append(theirs(args.llama_bench, their_model, args.threads))
         cells = [name]
-        for i in range(2):
+        for i in range(len(kinds)):
             mine, other = [u[i] for u in us], [t[i] for t in them]
             cells += [cell(mine), cell(other), f"{statistics.median(mine) / statistics.median(other):.2f}"]
-        cells.append(f"{statistics.median(u[2] for u in us):.2f}")
+        cells.append(f"{statistics.median(u[-1] for u in us):.2f}")
         print("| " + " | ".join(cells) + " |", flush=True)
 
 
