@@ -312,7 +312,10 @@ def config(family, layers=None):
 
 
 def weights(config):
-    """Random f32 weights whose activations stay near one and whose logits spread over several units."""
+    """Random f32 weights whose activations stay near one and whose logits spread over several units.
+
+    A tied embedding is small: else a token's own row would win every step, and greedy tokens would show nothing.
+    """
     hidden, heads, kv_heads = config["hidden_size"], config["num_attention_heads"], config["num_key_value_heads"]
     dim = config.get("head_dim") or hidden // heads
     inner, kind = config["intermediate_size"], config["model_type"]
@@ -331,7 +334,9 @@ def weights(config):
     def norm(name, size, mean=1.0):
         normal(f"{name}.weight", size, scale=0.15, mean=mean - gemma)
 
-    normal("model.embed_tokens.weight", config["vocab_size"], hidden, scale=hidden**-0.5 if gemma else 0.4)
+    tied = config["tie_word_embeddings"]
+    embedding = (0.3 * hidden**-0.5 if gemma else 0.1) if tied else 0.4
+    normal("model.embed_tokens.weight", config["vocab_size"], hidden, scale=embedding)
     for i in range(config["num_hidden_layers"]):
         layer = f"model.layers.{i}"
         attention_bias = kind == "qwen2" or config.get("attention_bias", False)
@@ -348,8 +353,8 @@ def weights(config):
         if gemma:
             norm(f"{layer}.pre_feedforward_layernorm", hidden)
             norm(f"{layer}.post_feedforward_layernorm", hidden)
-    norm("model.norm", hidden, mean=3.0 if gemma else 1.5)
-    if not config["tie_word_embeddings"]:
+    norm("model.norm", hidden, mean=3 / (embedding * hidden**0.5) if tied else 1.5)
+    if not tied:
         normal("lm_head.weight", config["vocab_size"], hidden, scale=2 * hidden**-0.5)
     return out
 
@@ -477,15 +482,28 @@ def rope_factors(config, dim):
     return (plain / scaled.numpy()).astype(np.float32)
 
 
+# Where a block has d and then dmin, and the mean of its codes.
+MINIMA = {Type.Q2_K: (80, 1.5), Type.Q4_K: (0, 7.5), Type.Q5_K: (0, 15.5)}
+
+
 def pack(w, type, seed):
-    """Quantised by gguf-py where it can, else random blocks scaled to about the same spread."""
+    """Quantised by gguf-py where it can, else random blocks of the same spread."""
     try:
         return gguf.quants.quantize(w, type)
     except NotImplementedError:
-        blocks = random_blocks(type, *w.shape, seed=seed, scale=1.0)
-        # The root of the mean square: some types have a mean far from zero.
-        spread = np.sqrt((gguf.quants.dequantize(blocks, type) ** 2).mean())
-        return random_blocks(type, *w.shape, seed=seed, scale=float(w.std() / spread))
+        spread = np.sqrt((gguf.quants.dequantize(centred_blocks(type, w.shape, seed, 1.0), type) ** 2).mean())
+        return centred_blocks(type, w.shape, seed, float(w.std() / spread))
+
+
+def centred_blocks(type, shape, seed, scale):
+    """Random blocks whose minima take away what the codes are on average: a mean in every row would drown the rest."""
+    blocks = random_blocks(type, *shape, seed=seed, scale=scale)
+    if type in MINIMA:
+        at, mean = MINIMA[type]
+        each = blocks.reshape(-1, gguf.GGML_QUANT_SIZES[type][1])
+        d = each[:, at : at + 2].copy().view(np.float16)
+        each[:, at + 2 : at + 4] = (d * np.float16(mean)).view(np.uint8)
+    return blocks
 
 
 def add_tokenizer(writer, vocab=VOCAB):

@@ -116,6 +116,7 @@ fn a_prompt_in_chunks_gives_the_same_logits() {
 
 #[test]
 fn the_default_type_is_about_as_near_to_f32_as_bf16_is() {
+    let mut far = Vec::new();
     for folder in checkpoints() {
         let model = load(&folder, &Device::cpu(), None);
         for case in cases(&folder) {
@@ -126,11 +127,16 @@ fn the_default_type_is_about_as_near_to_f32_as_bf16_is() {
                 let (logits, _) = run(&model, &case.prompt, rows, 1, chunk);
                 let (max, rms) = distance(&logits, &case.logits);
                 let (name, n) = (folder.display(), case.prompt.len());
-                assert!(rms <= 1.5 * bf16_rms, "{name}, {n} tokens by {chunk}: rms {rms}, bf16 has {bf16_rms}");
-                assert!(max <= 1.5 * bf16_max, "{name}, {n} tokens by {chunk}: max {max}, bf16 has {bf16_max}");
+                eprintln!("RATIO {:.3} {:.3} {name} {n} {chunk}", rms / bf16_rms, max / bf16_max);
+                if rms > 1.5 * bf16_rms || max > 1.5 * bf16_max {
+                    far.push(format!(
+                        "{name}, {n} tokens by {chunk}: rms {rms}, bf16 has {bf16_rms}; max {max}, bf16 has {bf16_max}"
+                    ));
+                }
             }
         }
     }
+    assert!(far.is_empty(), "{}", far.join("\n"));
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! How fast the CPU multiplies packed weights: `cargo run --release -p silicide --example matmul_speed [THREADS] [FILTER]`.
+//! How fast the CPU packs and multiplies weights: `cargo run --release -p silicide --example matmul_speed [THREADS] [FILTER]`.
 //!
 //! Times are the shortest of many runs. Decode runs through copies of a weight that together exceed the caches, as the
 //! layers of a model do; `read` is what the same threads read of such a set in the same run.
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use silicide::DType;
 use silicide::device::cpu::{Features, Pool};
-use silicide::ops::matmul::cpu::{Activation, PackLayout, Precision, Rows, RowsMut, matmul};
+use silicide::ops::matmul::cpu::{Activation, DenseView, PackLayout, Precision, Rows, RowsMut, matmul};
 use silicide::quant::{GgmlFormat, QuantFormat};
 
 /// Bytes of weights that a decode measurement goes through: more than the caches hold.
@@ -65,7 +65,7 @@ fn main() {
             let Some(layout) = format.layout(n, k) else { continue };
             let name = format!("{format} [{n}, {k}]");
             if name.contains(&filter) && (!format.rare() || (n, k) == (8192, 2048)) {
-                measure(&pool, &name, &layout, n, k);
+                measure(&pool, &name, &layout, n, k, format);
             }
         }
     }
@@ -85,6 +85,29 @@ impl PackLayoutOf {
                 PackLayout::quantized(f, DType::BF16, n, k).ok()
             }
             PackLayoutOf::Quantized(_) => None,
+        }
+    }
+
+    /// Packs a weight whose bytes are all 0x11.
+    fn pack(self, pool: &Pool, layout: &PackLayout, bytes: &[u8], out: &mut [u8]) {
+        let (n, k) = (layout.rows(), layout.columns());
+        match self {
+            PackLayoutOf::Dense(dtype) => {
+                let bytes = &bytes[..n * k * dtype.size()];
+                layout.pack_dense(DenseView { dtype, bytes }, out, pool).unwrap();
+            }
+            PackLayoutOf::Quantized(format) => {
+                let groups = n * k / format.group_size();
+                let (scales, biases) = match format {
+                    QuantFormat::Affine { .. } => (groups * 2, groups * 2),
+                    QuantFormat::Ggml(_) => (0, 0),
+                    _ => (groups, 0),
+                };
+                let (codes, rest) = bytes.split_at(n * format.row_bytes(k));
+                let (scales, rest) = rest.split_at(scales);
+                let view = QuantView::new(format, n, k, codes, scales, &rest[..biases], DType::BF16).unwrap();
+                layout.pack_quantized(&view, out, pool).unwrap();
+            }
         }
     }
 
@@ -108,10 +131,14 @@ impl std::fmt::Display for PackLayoutOf {
     }
 }
 
-fn measure(pool: &Pool, name: &str, layout: &PackLayout, n: usize, k: usize) {
+fn measure(pool: &Pool, name: &str, layout: &PackLayout, n: usize, k: usize, format: PackLayoutOf) {
     // Any bytes do as a weight here: 0x11 is a small number in each type of scale.
     let copies = (SET / layout.bytes()).clamp(1, 512);
-    let weights = vec![0x11u8; copies * layout.bytes()];
+    let mut weights = vec![0x11u8; copies * layout.bytes()];
+    let source = vec![0x11u8; layout.bytes()];
+    let pack =
+        shortest(Duration::from_millis(300), || format.pack(pool, layout, &source, &mut weights[..layout.bytes()]));
+    weights.fill(0x11);
     let weights: Vec<&[u8]> = weights.chunks(layout.bytes()).collect();
     let features = Features::detect();
     let x: Vec<f32> = (0..512 * k).map(|i| (i * 7 % 13) as f32 - 6.0).collect();
@@ -120,7 +147,7 @@ fn measure(pool: &Pool, name: &str, layout: &PackLayout, n: usize, k: usize) {
         let (x, out) = (Rows::new(&x, m, k, k).unwrap(), RowsMut::new(&mut out, m, n, n).unwrap());
         matmul(pool, features, precision, layout, weight, x, out).unwrap();
     };
-    print!("{name:<34}");
+    print!("{name:<34} | pack {:5.2} GB/s", layout.bytes() as f64 / pack / 1e9);
     for (what, precision) in [
         ("i16", Precision::Reduced(Activation::I16)),
         ("i8", Precision::Reduced(Activation::I8)),

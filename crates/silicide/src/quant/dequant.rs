@@ -189,47 +189,45 @@ impl<'a> QuantView<'a> {
     /// Where there is no such row, or `out` is not one row long.
     pub fn dequantize_row(&self, row: usize, out: &mut [f32]) {
         assert_eq!(out.len(), self.k, "the output holds one row");
-        let mut codes = vec![0; self.k];
-        self.codes_of_row(row, &mut codes);
-        let size = self.format.scale_group();
-        for (g, (codes, out)) in codes.chunks_exact(size).zip(out.chunks_exact_mut(size)).enumerate() {
-            let Group { d, scale, dmin, min } = self.group(row, g);
-            for (&code, out) in codes.iter().zip(out) {
-                let value = match self.format.values() {
-                    Values::Offset(zero) => code as f32 - zero as f32,
-                    Values::Table(table, factor) => table[code as usize] as f32 * factor,
-                    Values::E4m3 => e4m3(code),
-                };
-                *out = (d * scale) * value + dmin * min;
+        let (size, values) = (self.format.scale_group(), self.format.values());
+        let mut buffer = [0; CHUNK];
+        for (i, out) in out.chunks_mut(CHUNK).enumerate() {
+            let codes = &mut buffer[..out.len()];
+            self.codes(row, i * CHUNK, codes);
+            for (g, (codes, out)) in codes.chunks_exact(size).zip(out.chunks_exact_mut(size)).enumerate() {
+                let Group { d, scale, dmin, min } = self.group(row, i * CHUNK / size + g);
+                for (&code, out) in codes.iter().zip(out) {
+                    let value = match values {
+                        Values::Offset(zero) => code as f32 - zero as f32,
+                        Values::Table(table, factor) => table[code as usize] as f32 * factor,
+                        Values::E4m3 => e4m3(code),
+                    };
+                    *out = (d * scale) * value + dmin * min;
+                }
             }
         }
     }
 
-    /// Writes the codes of row `row`, one a byte, unsigned.
+    /// Writes codes of row `row` from column `first` on, one a byte, unsigned.
     ///
     /// # Panics
-    /// As [`dequantize_row`](QuantView::dequantize_row).
-    pub fn codes_of_row(&self, row: usize, out: &mut [u8]) {
-        assert_eq!(out.len(), self.k, "the output holds one row");
-        let bytes = self.format.row_bytes(self.k);
-        let codes = &self.codes[row * bytes..][..bytes];
+    /// Where the row has no such columns, or they are not whole [groups](QuantFormat::group_size).
+    #[inline(always)]
+    pub(crate) fn codes(&self, row: usize, first: usize, out: &mut [u8]) {
+        let group = self.format.group_size();
+        assert!(first.is_multiple_of(group) && out.len().is_multiple_of(group), "the columns are whole groups");
+        let row = &self.codes[row * self.format.row_bytes(self.k)..][..self.format.row_bytes(self.k)];
+        let codes = &row[self.format.row_bytes(first)..][..self.format.row_bytes(out.len())];
         match self.format {
-            QuantFormat::Ggml(format) => {
-                let blocks = codes.chunks_exact(format.block_bytes());
-                for (block, out) in blocks.zip(out.chunks_exact_mut(format.block_elements())) {
-                    block_codes(format, block, out);
-                }
-            }
-            // A row is one little-endian bit stream.
-            _ => {
-                let bits = self.format.bits();
-                let mask = ((1u16 << bits) - 1) as u8;
-                for (i, out) in out.iter_mut().enumerate() {
-                    let (byte, shift) = (i * bits / 8, i * bits % 8);
-                    let next = codes.get(byte + 1).copied().unwrap_or(0);
-                    *out = (u16::from_le_bytes([codes[byte], next]) >> shift) as u8 & mask;
-                }
-            }
+            QuantFormat::Ggml(format) => block_codes(format, codes, out),
+            _ => match self.format.bits() {
+                2 => stream::<2>(codes, out),
+                3 => stream::<3>(codes, out),
+                4 => stream::<4>(codes, out),
+                5 => stream::<5>(codes, out),
+                6 => stream::<6>(codes, out),
+                _ => out.copy_from_slice(codes),
+            },
         }
     }
 
@@ -261,32 +259,78 @@ impl Group {
     }
 }
 
-/// The codes of one GGUF block.
-fn block_codes(format: GgmlFormat, block: &[u8], out: &mut [u8]) {
-    use GgmlFormat::*;
-    // The first 16 elements in the low halves of the bytes, the others in the high halves.
-    let nibble = |qs: usize, i: usize| block[qs + i % 16] >> (i / 16 * 4) & 15;
-    let high = |qh: usize, i: usize| block[qh + i / 8] >> (i % 8) & 1;
-    for (i, out) in out.iter_mut().enumerate() {
-        // The K formats keep 128 elements in 32 bytes of bit pairs, 64 in 32 bytes of nibbles.
-        let pair = |qs: usize| block[qs + i / 128 * 32 + i % 32] >> (i % 128 / 32 * 2) & 3;
-        let half = |qs: usize| block[qs + i / 64 * 32 + i % 32] >> (i % 64 / 32 * 4) & 15;
-        *out = match format {
-            Q4_0 | IQ4_NL => nibble(2, i),
-            Q4_1 => nibble(4, i),
-            Q5_0 => nibble(6, i) | high(2, i) << 4,
-            Q5_1 => nibble(8, i) | high(4, i) << 4,
-            Q8_0 => block[2 + i] ^ 0x80,
-            Q2_K => pair(16),
-            Q3_K => pair(32) | (block[i % 32] >> (i / 32) & 1) << 2,
-            Q4_K => half(16),
-            Q5_K => half(48) | (block[16 + i % 32] >> (i / 32) & 1) << 4,
-            Q6_K => {
-                let low = block[i / 128 * 64 + i % 64] >> (i % 128 / 64 * 4) & 15;
-                low | pair(128) << 4
+/// Columns that are read at once: whole groups of every format.
+pub(crate) const CHUNK: usize = 256;
+
+/// The codes of a little-endian stream of `BITS` bits each, in whole eights.
+#[inline(always)]
+fn stream<const BITS: usize>(bytes: &[u8], out: &mut [u8]) {
+    for (bytes, out) in bytes.as_chunks::<BITS>().0.iter().zip(out.as_chunks_mut::<8>().0) {
+        let mut word = [0; 8];
+        word[..BITS].copy_from_slice(bytes);
+        *out = eight::<BITS>(u64::from_le_bytes(word)).to_le_bytes();
+    }
+}
+
+/// Eight codes of `BITS` bits each, moved apart into bytes: the upper half of the bits by half the word, then so with each half.
+#[inline(always)]
+fn eight<const BITS: usize>(x: u64) -> u64 {
+    let ones = |bits: usize| (1u64 << bits) - 1;
+    let x = x & ones(4 * BITS) | x >> (4 * BITS) << 32;
+    let pairs = ones(2 * BITS) * 0x1_0000_0001;
+    let x = x & pairs | (x >> (2 * BITS) & pairs) << 16;
+    let codes = ones(BITS) * 0x1_0001_0001_0001;
+    x & codes | (x >> BITS & codes) << 8
+}
+
+/// Bits `AT..` of the codes that a GGUF block keeps in runs: of `RUN` bytes the lowest `BITS` bits are of the first `RUN` codes,
+/// the next of the next.
+#[inline(always)]
+fn runs<const RUN: usize, const BITS: usize, const AT: usize>(bytes: &[u8], out: &mut [u8]) {
+    let mut out = out.as_chunks_mut::<RUN>().0.iter_mut();
+    for bytes in bytes.as_chunks::<RUN>().0 {
+        for (i, out) in out.by_ref().take(8 / BITS).enumerate() {
+            for (out, byte) in out.iter_mut().zip(bytes) {
+                let bits = (byte >> (i * BITS) & ((1 << BITS) - 1)) << AT;
+                *out = if AT == 0 { bits } else { *out | bits };
             }
-            IQ4_XS => nibble(8 + i / 32 * 16, i % 32),
-        };
+        }
+    }
+}
+
+/// The codes of GGUF blocks.
+#[inline(always)]
+fn block_codes(format: GgmlFormat, blocks: &[u8], out: &mut [u8]) {
+    use GgmlFormat::*;
+    let blocks = blocks.chunks_exact(format.block_bytes());
+    for (block, out) in blocks.zip(out.chunks_exact_mut(format.block_elements())) {
+        match format {
+            Q4_0 | IQ4_NL => runs::<16, 4, 0>(&block[2..], out),
+            Q4_1 => runs::<16, 4, 0>(&block[4..], out),
+            Q5_0 | Q5_1 => {
+                let at = if format == Q5_0 { 2 } else { 4 };
+                runs::<16, 4, 0>(&block[at + 4..], out);
+                for (bits, out) in block[at..at + 4].iter().zip(out.as_chunks_mut::<8>().0) {
+                    *out = (u64::from_le_bytes(*out) | eight::<1>(*bits as u64) << 4).to_le_bytes();
+                }
+            }
+            Q8_0 => out.iter_mut().zip(&block[2..]).for_each(|(out, byte)| *out = byte ^ 0x80),
+            Q2_K => runs::<32, 2, 0>(&block[16..80], out),
+            Q3_K => {
+                runs::<32, 2, 0>(&block[32..96], out);
+                runs::<32, 1, 2>(&block[..32], out);
+            }
+            Q4_K => runs::<32, 4, 0>(&block[16..], out),
+            Q5_K => {
+                runs::<32, 4, 0>(&block[48..], out);
+                runs::<32, 1, 4>(&block[16..48], out);
+            }
+            Q6_K => {
+                runs::<64, 4, 0>(&block[..128], out);
+                runs::<32, 2, 4>(&block[128..192], out);
+            }
+            IQ4_XS => runs::<16, 4, 0>(&block[8..], out),
+        }
     }
 }
 

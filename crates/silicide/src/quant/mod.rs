@@ -7,6 +7,7 @@ mod tests;
 
 use std::fmt;
 
+pub(crate) use dequant::CHUNK;
 pub use dequant::{Group, QuantView, Values};
 
 /// How the rows of a quantised weight are stored.

@@ -10,12 +10,13 @@
 //! forms of weights whose row counts are multiples of 16 can be put one after another.
 
 use std::ops::Range;
+use std::sync::Mutex;
 
 use crate::device::cpu::Pool;
-use crate::quant::{GgmlFormat, Group, QuantFormat, QuantView, Values};
-use crate::{DType, Error, Result};
-
 use crate::device::cpu::simd::LANES;
+use crate::device::cpu::vector::vectorized;
+use crate::quant::{CHUNK, GgmlFormat, Group, QuantFormat, QuantView, Values};
+use crate::{DType, Error, Result};
 
 /// Elements of a row that are handled together.
 pub(super) const UNIT: usize = 32;
@@ -23,6 +24,11 @@ pub(super) const UNIT: usize = 32;
 pub(super) const BLOCK: usize = 256;
 /// Units in a record.
 pub(super) const RECORD: usize = BLOCK / UNIT;
+
+/// Bytes of a vector, a quad of each of the panel's rows.
+const VECTOR: usize = 4 * LANES;
+/// Bytes of a unit's codes.
+const QUADS: usize = UNIT * LANES;
 
 /// Where everything lies in the packed form of a weight.
 #[derive(Clone, Debug, PartialEq)]
@@ -225,16 +231,33 @@ impl PackLayout {
             if matches!(weight.format(), QuantFormat::Affine { .. }) { weight.scale_dtype() } else { dtype };
         let source = Source::Quantized(weight.format(), scale_dtype);
         self.check(source, weight.rows(), weight.columns(), out.len())?;
-        self.each_panel(out, pool, &|rows, panel| {
-            let mut codes = vec![0; self.units * UNIT];
-            for (r, row) in rows.enumerate() {
-                weight.codes_of_row(row, &mut codes[..self.k]);
-                self.put_codes(r, &codes, panel);
-                for g in 0..self.k / self.group {
-                    self.put_group(r, g, weight.group(row, g), panel);
+        self.each_panel(
+            out,
+            pool,
+            #[inline(always)]
+            |rows, panel| {
+                let mut tile = Tile::new();
+                let mut quads = [0; QUADS];
+                for first in (0..self.k).step_by(CHUNK) {
+                    let columns = CHUNK.min(self.k - first);
+                    tile.fill(
+                        columns,
+                        rows.clone(),
+                        #[inline(always)]
+                        |row, to| weight.codes(row, first, to),
+                    );
+                    for unit in 0..columns.div_ceil(UNIT) {
+                        tile.interleave::<4>(unit * UNIT, &mut quads);
+                        self.put_codes(first / UNIT + unit, &quads, panel);
+                    }
+                    for g in first / self.group..(first + columns) / self.group {
+                        for (r, row) in rows.clone().enumerate() {
+                            self.put_group(r, g, weight.group(row, g), panel);
+                        }
+                    }
                 }
-            }
-        });
+            },
+        );
         Ok(())
     }
 
@@ -249,18 +272,30 @@ impl PackLayout {
         if got != wanted {
             return Err(Error::argument("pack", format!("weight has {got} bytes, wanted {wanted}")));
         }
-        self.each_panel(out, pool, &|rows, panel| {
-            for (r, row) in rows.enumerate() {
-                let row = &weight.bytes[row * self.k * size..][..self.k * size];
-                for (k, x) in row.chunks_exact(size).enumerate() {
-                    let at = match self.codes {
-                        Codes::Bf16 => k / 2 * LANES * 2 + r * 2 + k % 2,
-                        _ => k * LANES + r,
-                    };
-                    panel[at * size..][..size].copy_from_slice(x);
+        self.each_panel(
+            out,
+            pool,
+            #[inline(always)]
+            |rows, panel| {
+                let mut tile = Tile::new();
+                for first in (0..self.k).step_by(CHUNK) {
+                    let columns = CHUNK.min(self.k - first);
+                    tile.fill(
+                        columns * size,
+                        rows.clone(),
+                        #[inline(always)]
+                        |row, to| to.copy_from_slice(&weight.bytes[(row * self.k + first) * size..][..columns * size]),
+                    );
+                    // The product reads bf16 in pairs.
+                    let end = (first + columns).next_multiple_of(2).min(self.units * UNIT);
+                    let to = &mut panel[first * LANES * size..end * LANES * size];
+                    match self.codes {
+                        Codes::F16 => tile.interleave::<2>(0, to),
+                        _ => tile.interleave::<4>(0, to),
+                    }
                 }
-            }
-        });
+            },
+        );
         Ok(())
     }
 
@@ -278,45 +313,51 @@ impl PackLayout {
         Ok(())
     }
 
-    /// Clears each panel and has it filled with its rows.
-    fn each_panel(&self, out: &mut [u8], pool: &Pool, fill: &(dyn Fn(Range<usize>, &mut [u8]) + Sync)) {
+    /// Clears each panel and has it filled with its rows, by code compiled for the widest vectors.
+    fn each_panel(&self, out: &mut [u8], pool: &Pool, fill: impl Fn(Range<usize>, &mut [u8]) + Sync) {
         if self.panel_bytes == 0 {
             return;
         }
-        let panels: Vec<_> = out.chunks_exact_mut(self.panel_bytes).map(std::sync::Mutex::new).collect();
+        let panels: Vec<_> = out.chunks_exact_mut(self.panel_bytes).map(Mutex::new).collect();
         pool.parallel(panels.len(), &|p| {
             let mut panel = panels[p].lock().expect("each panel is one task's");
-            panel.fill(0);
-            fill(p * LANES..self.n.min((p + 1) * LANES), &mut panel);
+            vectorized(
+                #[inline(always)]
+                || {
+                    panel.fill(0);
+                    fill(p * LANES..self.n.min((p + 1) * LANES), &mut panel);
+                },
+            );
         });
     }
 
-    fn put_codes(&self, r: usize, codes: &[u8], panel: &mut [u8]) {
+    /// Puts the codes of a unit, as quads of the panel's rows, into the planes.
+    #[inline(always)]
+    fn put_codes(&self, unit: usize, quads: &[u8; QUADS], panel: &mut [u8]) {
         let bits = match self.codes {
             Codes::Bits { bits, .. } => bits as usize,
             Codes::Table { .. } => 4,
             _ => 8,
         };
-        let (mut plane, mut shift) = (0, 0);
+        let (mut plane, mut shift) = (self.codes_at(unit), 0);
         while shift < bits {
             // The widest plane first: it holds the lowest bits.
             let width = 1 << (bits - shift).ilog2();
-            let quads = 8 / width;
-            for (unit, codes) in codes.as_chunks::<UNIT>().0.iter().enumerate() {
-                let plane = &mut panel[self.codes_at(unit) + plane..][..64 * width];
-                for (quad, codes) in codes.as_chunks::<4>().0.iter().enumerate() {
-                    let vector = &mut plane[quad / quads * 64..][r * 4..][..4];
-                    for (byte, code) in vector.iter_mut().zip(codes) {
-                        let bits = (*code as u32 >> shift) & ((1 << width) - 1);
-                        *byte |= (bits << (quad % quads * width)) as u8;
+            let mask = (0xff >> (8 - width)) as u8;
+            let vectors = &mut panel[plane..][..width * VECTOR];
+            for (vector, quads) in vectors.chunks_exact_mut(VECTOR).zip(quads.chunks_exact(VECTOR * (8 / width))) {
+                for (i, quad) in quads.chunks_exact(VECTOR).enumerate() {
+                    for (byte, code) in vector.iter_mut().zip(quad) {
+                        *byte |= (code >> shift & mask) << (i * width);
                     }
                 }
             }
-            plane += 64 * width;
+            plane += VECTOR * width;
             shift += width;
         }
     }
 
+    #[inline(always)]
     fn put_group(&self, r: usize, g: usize, group: Group, panel: &mut [u8]) {
         let (group_bytes, block_bytes) = self.scales.bytes();
         let (_, record) = self.record(g * self.group / BLOCK);
@@ -357,7 +398,37 @@ impl PackLayout {
     }
 }
 
+/// Bytes of some columns of a panel's rows. Rows past the last stay zero.
+struct Tile([[u8; CHUNK * size_of::<f32>()]; LANES]);
+
+impl Tile {
+    fn new() -> Tile {
+        Tile([[0; _]; LANES])
+    }
+
+    /// Has `bytes` bytes of each row written, and clears what is left of the last unit.
+    #[inline(always)]
+    fn fill(&mut self, bytes: usize, rows: Range<usize>, read: impl Fn(usize, &mut [u8])) {
+        for (row, to) in rows.zip(&mut self.0) {
+            let (to, rest) = to.split_at_mut(bytes);
+            read(row, to);
+            rest[..bytes.next_multiple_of(UNIT) - bytes].fill(0);
+        }
+    }
+
+    /// Writes pieces of `BYTES` bytes, the first of every row, from byte `from` on, then the second, until `out` is full.
+    #[inline(always)]
+    fn interleave<const BYTES: usize>(&self, from: usize, out: &mut [u8]) {
+        for (i, out) in out.as_chunks_mut::<BYTES>().0.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+            for (row, out) in self.0.iter().zip(out) {
+                out.copy_from_slice(&row[from + i * BYTES..][..BYTES]);
+            }
+        }
+    }
+}
+
 /// Stores a number that came from this type.
+#[inline(always)]
 fn put_float(out: &mut [u8], dtype: DType, index: usize, x: f32) {
     match dtype {
         DType::F16 => out[index * 2..][..2].copy_from_slice(&half::f16::from_f32(x).to_le_bytes()),
