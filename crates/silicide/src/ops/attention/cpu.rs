@@ -222,7 +222,9 @@ fn softmax(scores: &mut [f32], softcap: f32, sink: Option<f32>) {
     if softcap != 0.0 {
         scores.iter_mut().for_each(|s| *s = softcap * tanh(*s / softcap));
     }
-    let highest = max(scores).max(sink.unwrap_or(f32::NEG_INFINITY));
+    // By comparison, which keeps NaN, as `f32::max` would not.
+    let highest = max(scores);
+    let highest = sink.map_or(highest, |s| if s > highest { s } else { highest });
     if highest == f32::NEG_INFINITY {
         scores.fill(0.0);
         return;
