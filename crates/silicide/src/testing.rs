@@ -146,6 +146,7 @@ pub(crate) fn quantized_formats() -> Vec<MatrixFormat> {
 }
 
 /// A matrix in the bytes that a checkpoint would have.
+#[derive(Clone)]
 pub(crate) struct StoredMatrix {
     pub(crate) format: MatrixFormat,
     pub(crate) rows: usize,
@@ -184,7 +185,7 @@ impl StoredMatrix {
                     QuantFormat::Nvfp4 => scales = (0..groups).map(|_| finite(random.next() as u8)).collect(),
                     QuantFormat::Ggml(f) => {
                         for block in codes.chunks_mut(f.block_bytes()) {
-                            for &at in half_scales(f) {
+                            for &at in f.half_scales() {
                                 block[at..at + 2].copy_from_slice(&f16::from_f32(scale(random)).to_le_bytes());
                             }
                         }
@@ -244,18 +245,6 @@ impl StoredMatrix {
         let (scales, biases) = (part(&self.scales), part(&self.biases));
         let codes = mapped(&self.codes);
         Matrix::new(device, self.format, self.rows, self.columns, &codes, scales.as_ref(), biases.as_ref()).unwrap()
-    }
-}
-
-/// Where a block has its f16 scales.
-fn half_scales(format: GgmlFormat) -> &'static [usize] {
-    use GgmlFormat::*;
-    match format {
-        Q4_0 | Q5_0 | Q8_0 | IQ4_NL | IQ4_XS => &[0],
-        Q4_1 | Q5_1 | Q4_K | Q5_K => &[0, 2],
-        Q2_K => &[80, 82],
-        Q3_K => &[108],
-        Q6_K => &[208],
     }
 }
 
