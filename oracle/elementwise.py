@@ -1,4 +1,4 @@
-"""Activations, gated units, softmax, arg max and top k: mlx's and torch's answers, edges included."""
+"""Arithmetic, casts, copies, activations, gated units, softmax, arg max and top k: mlx's and torch's answers, edges included."""
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -10,10 +10,104 @@ from common import Cases, random
 EDGES = np.array([0.0, -0.0, 1e-30, -1e-30, 1.0, -1.0, 5.0, -5.0, 12.0, -12.0, 80.0, -80.0, 1e4, -1e4, np.inf, -np.inf, np.nan], np.float32)
 
 
+FLOATS = {"f32": mx.float32, "f16": mx.float16, "bf16": mx.bfloat16}
+INTEGERS = {"u8": mx.uint8, "i8": mx.int8, "u16": mx.uint16, "u32": mx.uint32, "i32": mx.int32, "i64": mx.int64}
+TORCH = {
+    "f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16, "u8": torch.uint8, "i8": torch.int8,
+    "u16": torch.uint16, "u32": torch.uint32, "i32": torch.int32, "i64": torch.int64, "bool": torch.bool,
+}
+
+
 def main():
+    cast()
+    binary()
+    copy()
     unary()
     softmax()
     argmax()
+
+
+def cast():
+    """Every type to every other; to integers only what they hold, since mlx leaves the rest to the processor."""
+    cases = Cases("cast")
+    # Halfway between two f16, between two bf16 (to even, up and down), at the ends of their ranges, and denormals.
+    ties = [1 + n * 2.0**-e for e in (8, 11) for n in (1, 3, 1.0001, 0.9999)]
+    ends = [65504, 65519.996, 65520, 65536, 3.3961775e38, 3.4e38, 2.0**-24, 2.0**-25, 1.5 * 2.0**-24, 2.0**-133, 1.5 * 2.0**-133, 1e-45]
+    whole = [0.5, 0.99, 1.5, 2.5, 100.25, 126.9, 127, 254.9, 255, 32767, 65535, 8388609, 2147483520, 4294967040, 9.2233715e18]
+    values = np.array(ties + ends + whole, np.float32)
+    floats = np.concatenate([EDGES, values, -values, random(40, 25, scale=50)])
+    bits = [1 << n for n in (0, 6, 7, 8, 11, 12, 15, 16, 24, 25, 31, 32, 53, 62)]
+    near = [b + d for b in bits for d in (-1, 0, 1, 3)] + [2**63 - 1, 2049, 2051, 257, 259]
+    wide = np.array(near + [-n for n in near] + [-(2**63)], np.int64)
+    types = FLOATS | INTEGERS | {"bool": mx.bool_}
+    for a, from_type in types.items():
+        if a in FLOATS:
+            x = mx.array(floats).astype(from_type)
+        elif a == "bool":
+            x = mx.array([True, False, True])
+        else:
+            # Each value once, as many bits of it as the type has.
+            x = mx.array(np.unique(wide.astype(np.array(mx.zeros(1, from_type)).dtype)))
+        for b, to_type in types.items():
+            y = x
+            if a in FLOATS and b in INTEGERS:
+                low, high = mx.iinfo(to_type).min, mx.iinfo(to_type).max
+                exact = np.trunc(f64(x))
+                y = mx.array(f64(x)[(exact >= low) & (exact <= high) & (exact < 2.0**63)].astype(np.float32)).astype(from_type)
+            out = y.astype(to_type)
+            theirs = torch.from_numpy(np.array(y.astype(mx.float32) if a in FLOATS else y)).to(TORCH[a]).to(TORCH[b])
+            theirs = theirs.float().numpy() if b in FLOATS else theirs.numpy()
+            np.testing.assert_array_equal(np.array(out.astype(mx.float32) if b in FLOATS else out), theirs, f"{a} to {b}")
+            cases.add(f"{a}_to_{b}", {"from": a, "to": b}, x=y, out=out)
+    cases.save()
+
+
+def binary():
+    """Every edge with every other, by broadcasting; then random pairs. mlx rounds once, so results are equal to the bit."""
+    cases = Cases("binary")
+    edges = np.concatenate([EDGES, np.array([65504, 2.0**-24, 3.4e38, 1 + 2.0**-10, 1 + 2.0**-7], np.float32)])
+    integers = np.array([0, 1, 2, 3, 7, -1, -5, 46341, 65536, 2**31 - 1, -(2**31)], np.int64)
+    functions = {"add": mx.add, "sub": mx.subtract, "mul": mx.multiply, "div": mx.divide, "max": mx.maximum, "min": mx.minimum}
+    for name, dtype in (FLOATS | {"i32": mx.int32, "u32": mx.uint32}).items():
+        for kind, (a, b) in {
+            "edges": (edges[:, None], edges) if name in FLOATS else (integers[:, None], integers),
+            "random": (random(50, 31), random(51, 31)) if name in FLOATS else (integers, integers[::-1]),
+        }.items():
+            a, b = (mx.array(np.ascontiguousarray(t if name in FLOATS else t.astype("int32" if name == "i32" else "uint32"))).astype(dtype) for t in (a, b))
+            outs = {f: function(a, b) for f, function in functions.items() if name in FLOATS or f != "div"}
+            for f, out in outs.items():
+                if name not in FLOATS:
+                    continue
+                x, y = (torch.from_numpy(np.array(t.astype(mx.float32))).to(TORCH[name]) for t in (a, b))
+                theirs = {"add": x + y, "sub": x - y, "mul": x * y, "div": x / y, "max": torch.maximum(x, y), "min": torch.minimum(x, y)}[f]
+                np.testing.assert_array_equal(np.array(out.astype(mx.float32)), theirs.float().numpy(), f"{name} {f}")
+            cases.add(f"{name}_{kind}", {}, a=a, b=b, **outs)
+    cases.save()
+
+
+def copy():
+    """Views as mlx copies them: axes in another order, then a slice of each, then axes of size 1 repeated."""
+    cases = Cases("copy")
+    views = {
+        "turned": ((5, 33), (1, 0), [(0, 33), (0, 5)], (33, 5)),
+        "sliced": ((4, 3, 31), (0, 1, 2), [(1, 4), (0, 3), (2, 31)], (3, 3, 29)),
+        "turned_and_sliced": ((3, 5, 7, 2), (2, 0, 3, 1), [(1, 6), (0, 2), (1, 2), (0, 5)], (5, 2, 1, 5)),
+        "repeated": ((3, 1, 17), (0, 1, 2), [(0, 3), (0, 1), (1, 16)], (2, 3, 4, 15)),
+        "empty": ((3, 4), (0, 1), [(1, 1), (0, 4)], (0, 4)),
+    }
+    for i, (name, (shape, order, slices, wide)) in enumerate(views.items()):
+        for kind, dtype in (FLOATS | INTEGERS | {"bool": mx.bool_}).items():
+            x = random(60 + i, *shape, scale=3)
+            # Any bits of a 64-bit type.
+            x = mx.array((x * 1e17).astype(np.int64)) if kind == "i64" else mx.array(np.abs(x) if kind[0] == "u" else x).astype(dtype)
+            view = x.transpose(order)[tuple(slice(*s) for s in slices)]
+            out = mx.contiguous(mx.broadcast_to(view, wide))
+            cases.add(f"{name}_{kind}", {"order": order, "slices": slices, "shape": wide}, x=x, out=out)
+    cases.save()
+
+
+def f64(x):
+    return np.array(x.astype(mx.float32)).astype(np.float64)
 
 
 def unary():

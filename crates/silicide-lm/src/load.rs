@@ -5,6 +5,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use silicide::formats::{Checkpoint, Kind, Mapped, RawTensor, StoredType};
 use silicide::ops::{Gate, Precision, RopeFrequencies, Weight};
+use silicide::quant::{QuantFormat, QuantView};
 use silicide::{DType, Device, Matrix, MatrixFormat, Tensor};
 
 use crate::error::{Error, Result};
@@ -126,9 +127,7 @@ impl<'a> Weights<'a> {
             return Err(weight.error(format!("got shape {got}, wanted {wanted} rows of {columns}")).into());
         }
         let (format, scales, biases) = match &weight.dtype {
-            StoredType::Ggml(format) => {
-                (MatrixFormat::Quantized(silicide::quant::QuantFormat::Ggml(*format), DType::F16), None, None)
-            }
+            StoredType::Ggml(format) => (MatrixFormat::Quantized(QuantFormat::Ggml(*format), DType::F16), None, None),
             _ => match self.checkpoint.quant_format(&self.name(path), columns)? {
                 None => (MatrixFormat::Dense(weight.dense()?), None, None),
                 Some(format) => {
@@ -146,6 +145,16 @@ impl<'a> Weights<'a> {
         let packed = scales.is_some();
         if !packed && got[1] != columns {
             return Err(weight.error(format!("got shape {got}, wanted [{found_rows}, {columns}]")).into());
+        }
+        if let MatrixFormat::Quantized(format, dtype) = format {
+            let [scale_bytes, bias_bytes] = [&scales, &biases].map(|part| part.as_deref().unwrap_or_default());
+            let view = QuantView::new(format, found_rows, columns, &weight.bytes, scale_bytes, bias_bytes, dtype)
+                .map_err(|e| weight.error(e.to_string()))?;
+            if let Some(row) = view.row_of_broken_scale() {
+                let named = self.find(path, "scales").unwrap_or(weight);
+                let message = format!("row {row}: got a scale or bias that is NaN or infinite; download the file anew");
+                return Err(named.error(message).into());
+            }
         }
         let matrix =
             Matrix::new(&self.device, format, found_rows, columns, &weight.bytes, scales.as_ref(), biases.as_ref());

@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use silicide_lm::{ChatTemplate, GgufVocab, Message, TemplateOptions, Tokenizer};
+use silicide::Device;
+use silicide::formats::Checkpoint;
+use silicide_lm::{ChatTemplate, GgufVocab, Message, Model, TemplateOptions, Tokenizer};
 
 fn small(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../oracle/vectors/tokenizers/byte_level").join(name);
@@ -98,6 +100,44 @@ fn damaged_files_do_not_panic() {
             }
         }
     }
+}
+
+/// A checkpoint of `oracle/tiny` with one tensor's bytes changed, and what loading it says.
+fn error_of_damaged(model: &str, file: &str, tensor: &str, change: fn(&mut [u8])) -> String {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../oracle/tiny").join(model);
+    let folder = tempfile::tempdir().expect("a folder");
+    for entry in std::fs::read_dir(&source).expect("a checkpoint") {
+        let path = entry.expect("a file").path();
+        std::fs::copy(&path, folder.path().join(path.file_name().expect("a name"))).expect("a copy");
+    }
+    let path = folder.path().join(file);
+    let opened = if file.ends_with(".gguf") { path.clone() } else { folder.path().into() };
+    let span = Checkpoint::open(&opened).and_then(|c| c.get(tensor)).expect("a tensor").bytes.range();
+    let mut bytes = std::fs::read(&path).expect("a file");
+    change(&mut bytes[span]);
+    std::fs::write(&path, bytes).expect("a file");
+    Model::load(&opened, &Device::cpu()).err().map_or("no error".into(), |e| e.to_string())
+}
+
+#[test]
+fn scales_that_are_no_numbers_name_the_file_and_the_tensor() {
+    let scales = "model.layers.0.self_attn.q_proj.scales";
+    let biases = "model.layers.0.self_attn.q_proj.biases";
+    let cases: [(&str, &str, fn(&mut [u8])); 4] = [
+        ("llama-mlx-4bit-gs64-bf16", scales, |b| b[..2].copy_from_slice(&[0xc0, 0x7f])),
+        ("qwen3-mlx-6bit-gs64-f16", biases, |b| b[..2].copy_from_slice(&[0, 0x7c])),
+        ("llama-mlx-mxfp4-bf16", scales, |b| b[0] = 255),
+        ("gemma3-mlx-nvfp4-bf16", scales, |b| b[0] = 0x7f),
+    ];
+    for (model, tensor, change) in cases {
+        let message = error_of_damaged(model, "model.safetensors", tensor, change);
+        let said = format!("model.safetensors: {scales}: row 0: got a scale or bias that is NaN or infinite");
+        assert!(message.contains(&said), "{model}: {message}");
+    }
+    let message = error_of_damaged("llama-gguf-q8_0", "model.gguf", "blk.0.attn_q.weight", |b| {
+        b[..2].copy_from_slice(&[1, 0x7e])
+    });
+    assert!(message.contains("model.gguf: blk.0.attn_q.weight: row 0: got a scale"), "{message}");
 }
 
 fn vocab() -> GgufVocab {

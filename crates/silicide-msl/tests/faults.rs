@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Job, bytes, compile, have_clang, rejected};
-use silicide_msl::{CompileOptions, Constant, Error, Fault, FaultKind, Library};
+use silicide_msl::{BindingKind, CompileOptions, Constant, Error, Fault, FaultKind, Library};
 
 /// Compiles one kernel `f`, whose body is given and begins at line 10.
 fn kernel(body: &str) -> Library {
@@ -324,6 +324,51 @@ fn function_constants_and_macros() {
     assert_eq!(common::values::<f32>(&a), [7.0, 7.0]);
     let message = rejected(source);
     assert!(message.contains("function constant 0 (`twice`) has no value"), "{message}");
+}
+
+/// References, pointers and threadgroup memory that a function constant leaves out, or not.
+#[test]
+fn optional_parameters() {
+    if !have_clang() {
+        return;
+    }
+    let source = "constant bool has [[function_constant(0)]];\nstruct P { float by; int n; };\n\
+                  kernel void f(device float* a [[buffer(0)]],\n\
+                  device const float& b [[buffer(1), function_constant(has)]],\n\
+                  constant P& p [[buffer(2), function_constant(has)]],\n\
+                  threadgroup float* s [[threadgroup(0), function_constant(has)]],\n\
+                  uint t [[thread_position_in_grid]]) {\n  if (has) { s[t] = b; }\n\
+                  a[t] = has ? s[t] * p.by + p.n : LOOKS ? p.by : -1.0f;\n}";
+    let compile = |has, looks: bool| {
+        let options = CompileOptions {
+            function_constants: vec![(0, Constant::Bool(has))],
+            defines: vec![("LOOKS".into(), looks.to_string())],
+            ..Default::default()
+        };
+        Library::compile(source, &options).unwrap_or_else(|error| panic!("{error}"))
+    };
+    let (mut a, mut b) = (bytes(&[0f32; 2]), bytes(&[4f32]));
+    let there = compile(true, false);
+    let kinds: Vec<_> = there.kernel("f").expect("f").info().bindings.iter().map(|b| b.kind).collect();
+    let device = |writable| BindingKind::Device { writable };
+    assert_eq!(kinds, [device(true), device(false), BindingKind::Constant { bytes: 8 }, BindingKind::Threadgroup]);
+    let job = Job::new(&there, "f", 1, 2).memory(0, 16);
+    job.clone().inline(2, [2.5f32, f32::from_bits(3)]).run(&mut [&mut a, &mut b]).expect("no fault");
+    assert_eq!(common::values::<f32>(&a), [13.0, 13.0]);
+    // What is asked for must be bound, and in full.
+    let message = job.run(&mut [&mut a, &mut b]).expect_err("nothing is bound to p").to_string();
+    assert!(message.contains('2') && message.contains('p'), "{message}");
+    let message = job.clone().inline(2, 1f32).run(&mut [&mut a, &mut b]).expect_err("half of p is bound").to_string();
+    assert!(message.contains('8') && message.contains('4'), "{message}");
+
+    let absent = compile(false, false);
+    assert_eq!(absent.kernel("f").expect("f").info().bindings.len(), 1);
+    Job::new(&absent, "f", 1, 2).run(&mut [&mut a]).expect("no fault");
+    assert_eq!(common::values::<f32>(&a), [-1.0, -1.0]);
+    // A kernel that looks all the same is found out.
+    let error = Job::new(&compile(false, true), "f", 1, 2).run(&mut [&mut a]).expect_err("p is not there");
+    let Error::Fault(fault) = error else { panic!("{error}") };
+    assert_eq!((fault.kind, fault.line), (FaultKind::OutOfRange, Some(9)));
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use silicide::DType;
 use silicide::device::cpu::{Features, Pool};
 use silicide::ops::matmul::cpu::{Activation, DenseView, PackLayout, Precision, Rows, RowsMut, matmul};
-use silicide::quant::{GgmlFormat, QuantFormat};
+use silicide::quant::{GgmlFormat, QuantFormat, QuantView};
 
 /// Bytes of weights that a decode measurement goes through: more than the caches hold.
 const SET: usize = 160 << 20;

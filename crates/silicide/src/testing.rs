@@ -1,6 +1,7 @@
 //! What the ops' tests share: devices, random tensors with awkward views, comparison and golden vectors.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::Path;
 
 use half::{bf16, f16};
@@ -10,18 +11,33 @@ use crate::formats::Mapped;
 use crate::quant::{GgmlFormat, QuantFormat, QuantView};
 use crate::{DType, Device, Matrix, MatrixFormat, Shape, Stream, Tensor};
 
-/// Runs `test` on every device here. The emulated Metal device runs with checks, under several shuffled schedules; where
-/// clang is missing it is left out, unless `SILICIDE_REQUIRE_EMULATED` says that it must run.
+/// Runs `test` on every device here: the CPU with three threads, the emulated Metal device with checks under two shuffled
+/// schedules, and Metal on a Mac.
 pub(crate) fn on_every_device(mut test: impl FnMut(&mut Stream)) {
     test(&mut Device::cpu_with(CpuOptions { threads: 3, ..CpuOptions::default() }).stream());
-    for seed in 0..2 {
+    on_schedules(0..2, &mut test);
+    #[cfg(target_os = "macos")]
+    test(&mut Device::metal().expect("a Mac has a Metal device").stream());
+}
+
+/// Runs `test` on the emulated Metal device with checks, under as many shuffled schedules as a kernel whose threads work
+/// together has to bear.
+pub(crate) fn on_every_schedule(mut test: impl FnMut(&mut Stream)) {
+    on_schedules(0..8, &mut test);
+}
+
+/// Where clang is missing the device is left out, unless `SILICIDE_REQUIRE_EMULATED` says that it must be there.
+fn on_schedules(seeds: Range<u64>, test: &mut dyn FnMut(&mut Stream)) {
+    for seed in seeds {
         match emulated(seed) {
-            Some(device) => test(&mut device.stream()),
+            Some(device) => {
+                // Shown where the test fails.
+                eprintln!("emulated-metal, schedule {seed}");
+                test(&mut device.stream());
+            }
             None => eprintln!("emulated-metal: clang 19 is not here, left out"),
         }
     }
-    #[cfg(target_os = "macos")]
-    test(&mut Device::metal().expect("a Mac has a Metal device").stream());
 }
 
 fn emulated(seed: u64) -> Option<Device> {
@@ -117,11 +133,11 @@ pub(crate) fn rounded(dtype: DType, values: &[f32]) -> Vec<f32> {
         .collect()
 }
 
-/// Every quantised format; of affine ones every width and group size, with scales of each type in turn.
+/// Every quantised format; of affine ones every width, group size and type of scales.
 pub(crate) fn quantized_formats() -> Vec<MatrixFormat> {
-    let affine = [2, 3, 4, 5, 6, 8].into_iter().enumerate().flat_map(|(i, bits)| {
-        [32, 64, 128].into_iter().enumerate().map(move |(j, group_size)| {
-            MatrixFormat::Quantized(QuantFormat::Affine { bits, group_size }, DType::FLOATS[(i + j) % 3])
+    let affine = [2, 3, 4, 5, 6, 8].into_iter().flat_map(|bits| {
+        [32, 64, 128].into_iter().flat_map(move |group_size| {
+            DType::FLOATS.map(|scales| MatrixFormat::Quantized(QuantFormat::Affine { bits, group_size }, scales))
         })
     });
     let others = [QuantFormat::Mxfp4, QuantFormat::Mxfp8, QuantFormat::Nvfp4].into_iter();
@@ -130,6 +146,7 @@ pub(crate) fn quantized_formats() -> Vec<MatrixFormat> {
 }
 
 /// A matrix in the bytes that a checkpoint would have.
+#[derive(Clone)]
 pub(crate) struct StoredMatrix {
     pub(crate) format: MatrixFormat,
     pub(crate) rows: usize,
@@ -168,7 +185,7 @@ impl StoredMatrix {
                     QuantFormat::Nvfp4 => scales = (0..groups).map(|_| finite(random.next() as u8)).collect(),
                     QuantFormat::Ggml(f) => {
                         for block in codes.chunks_mut(f.block_bytes()) {
-                            for &at in half_scales(f) {
+                            for &at in f.half_scales() {
                                 block[at..at + 2].copy_from_slice(&f16::from_f32(scale(random)).to_le_bytes());
                             }
                         }
@@ -216,24 +233,18 @@ impl StoredMatrix {
         (0..self.rows).map(size).collect()
     }
 
+    /// The matrix on a device, its bytes aligned or not, as the number of rows has it.
     pub(crate) fn on(&self, device: &Device) -> Matrix {
-        let mapped = |bytes: &[u8]| Mapped::copy_from(bytes).unwrap();
+        // Tensors start anywhere in a file.
+        let lead = [0, 16, 5][self.rows % 3];
+        let mapped = |bytes: &[u8]| {
+            let whole = Mapped::copy_from(&[&vec![0xff; lead], bytes].concat()).unwrap();
+            whole.slice(lead..lead + bytes.len()).unwrap()
+        };
         let part = |bytes: &[u8]| (!bytes.is_empty()).then(|| mapped(bytes));
         let (scales, biases) = (part(&self.scales), part(&self.biases));
         let codes = mapped(&self.codes);
         Matrix::new(device, self.format, self.rows, self.columns, &codes, scales.as_ref(), biases.as_ref()).unwrap()
-    }
-}
-
-/// Where a block has its f16 scales.
-fn half_scales(format: GgmlFormat) -> &'static [usize] {
-    use GgmlFormat::*;
-    match format {
-        Q4_0 | Q5_0 | Q8_0 | IQ4_NL | IQ4_XS => &[0],
-        Q4_1 | Q5_1 | Q4_K | Q5_K => &[0, 2],
-        Q2_K => &[80, 82],
-        Q3_K => &[108],
-        Q6_K => &[208],
     }
 }
 
@@ -381,4 +392,26 @@ impl Golden {
 /// The element type of this name, as safetensors has it in lower case.
 fn dtype_named(name: &str) -> DType {
     *DType::ALL.iter().find(|d| d.name() == name).unwrap_or_else(|| panic!("no element type {name}"))
+}
+
+mod tests {
+    /// The order of threads matters where they share memory or talk to one another.
+    #[test]
+    fn kernels_whose_threads_cooperate_are_tested_under_every_schedule() {
+        let ops = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src/ops");
+        let mut cooperating = Vec::new();
+        for folder in std::fs::read_dir(&ops).unwrap().map(|entry| entry.unwrap().path()) {
+            let Ok(kernel) = std::fs::read_to_string(folder.join("kernel.metal")) else { continue };
+            let code: Vec<&str> = kernel.lines().map(|line| line.split("//").next().unwrap_or_default()).collect();
+            if code.iter().any(|line| line.contains("threadgroup ") || line.contains("simd_")) {
+                let tests = std::fs::read_to_string(folder.join("tests.rs")).unwrap();
+                let name = folder.file_name().unwrap().to_string_lossy().into_owned();
+                assert!(tests.contains("on_every_schedule(|stream|"), "{name} has no test under every schedule");
+                cooperating.push(name);
+            }
+        }
+        cooperating.sort();
+        let want = ["argmax", "attention", "layer_norm", "matmul", "rms_norm", "sample", "softmax", "top_k"];
+        assert_eq!(cooperating, want);
+    }
 }

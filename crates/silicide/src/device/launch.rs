@@ -79,6 +79,8 @@ pub(crate) struct Arg {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Access {
     Read,
+    /// Reads what the launch must not write, in place or not: rows of one tensor for all rows of another.
+    ReadApart,
     Write,
     /// Writes exactly where another argument of the launch is read, which the kernel allows.
     WriteInPlace,
@@ -87,7 +89,7 @@ pub(crate) enum Access {
 
 impl Access {
     pub(super) fn writes(self) -> bool {
-        self != Access::Read
+        !matches!(self, Access::Read | Access::ReadApart)
     }
 }
 
@@ -134,6 +136,15 @@ impl Launch {
     pub(crate) fn read_optional(self, t: Option<&Tensor>) -> Launch {
         match t {
             Some(t) => self.read(t),
+            None => self.absent(),
+        }
+    }
+
+    /// Adds a tensor that is read and that no output may lie over, not even in place; an empty binding for one that is
+    /// not there.
+    pub(crate) fn read_apart_optional(self, t: Option<&Tensor>) -> Launch {
+        match t {
+            Some(t) => self.arg(t, Access::ReadApart),
             None => self.absent(),
         }
     }

@@ -9,6 +9,8 @@ mod check;
 mod copy;
 mod embedding;
 mod glu;
+#[cfg(test)]
+mod in_place;
 mod kv_write;
 mod layer_norm;
 pub mod matmul;

@@ -113,6 +113,20 @@ impl QuantFormat {
     }
 }
 
+impl GgmlFormat {
+    /// Where a block has its f16 scales, in bytes.
+    pub(crate) const fn half_scales(self) -> &'static [usize] {
+        use GgmlFormat::*;
+        match self {
+            Q4_0 | Q5_0 | Q8_0 | IQ4_NL | IQ4_XS => &[0],
+            Q4_1 | Q5_1 | Q4_K | Q5_K => &[0, 2],
+            Q2_K => &[80, 82],
+            Q3_K => &[108],
+            Q6_K => &[208],
+        }
+    }
+}
+
 impl<'a> QuantView<'a> {
     /// A view of `n` rows of `k` elements.
     ///
@@ -181,6 +195,24 @@ impl<'a> QuantView<'a> {
     /// The type of affine scales and biases.
     pub fn scale_dtype(&self) -> DType {
         self.dtype
+    }
+
+    /// The first row one of whose scales or biases is NaN or infinite: none in a file that is whole.
+    pub fn row_of_broken_scale(&self) -> Option<usize> {
+        let broken =
+            |bytes: &[u8], dtype: DType| (0..bytes.len() / dtype.size()).find(|&i| !float(bytes, dtype, i).is_finite());
+        let group = match self.format {
+            QuantFormat::Affine { .. } => {
+                let of = |bytes| broken(bytes, self.dtype);
+                of(self.scales).into_iter().chain(of(self.biases)).min()
+            }
+            QuantFormat::Mxfp4 | QuantFormat::Mxfp8 => self.scales.iter().position(|&b| b == 255),
+            QuantFormat::Nvfp4 => self.scales.iter().position(|&b| b & 0x7f == 0x7f),
+            QuantFormat::Ggml(format) => self.codes.chunks_exact(format.block_bytes()).position(|block| {
+                format.half_scales().iter().any(|&at| broken(&block[at..at + 2], DType::F16).is_some())
+            }),
+        };
+        group.map(|g| g / (self.k / self.format.group_size()))
     }
 
     /// Writes row `row` as numbers.

@@ -1,46 +1,8 @@
 //! The reading of every format against what mlx and gguf-py read.
 
-use std::collections::HashMap;
-use std::path::Path;
-
-use serde_json::Value;
-
 use super::{GgmlFormat, QuantFormat, QuantView};
-use crate::DType;
-
-/// A file of golden vectors: tensors as (dtype, shape, bytes), and the parameters of each case.
-struct Vectors {
-    tensors: HashMap<String, (String, Vec<usize>, Vec<u8>)>,
-    cases: serde_json::Map<String, Value>,
-}
-
-impl Vectors {
-    fn load(name: &str) -> Vectors {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../oracle/vectors").join(name);
-        let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        let (length, rest) = bytes.split_first_chunk::<8>().unwrap();
-        let (header, data) = rest.split_at(u64::from_le_bytes(*length) as usize);
-        let mut header: serde_json::Map<String, Value> = serde_json::from_slice(header).unwrap();
-        let metadata = header.remove("__metadata__").unwrap();
-        let cases = serde_json::from_str(metadata["cases"].as_str().unwrap()).unwrap();
-        let list = |v: &Value| -> Vec<usize> { serde_json::from_value(v.clone()).unwrap() };
-        let tensors = header.into_iter().map(|(name, t)| {
-            let span = list(&t["data_offsets"]);
-            (name, (t["dtype"].as_str().unwrap().to_string(), list(&t["shape"]), data[span[0]..span[1]].to_vec()))
-        });
-        Vectors { tensors: tensors.collect(), cases }
-    }
-
-    fn get(&self, case: &str, name: &str) -> Option<&(String, Vec<usize>, Vec<u8>)> {
-        self.tensors.get(&format!("{case}.{name}"))
-    }
-
-    /// The dequantised weight of a case.
-    fn wanted(&self, case: &str) -> (Vec<usize>, Vec<f32>) {
-        let (_, shape, bytes) = self.get(case, "dequantized").unwrap();
-        (shape.clone(), bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
-    }
-}
+use crate::testing::{Golden, Random, StoredMatrix, quantized_formats};
+use crate::{DType, MatrixFormat};
 
 #[track_caller]
 fn assert_rows(case: &str, view: &QuantView<'_>, wanted: &[f32], width: usize) {
@@ -60,48 +22,60 @@ fn assert_rows(case: &str, view: &QuantView<'_>, wanted: &[f32], width: usize) {
 
 #[test]
 fn ggml_blocks_read_as_in_gguf_py() {
-    let vectors = Vectors::load("gguf_blocks.safetensors");
+    let golden = Golden::read("gguf_blocks");
+    let matrices = golden.matrices();
+    let formats: Vec<_> = matrices.iter().map(|(_, matrix)| matrix.format).collect();
     for format in GgmlFormat::ALL {
-        let case = format.name();
-        let id = vectors.cases[case]["type"].as_u64().unwrap() as u32;
-        assert_eq!(GgmlFormat::from_id(id), Some(*format));
-        let (shape, wanted) = vectors.wanted(case);
-        let blocks = &vectors.get(case, "blocks").unwrap().2;
-        let view =
-            QuantView::new(QuantFormat::Ggml(*format), shape[0], shape[1], blocks, &[], &[], DType::F32).unwrap();
-        assert_rows(case, &view, &wanted, shape[1]);
+        assert!(formats.contains(&MatrixFormat::Quantized(QuantFormat::Ggml(*format), DType::F32)), "{format:?}");
+    }
+    for (case, matrix) in matrices {
+        assert_rows(&case, &matrix.view().unwrap(), &golden.values(&format!("{case}.dequantized")), matrix.columns);
     }
 }
 
 #[test]
 fn mlx_weights_read_as_in_mlx() {
-    let vectors = Vectors::load("quantized_matmul.safetensors");
-    let mut read = 0;
-    for (case, params) in &vectors.cases {
-        let (bits, group_size) = (params["bits"].as_u64().unwrap(), params["group_size"].as_u64().unwrap());
-        let format = match params["mode"].as_str().unwrap() {
-            "affine" => QuantFormat::Affine { bits: bits as u8, group_size: group_size as u16 },
-            "mxfp4" => QuantFormat::Mxfp4,
-            "mxfp8" => QuantFormat::Mxfp8,
-            "nvfp4" => QuantFormat::Nvfp4,
-            other => panic!("mode {other}"),
-        };
-        let (_, q_shape, q) = vectors.get(case, "q").unwrap();
-        let (dtype, _, scales) = vectors.get(case, "scales").unwrap();
-        let biases = vectors.get(case, "biases").map_or(&[][..], |b| &b.2);
-        let dtype = match dtype.as_str() {
-            "F16" => DType::F16,
-            "BF16" => DType::BF16,
-            _ => DType::F32,
-        };
-        let k = q_shape.last().unwrap() * 32 / bits as usize;
-        let n = q.len() / format.row_bytes(k);
-        let (shape, wanted) = vectors.wanted(case);
-        let view = QuantView::new(format, n, k, q, scales, biases, dtype).unwrap_or_else(|e| panic!("{case}: {e}"));
-        assert_rows(case, &view, &wanted, *shape.last().unwrap());
-        read += 1;
+    let golden = Golden::read("quantized_matmul");
+    let matrices = golden.matrices();
+    assert!(matrices.len() > 6 * 3 * 3, "only {} cases", matrices.len());
+    for (case, matrix) in matrices {
+        let wanted = golden.values(&format!("{case}.dequantized"));
+        assert_rows(&case, &matrix.view().unwrap(), &wanted, wanted.len() / matrix.rows);
     }
-    assert!(read > 6 * 3 * 3, "only {read} cases");
+}
+
+#[test]
+fn broken_scales_are_found_in_every_format() {
+    let random = &mut Random::new(1);
+    for format in quantized_formats() {
+        let MatrixFormat::Quantized(quantized, dtype) = format else { unreachable!("all are quantised") };
+        let whole = StoredMatrix::random(format, 3, 2 * quantized.group_size(), random);
+        assert_eq!(whole.view().unwrap().row_of_broken_scale(), None, "{format}");
+        // Places in the scales (of a GGUF block, in the codes) and bytes that make a NaN or an infinity of them.
+        let (at, width, values): (Vec<usize>, usize, &[&[u8]]) = match (quantized, dtype) {
+            (QuantFormat::Ggml(f), _) => (f.half_scales().to_vec(), f.block_bytes(), &[&[1, 0x7e], &[0, 0xfc]]),
+            (QuantFormat::Mxfp4 | QuantFormat::Mxfp8, _) => (vec![0], 1, &[&[255]]),
+            (QuantFormat::Nvfp4, _) => (vec![0], 1, &[&[0x7f], &[0xff]]),
+            (_, DType::F16) => (vec![0], 2, &[&[1, 0x7c], &[0, 0xfc]]),
+            (_, DType::BF16) => (vec![0], 2, &[&[0xc0, 0x7f], &[0x80, 0xff]]),
+            _ => (vec![0], 4, &[&[0, 0, 0xc0, 0x7f], &[0, 0, 0x80, 0xff]]),
+        };
+        for value in values.iter().copied() {
+            for &at in &at {
+                // The last group of the second row.
+                let mut broken = whole.clone();
+                let bytes =
+                    if matches!(quantized, QuantFormat::Ggml(_)) { &mut broken.codes } else { &mut broken.scales };
+                bytes[3 * width + at..][..value.len()].copy_from_slice(value);
+                assert_eq!(broken.view().unwrap().row_of_broken_scale(), Some(1), "{format} {value:x?}");
+            }
+            if matches!(quantized, QuantFormat::Affine { .. }) {
+                let mut broken = whole.clone();
+                broken.biases[4 * width..][..value.len()].copy_from_slice(value);
+                assert_eq!(broken.view().unwrap().row_of_broken_scale(), Some(2), "{format} {value:x?}");
+            }
+        }
+    }
 }
 
 #[test]

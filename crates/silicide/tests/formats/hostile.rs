@@ -86,6 +86,11 @@ fn safetensors_cases() -> Vec<Case> {
         ),
         case("field-missing", of(r#"{"w":{"dtype":"U8","shape":[0]}}"#), "w: missing field `data_offsets`"),
         case("overlap", two("[0,4]", "[3,7]"), "b: bytes 116..120 overlap those of \"a\", 113..117"),
+        case(
+            "truncated",
+            good_safetensors().split_last().map(|(_, rest)| rest.to_vec()).unwrap_or_default(),
+            "a.weight: takes bytes 233 to 241, the file has 240: is it whole?",
+        ),
         case("past-end", one("U8", "[9]", "[0,9]"), "w: takes bytes 61 to 70, the file has 69: is it whole?"),
         case("offsets-reversed", one("U8", "[4]", "[4,0]"), "w: data_offsets [4, 0] are out of order"),
         case(
@@ -221,6 +226,7 @@ fn gguf_cases() -> Vec<Case> {
             "w: takes bytes 1048640 to 1048644, the file has 128: is it whole?",
         ),
         case("offset-unaligned", one(&[1], 0, 8), "w: offset 8 is not a multiple of the alignment, 32"),
+        raw("truncated", &good_gguf().bytes()[..100], "llama.block_count: takes 4 bytes and the file ends after 2"),
         case("data-past-end", one(&[17], 0, 0), "w: takes bytes 64 to 132, the file has 128: is it whole?"),
         case("row-not-blocks", one(&[48, 1], 2, 0), "w: rows have 48 elements, Q4_0 wants a multiple of 32"),
         case(
@@ -253,6 +259,11 @@ fn config_cases() -> Vec<Case> {
             "bits-string",
             r#"{"bits": "4", "group_size": 64}"#,
             "quantization.bits: is \"4\", wanted a positive whole number",
+        ),
+        block(
+            "bits-nan",
+            r#"{"bits": NaN, "group_size": 64}"#,
+            "quantization.bits: is {\"__float__\":\"NaN\"}, wanted",
         ),
         block("bits-7", r#"{"bits": 7, "group_size": 64}"#, "quantization.bits: is 7, affine has [2, 3, 4, 5, 6, 8]"),
         block("bits-260", r#"{"bits": 260, "group_size": 64}"#, "quantization.bits: is 260, affine has"),

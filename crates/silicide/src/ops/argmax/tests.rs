@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::Device;
-use crate::testing::{Golden, Random, on_every_device, rounded};
+use crate::testing::{Golden, Random, on_every_device, on_every_schedule, rounded};
 
 /// The definition: the first element that none is greater than, NaN being greatest.
 fn reference(row: &[f32]) -> u32 {
@@ -45,6 +45,16 @@ proptest! {
             }
         });
     }
+}
+
+#[test]
+fn any_schedule_finds_the_same() {
+    let x: Vec<f32> = Random::new(1).values(3 * 1025).iter().map(|v| (v * 40.0).round()).collect();
+    on_every_schedule(|stream| {
+        let xt = Random::new(2).tensor(&stream.device().clone(), DType::F32, &x, [3, 1025]);
+        let y = argmax(stream, &xt).unwrap().to_vec::<u32>(stream).unwrap();
+        assert_eq!(y, x.chunks(1025).map(reference).collect::<Vec<_>>());
+    });
 }
 
 #[test]

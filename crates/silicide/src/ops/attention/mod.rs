@@ -32,8 +32,8 @@ pub enum Mask<'a> {
     Full,
     /// Those at or before its own place, where the last query stands at the last key.
     Causal,
-    /// Keys `0..=positions[t]` for query `t`: `[queries]` in i32 or u32, read when the launch runs, so that a recorded
-    /// plan serves every step.
+    /// Keys `0..=positions[t]` for query `t`: `[queries]` in i32 or u32 below 2^31, read when the launch runs, so that a
+    /// recorded plan serves every step. Below 0 it sees none.
     Positions(&'a Tensor),
 }
 

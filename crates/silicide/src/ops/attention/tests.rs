@@ -1,7 +1,8 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::testing::{Random, assert_close, on_every_device, rounded, tensor_of, values_of};
+use crate::Device;
+use crate::testing::{Golden, Random, assert_close, on_every_device, on_every_schedule, rounded, tensor_of, values_of};
 
 /// A case: sizes, and what [`Attention`] says.
 #[derive(Clone, Debug)]
@@ -11,19 +12,33 @@ struct Case {
     kv_heads: usize,
     group: usize,
     dim: usize,
-    /// The position of the first query, for positions; None for a full mask.
-    position: Option<usize>,
+    shows: Shows,
     window: Option<usize>,
     softcap: Option<f32>,
     sinks: bool,
+    /// Whether the cache has heads before tokens.
+    head_major: bool,
     types: usize,
     seed: u64,
 }
 
+/// A [`Mask`] without its tensor.
+#[derive(Clone, Copy, Debug)]
+enum Shows {
+    Full,
+    Causal,
+    /// The position of the first query: below 0 it sees nothing.
+    From(i64),
+}
+
 impl Case {
     fn sees(&self, query: usize, key: usize) -> bool {
-        let end = self.position.map_or(self.keys, |p| (p + query + 1).min(self.keys));
-        key < end && self.window.is_none_or(|w| key + w >= end)
+        let end = match self.shows {
+            Shows::Full => self.keys as i64,
+            Shows::Causal => (self.keys - self.queries + query) as i64 + 1,
+            Shows::From(p) => (p + query as i64 + 1).min(self.keys as i64),
+        };
+        (key as i64) < end && self.window.is_none_or(|w| (key + w) as i64 >= end)
     }
 }
 
@@ -33,12 +48,12 @@ fn reference(c: &Case, scale: f64, q: &[f32], k: &[f32], v: &[f32], sinks: &[f32
     for query in 0..c.queries {
         for head in 0..c.kv_heads * c.group {
             let q = &q[(query * c.kv_heads * c.group + head) * c.dim..][..c.dim];
-            let row = |t: &[f32], key: usize| t[(key * c.kv_heads + head / c.group) * c.dim..][..c.dim].to_vec();
+            let row = |key: usize| (key * c.kv_heads + head / c.group) * c.dim..;
             let seen: Vec<usize> = (0..c.keys).filter(|&key| c.sees(query, key)).collect();
             let scores: Vec<f64> = seen
                 .iter()
                 .map(|&key| {
-                    let s = scale * q.iter().zip(row(k, key)).map(|(&a, b)| a as f64 * b as f64).sum::<f64>();
+                    let s = scale * q.iter().zip(&k[row(key)]).map(|(&a, &b)| a as f64 * b as f64).sum::<f64>();
                     c.softcap.map_or(s, |cap| cap as f64 * (s / cap as f64).tanh())
                 })
                 .collect();
@@ -48,98 +63,189 @@ fn reference(c: &Case, scale: f64, q: &[f32], k: &[f32], v: &[f32], sinks: &[f32
             let total = weights.iter().sum::<f64>() + sink.map_or(0.0, |s| (s - highest).exp());
             out.extend(
                 (0..c.dim)
-                    .map(|d| seen.iter().zip(&weights).map(|(&key, w)| w / total * row(v, key)[d] as f64).sum::<f64>()),
+                    .map(|d| seen.iter().zip(&weights).map(|(&i, w)| w / total * v[row(i)][d] as f64).sum::<f64>()),
             );
         }
     }
     out
 }
 
-fn check_case(c: &Case) {
+fn check_case(stream: &mut Stream, c: &Case) {
     let (dtype, cache_dtype) = (DType::FLOATS[c.types % 3], DType::FLOATS[c.types / 3]);
     let heads = c.kv_heads * c.group;
-    on_every_device(|stream| {
-        let device = &stream.device().clone();
-        let mut random = Random::new(c.seed);
-        let q = rounded(dtype, &random.values(c.queries * heads * c.dim));
-        let k = rounded(cache_dtype, &random.values(c.keys * c.kv_heads * c.dim));
-        let v = rounded(cache_dtype, &random.values(c.keys * c.kv_heads * c.dim));
-        let sinks = random.values(heads);
-        let qt = random.tensor(device, dtype, &q, [c.queries, heads, c.dim]);
-        let kt = random.tensor(device, cache_dtype, &k, [c.keys, c.kv_heads, c.dim]);
-        let vt = random.tensor(device, cache_dtype, &v, [c.keys, c.kv_heads, c.dim]);
-        let positions: Vec<u32> = (0..c.queries).map(|t| (c.position.unwrap_or(0) + t) as u32).collect();
-        let positions = device.tensor(&positions, [c.queries]).unwrap();
-        let sinks_t = device.tensor(&sinks, [heads]).unwrap();
-        let scale = 1.0 / (c.dim as f32).sqrt();
-        let options = Attention {
-            scale,
-            mask: if c.position.is_some() { Mask::Positions(&positions) } else { Mask::Full },
-            window: c.window,
-            softcap: c.softcap,
-            sinks: c.sinks.then_some(&sinks_t),
-        };
-        let out = attention(stream, &qt, &kt, &vt, options).unwrap();
-        let want = reference(c, scale as f64, &q, &k, &v, &sinks);
-        assert_close(dtype, &values_of(stream, &out), &want, 2.0);
+    let device = &stream.device().clone();
+    let mut random = Random::new(c.seed);
+    let q = rounded(dtype, &random.values(c.queries * heads * c.dim));
+    let k = rounded(cache_dtype, &random.values(c.keys * c.kv_heads * c.dim));
+    let v = rounded(cache_dtype, &random.values(c.keys * c.kv_heads * c.dim));
+    let sinks = random.values(heads);
+    let qt = random.tensor(device, dtype, &q, [c.queries, heads, c.dim]);
+    let [kt, vt] = [&k, &v].map(|values| {
+        let t = random.tensor(device, cache_dtype, values, [c.keys, c.kv_heads, c.dim]);
+        if !c.head_major {
+            return t;
+        }
+        let cache = device.zeros(cache_dtype, [c.kv_heads, c.keys + 1, c.dim]).unwrap();
+        let cache = cache.slice(1, 1..c.keys + 1).unwrap().permute(&[1, 0, 2]).unwrap();
+        crate::ops::copy_into(stream, &t, &cache).unwrap();
+        cache
     });
+    let first = if let Shows::From(p) = c.shows { p } else { 0 };
+    let positions: Vec<i32> = (0..c.queries as i64).map(|t| (first + t) as i32).collect();
+    let positions = device.tensor(&positions, [c.queries]).unwrap();
+    let sinks_t = device.tensor(&sinks, [heads]).unwrap();
+    let scale = 1.0 / (c.dim as f32).sqrt();
+    let options = Attention {
+        scale,
+        mask: match c.shows {
+            Shows::Full => Mask::Full,
+            Shows::Causal => Mask::Causal,
+            Shows::From(_) => Mask::Positions(&positions),
+        },
+        window: c.window,
+        softcap: c.softcap,
+        sinks: c.sinks.then_some(&sinks_t),
+    };
+    let out = random.tensor(device, dtype, &vec![7.0; q.len()], *qt.shape());
+    attention_into(stream, &qt, &kt, &vt, options, &out).unwrap();
+    let want = reference(c, scale as f64, &q, &k, &v, &sinks);
+    assert_close(dtype, &values_of(stream, &out), &want, 2.0);
 }
 
 fn cases() -> impl Strategy<Value = Case> {
-    let dim = prop_oneof![Just(1usize), Just(31), Just(33), Just(64), Just(80), Just(128), 1usize..100];
+    let dim = prop_oneof![
+        Just(1usize),
+        Just(31),
+        Just(33),
+        Just(64),
+        Just(65),
+        Just(80),
+        Just(96),
+        Just(128),
+        Just(192),
+        Just(256),
+        Just(512),
+        1usize..512
+    ];
     let keys = prop_oneof![Just(1usize), Just(31), Just(33), Just(65), 1usize..140];
-    let sizes = (1usize..11, keys, 1usize..3, 1usize..4, dim);
+    let group = prop_oneof![Just(1usize), Just(2), Just(3), Just(4), Just(7), Just(8), Just(9)];
+    let shows = prop_oneof![Just(Shows::Full), Just(Shows::Causal), (-9i64..140).prop_map(Shows::From)];
+    let sizes = (1usize..11, keys, 1usize..3, group, dim);
     let options = (
-        proptest::option::of(0usize..140),
+        shows,
         proptest::option::of(1usize..70),
         proptest::option::of(1.0f32..30.0),
-        any::<bool>(),
+        any::<(bool, bool)>(),
         0usize..9,
         any::<u64>(),
     );
     (sizes, options).prop_map(
-        |((queries, keys, kv_heads, group, dim), (position, window, softcap, sinks, types, seed))| Case {
-            queries,
-            keys,
-            kv_heads,
-            group,
-            dim,
-            position,
-            window,
-            softcap,
-            sinks,
-            types,
-            seed,
+        |((queries, keys, kv_heads, group, dim), (shows, window, softcap, (sinks, head_major), types, seed))| {
+            // Causal queries have a key each; and large cases are not larger than they must be.
+            let most = if matches!(shows, Shows::Causal) { keys } else { 10 };
+            let queries = queries.min(most).min((4000 / (group * kv_heads * dim)).max(1));
+            Case { queries, keys, kv_heads, group, dim, shows, window, softcap, sinks, head_major, types, seed }
         },
     )
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig::with_cases(32))]
 
     #[test]
     fn follows_the_definition(case in cases()) {
-        check_case(&case);
+        on_every_device(|stream| check_case(stream, &case));
     }
 }
 
+/// Queries at the last keys, two heads a key head.
+const PLAIN: Case = Case {
+    queries: 3,
+    keys: 33,
+    kv_heads: 1,
+    group: 2,
+    dim: 33,
+    shows: Shows::Causal,
+    window: None,
+    softcap: None,
+    sinks: false,
+    head_major: false,
+    types: 0,
+    seed: 1,
+};
+
 #[test]
 fn takes_every_head_dim_to_512() {
-    for dim in [192, 256, 512] {
-        check_case(&Case {
-            queries: 3,
-            keys: 40,
-            kv_heads: 1,
-            group: 2,
-            dim,
-            position: Some(37),
-            window: None,
-            softcap: None,
-            sinks: false,
-            types: 0,
-            seed: dim as u64,
-        });
-    }
+    on_every_device(|stream| {
+        for (types, dim) in [1, 31, 33, 65, 80, 96, 128, 192, 256, 511, 512].into_iter().enumerate() {
+            check_case(stream, &Case { dim, types: types % 9, ..PLAIN });
+        }
+    });
+}
+
+#[test]
+fn takes_every_number_of_heads_a_key_head() {
+    on_every_device(|stream| {
+        for group in [1, 2, 3, 4, 5, 6, 7, 8, 9, 16] {
+            check_case(stream, &Case { queries: 1, group, kv_heads: 2, ..PLAIN });
+        }
+    });
+}
+
+#[test]
+fn queries_that_see_nothing_give_zeros_whatever_else_is_asked() {
+    on_every_device(|stream| {
+        for (sinks, softcap, window) in [(false, None, None), (true, None, Some(2)), (true, Some(5.0), Some(1))] {
+            // Five queries see nothing, the others one key more each.
+            let case = Case { queries: 9, shows: Shows::From(-5), sinks, softcap, window, ..PLAIN };
+            check_case(stream, &case);
+        }
+    });
+}
+
+#[test]
+fn any_schedule_gives_the_definition() {
+    on_every_schedule(|stream| {
+        check_case(stream, &Case { sinks: true, window: Some(20), dim: 65, ..PLAIN });
+    });
+}
+
+/// mlx's answers, and for softcaps those of transformers' Gemma 2.
+#[test]
+fn agrees_with_mlx_and_transformers() {
+    let golden = Golden::read("attention");
+    let cases = golden.cases();
+    let cases: Vec<_> = cases.iter().filter(|(case, _)| !golden.has(&format!("{case}.mask"))).collect();
+    assert_eq!(cases.len(), 23);
+    on_every_device(|stream| {
+        let device = &stream.device().clone();
+        for (case, p) in &cases {
+            let tensor = |name: &str| golden.tensor(device, &format!("{case}.{name}"));
+            let [q, k, v] = ["q", "k", "v"].map(tensor);
+            let number = |name: &str| p[name].as_f64().map(|n| n as f32);
+            let sinks = golden.has(&format!("{case}.sinks")).then(|| tensor("sinks"));
+            let options = Attention {
+                scale: number("scale").unwrap(),
+                mask: if p["causal"] == true { Mask::Causal } else { Mask::Full },
+                window: p["window"].as_u64().map(|w| w as usize),
+                softcap: number("softcap"),
+                sinks: sinks.as_ref(),
+            };
+            let out = stream.empty(q.dtype(), *q.shape()).unwrap();
+            for b in 0..q.dim(0) {
+                // mlx has heads before tokens; strides put them in our order.
+                let view = |t: &Tensor| {
+                    let one = t.slice(0, b..b + 1).unwrap().reshape([t.dim(1), t.dim(2), t.dim(3)]);
+                    one.unwrap().permute(&[1, 0, 2]).unwrap()
+                };
+                attention_into(stream, &view(&q), &view(&k), &view(&v), options, &view(&out)).unwrap();
+            }
+            let exact: Vec<f64> = golden.values(&format!("{case}.exact")).iter().map(|&v| v as f64).collect();
+            // Scores of some hundreds have an error of as many units, and their exponentials that of the scores.
+            let size = if options.scale > 1.0 { 100.0 } else { 2.0 };
+            assert_close(q.dtype(), &values_of(stream, &out), &exact, size);
+        }
+    });
 }
 
 #[test]
@@ -202,8 +308,27 @@ fn a_query_that_sees_nothing_gives_zeros_and_infinite_scores_do_not_spread() {
 }
 
 #[test]
+fn nan_stays_with_the_queries_that_see_it() {
+    on_every_device(|stream| {
+        let device = &stream.device().clone();
+        let options = Attention { scale: 1.0, mask: Mask::Causal, window: None, softcap: None, sinks: None };
+        let x = device.tensor(&[0.5f32, 1.0, 2.0], [3, 1, 1]).unwrap();
+        for lost in [f32::NAN, f32::INFINITY] {
+            let bad = device.tensor(&[1.0, lost, 1.0], [3, 1, 1]).unwrap();
+            // In a query, a key and a value.
+            let by_query = attention(stream, &bad, &x, &x, options).unwrap().to_vec::<f32>(stream).unwrap();
+            assert!(by_query[0] == 0.5 && by_query[1].is_nan() && by_query[2].is_finite(), "{lost}: {by_query:?}");
+            let by_key = attention(stream, &x, &bad, &x, options).unwrap().to_vec::<f32>(stream).unwrap();
+            assert!(by_key[0] == 0.5 && by_key[1].is_nan() && by_key[2].is_nan(), "{lost}: {by_key:?}");
+            let by_value = attention(stream, &x, &x, &bad, options).unwrap().to_vec::<f32>(stream).unwrap();
+            assert!(by_value[0] == 1.0 && !by_value[1].is_finite() && !by_value[2].is_finite(), "{lost}: {by_value:?}");
+        }
+    });
+}
+
+#[test]
 fn says_what_does_not_fit() {
-    let device = crate::Device::cpu();
+    let device = Device::cpu();
     let stream = &mut device.stream();
     let q = device.zeros(DType::F32, [1, 3, 8]).unwrap();
     let k = device.zeros(DType::F32, [4, 2, 8]).unwrap();
@@ -211,7 +336,37 @@ fn says_what_does_not_fit() {
     let error = attention(stream, &q, &k, &k, options).unwrap_err().to_string();
     assert_eq!(error, "attention: q: got 3 heads, wanted a multiple of the 2 key heads");
     let q = device.zeros(DType::F32, [5, 2, 8]).unwrap();
-    assert!(attention(stream, &q, &k, &k, options).unwrap_err().to_string().contains("5 queries and 4 keys"));
+    let mut error = |q: &Tensor, k: &Tensor, v: &Tensor, options: Attention, out: &Tensor| {
+        attention_into(stream, q, k, v, options, out).unwrap_err().to_string()
+    };
+    assert!(error(&q, &k, &k, options, &q).contains("5 queries and 4 keys"));
+    let full = Attention { mask: Mask::Full, ..options };
+    let zeros = |dtype, shape: [usize; 3]| device.zeros(dtype, shape).unwrap();
+    let out = zeros(DType::F32, [5, 2, 8]);
+    assert!(
+        error(&q, &k, &zeros(DType::F16, [4, 2, 8]), full, &out).contains("k, v: got f32[4, 2, 8] and f16[4, 2, 8]")
+    );
+    assert!(error(&q, &k, &zeros(DType::F32, [3, 2, 8]), full, &out).contains("both of one type"));
+    assert!(
+        error(&q, &k, &k, full, &zeros(DType::F16, [5, 2, 8])).contains("out: got f16[5, 2, 8], wanted f32[5, 2, 8]")
+    );
+    assert!(error(&q, &k, &k, Attention { softcap: Some(0.0), ..full }, &out).contains("softcap: got Some(0.0)"));
+    assert!(
+        error(&q, &k, &k, Attention { window: Some(0), ..full }, &out).contains("window: got 0, wanted at least 1")
+    );
+    let three = device.zeros(DType::F32, [3]).unwrap();
+    assert!(
+        error(&q, &k, &k, Attention { sinks: Some(&three), ..full }, &out).contains("sinks: got f32[3], wanted f32[2]")
+    );
+    let placed = Attention { mask: Mask::Positions(&three), ..full };
+    assert!(error(&q, &k, &k, placed, &out).contains("positions: got f32[3], wanted i32 or u32 [5]"));
+    let turned = zeros(DType::F32, [8, 2, 5]).permute(&[2, 1, 0]).unwrap();
+    assert!(error(&turned, &k, &k, full, &out).contains("contiguous last axis"));
+    let wide = zeros(DType::F32, [1, 1, 513]);
+    assert!(
+        error(&wide, &wide, &wide, full, &zeros(DType::F32, [1, 1, 513]))
+            .contains("head_dim: got 513, wanted at most 512")
+    );
 }
 
 /// On the CPU keys are taken in parts, by one task or by several.

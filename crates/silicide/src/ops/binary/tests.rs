@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::testing::{Random, assert_close, on_every_device, rounded, values_of};
+use crate::testing::{Golden, Random, assert_close, on_every_device, rounded, values_of};
 use crate::{Device, Shape};
 
 const ALL: [Binary; 6] = [Binary::Add, Binary::Sub, Binary::Mul, Binary::Div, Binary::Max, Binary::Min];
@@ -87,6 +87,83 @@ proptest! {
 fn prop_assume_finite(dtype: DType, want: &[f64], then: impl FnOnce()) {
     if dtype != DType::F16 || want.iter().all(|w| w.abs() < 6e4) {
         then();
+    }
+}
+
+/// To the bit: one operation is rounded once everywhere.
+#[test]
+fn agrees_with_mlx() {
+    let golden = Golden::read("binary");
+    let names = ["add", "sub", "mul", "div", "max", "min"];
+    assert_eq!(golden.cases().len(), 10);
+    on_every_device(|stream| {
+        let device = &stream.device().clone();
+        for (case, _) in golden.cases() {
+            let [a, b] = ["a", "b"].map(|name| golden.tensor(device, &format!("{case}.{name}")));
+            for (name, op) in names.into_iter().zip(ALL) {
+                let name = format!("{case}.{name}");
+                if !golden.has(&name) {
+                    assert!(op == Binary::Div && !a.dtype().is_float());
+                    continue;
+                }
+                let want = golden.tensor(device, &name);
+                let got = binary(stream, op, &a, &b).unwrap();
+                assert_eq!(got.shape(), want.shape(), "{name}");
+                if a.dtype().is_float() {
+                    let (got, want) = (values_of(stream, &got), values_of(stream, &want));
+                    let same = got.iter().zip(&want).all(|(g, w)| g == w || g.is_nan() && w.is_nan());
+                    assert!(same, "{name}: got {got:?}, wanted {want:?}");
+                } else {
+                    // Words will do for both signs.
+                    let words = |stream: &mut Stream, t: &Tensor| {
+                        let t = Tensor::new(t.buffer().clone(), t.offset(), DType::U32, *t.shape()).unwrap();
+                        t.to_vec::<u32>(stream).unwrap()
+                    };
+                    assert_eq!(words(stream, &got), words(stream, &want), "{name}");
+                }
+            }
+        }
+    });
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(16))]
+
+    #[test]
+    fn integers_of_any_bits_wrap(
+        rows in 1usize..4,
+        len in prop_oneof![Just(1usize), Just(31), Just(33), Just(65), Just(1025)],
+        op in 0usize..5,
+        signed: bool,
+        seed: u64,
+    ) {
+        let op = [Binary::Add, Binary::Sub, Binary::Mul, Binary::Max, Binary::Min][op];
+        on_every_device(|stream| {
+            let device = &stream.device().clone();
+            let mut random = Random::new(seed);
+            let mut make = |n: usize| (0..n).map(|_| random.next() as u32).collect::<Vec<u32>>();
+            let (a, b) = (make(rows * (len + 3)), make(rows));
+            let dtype = if signed { DType::I32 } else { DType::U32 };
+            let view = |x: &[u32], shape: [usize; 2]| device.tensor_from_bytes(bytemuck::cast_slice(x), dtype, shape).unwrap();
+            let at = view(&a, [rows, len + 3]).slice(1, 2..len + 2).unwrap();
+            let bt = view(&b, [rows, 1]);
+            let y = binary(stream, op, &at, &bt).unwrap();
+            let y = Tensor::new(y.buffer().clone(), y.offset(), DType::U32, [rows * len]).unwrap();
+            let want = |i: usize| {
+                let (a, b) = (a[i / len * (len + 3) + 2 + i % len], b[i / len]);
+                // By 64 bits, of which the lower 32 are kept.
+                let wide = |x: u32| if signed { x as i32 as i64 } else { x as i64 };
+                let (a, b) = (wide(a), wide(b));
+                (match op {
+                    Binary::Add => a + b,
+                    Binary::Sub => a - b,
+                    Binary::Mul => a.wrapping_mul(b),
+                    Binary::Max => a.max(b),
+                    _ => a.min(b),
+                }) as u32
+            };
+            assert_eq!(y.to_vec::<u32>(stream).unwrap(), (0..rows * len).map(want).collect::<Vec<_>>());
+        });
     }
 }
 

@@ -41,7 +41,7 @@ pub fn cast(stream: &mut Stream, x: &Tensor, dtype: DType) -> Result<Tensor> {
     Ok(out)
 }
 
-/// [`cast`] into `out`, to its type; it may be `x` itself where the types have one size.
+/// [`cast`] into `out`, to its type; it may lie over `x` exactly where the types differ and have one size.
 ///
 /// # Errors
 ///

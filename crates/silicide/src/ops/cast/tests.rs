@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::Device;
-use crate::testing::{Random, on_every_device};
+use crate::testing::{Golden, Random, on_every_device};
 
 /// A tensor's bytes, row-major.
 fn bytes_of(stream: &mut Stream, t: &Tensor) -> Vec<u8> {
@@ -115,6 +115,32 @@ proptest! {
             assert_cast(from, to, &bytes_of(stream, &x), &bytes_of(stream, &y));
         });
     }
+}
+
+/// To the bit, but for NaN, of which there are many.
+#[test]
+fn agrees_with_mlx() {
+    let golden = Golden::read("cast");
+    let cases = golden.cases();
+    assert_eq!(cases.len(), DType::ALL.len() * DType::ALL.len());
+    on_every_device(|stream| {
+        let device = &stream.device().clone();
+        for (case, _) in &cases {
+            let x = golden.tensor(device, &format!("{case}.x"));
+            let want = golden.tensor(device, &format!("{case}.out"));
+            let to = want.dtype();
+            let got = cast(stream, &x, to).unwrap();
+            let from = x.dtype();
+            let [x, got, want] = [x, got, want].map(|t| bytes_of(stream, &t));
+            let results = got.chunks(to.size()).zip(want.chunks(to.size()));
+            for (x, (got, want)) in x.chunks(from.size()).zip(results) {
+                let (x, got_value, want_value) = (value(from, x), value(to, got), value(to, want));
+                let nan = |v| matches!(v, Value::Float(x) if x.is_nan());
+                let same = got == want || nan(got_value) && nan(want_value);
+                assert!(same, "{case}: {x:?} became {got_value:?}, wanted {want_value:?}");
+            }
+        }
+    });
 }
 
 #[test]

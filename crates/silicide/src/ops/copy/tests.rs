@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::testing::{Random, on_every_device};
+use crate::testing::{Golden, Random, on_every_device};
 use crate::{DType, Device, Shape};
 
 /// The bytes of a view's elements in row-major order, by the definition of strides.
@@ -75,6 +75,29 @@ proptest! {
             assert_eq!(&contents(stream, &dense)[..want.len()], want);
         });
     }
+}
+
+#[test]
+fn agrees_with_mlx() {
+    let golden = Golden::read("copy");
+    let cases = golden.cases();
+    assert_eq!(cases.len(), 5 * DType::ALL.len());
+    on_every_device(|stream| {
+        let device = &stream.device().clone();
+        for (case, p) in &cases {
+            let list = |name: &str| serde_json::from_value::<Vec<usize>>(p[name].clone()).unwrap();
+            let slices: Vec<[usize; 2]> = serde_json::from_value(p["slices"].clone()).unwrap();
+            let mut x = golden.tensor(device, &format!("{case}.x")).permute(&list("order")).unwrap();
+            for (axis, [from, to]) in slices.into_iter().enumerate() {
+                x = x.slice(axis, from..to).unwrap();
+            }
+            let got = copy(stream, &x.broadcast_to(Shape::new(&list("shape")).unwrap()).unwrap()).unwrap();
+            let want = golden.tensor(device, &format!("{case}.out"));
+            assert_eq!((got.shape(), got.dtype()), (want.shape(), want.dtype()), "{case}");
+            let bytes = got.byte_range().len();
+            assert_eq!(contents(stream, &got)[..bytes], contents(stream, &want)[..bytes], "{case}");
+        }
+    });
 }
 
 #[test]

@@ -87,8 +87,8 @@ pub fn layer_norm_into(
     };
     let launch = Launch::new(OP, &params)
         .read(x)
-        .read_optional(weight)
-        .read_optional(bias)
+        .read_apart_optional(weight)
+        .read_apart_optional(bias)
         .write_in_place(out)
         .flops(8 * x.elements());
     let weight_dtype = weight.or(bias).map_or(dtype, Tensor::dtype);

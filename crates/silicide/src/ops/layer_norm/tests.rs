@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::Device;
-use crate::testing::{Golden, Random, assert_close, on_every_device, rounded, tensor_of, values_of};
+use crate::testing::{Golden, Random, assert_close, on_every_device, on_every_schedule, rounded, tensor_of, values_of};
 
 /// The definition, in f64.
 fn reference(x: &[f32], weight: Option<&[f32]>, bias: Option<&[f32]>, dim: usize, eps: f64) -> Vec<f64> {
@@ -47,6 +47,20 @@ proptest! {
             assert_close(dtype, &values_of(stream, &out), &want, 2.0 + shift as f64);
         });
     }
+}
+
+#[test]
+fn any_schedule_gives_the_definition() {
+    let x = Random::new(1).values(3 * 1025);
+    let (w, b) = (Random::new(2).values(1025), Random::new(3).values(1025));
+    on_every_schedule(|stream| {
+        let device = &stream.device().clone();
+        let xt = Random::new(4).tensor(device, DType::F32, &x, [3, 1025]);
+        let [wt, bt] = [&w, &b].map(|v| tensor_of(device, DType::F32, v, [1025]));
+        layer_norm_into(stream, &xt, Some(&wt), Some(&bt), 1e-5, &xt).unwrap();
+        let want = reference(&x, Some(&w), Some(&b), 1025, 1e-5);
+        assert_close(DType::F32, &values_of(stream, &xt), &want, 2.0);
+    });
 }
 
 #[test]

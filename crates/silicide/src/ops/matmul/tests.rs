@@ -2,7 +2,9 @@
 
 use super::*;
 use crate::quant::GgmlFormat;
-use crate::testing::{Golden, Random, StoredMatrix, on_every_device, quantized_formats, rounded, values_of};
+use crate::testing::{
+    Golden, Random, StoredMatrix, on_every_device, on_every_schedule, quantized_formats, rounded, values_of,
+};
 
 const PRECISIONS: [Precision; 3] =
     [Precision::F32, Precision::Reduced(Activation::I16), Precision::Reduced(Activation::I8)];
@@ -72,11 +74,24 @@ fn every_format_of_odd_shapes() {
         let random = &mut Random::new(1);
         for (i, format) in quantized_formats().into_iter().enumerate() {
             let MatrixFormat::Quantized(quantized, _) = format else { unreachable!("all are quantised") };
+            // A row has one group at least. Few rows of x and many go different ways, and so does one.
             let (n, groups) = [(1, 1), (17, 3), (33, 2), (15, 1)][i % 4];
             let matrix = StoredMatrix::random(format, n, groups * quantized.group_size(), random);
-            check_products(stream, &matrix, DType::F32, [&[1, 7, 33], &[2, 31, 17]][i / 4 % 2], random);
+            check_products(stream, &matrix, DType::F32, [&[1, 8, 33], &[1, 2, 17], &[1, 5, 31]][i % 3], random);
         }
     });
+}
+
+#[test]
+fn any_schedule_gives_the_product() {
+    let affine = QuantFormat::Affine { bits: 4, group_size: 32 };
+    for format in [MatrixFormat::Quantized(affine, DType::BF16), MatrixFormat::Dense(DType::F16)] {
+        on_every_schedule(|stream| {
+            let random = &mut Random::new(8);
+            let matrix = StoredMatrix::random(format, 17, 96, random);
+            check_products(stream, &matrix, DType::F32, &[1, 5, 33], random);
+        });
+    }
 }
 
 #[test]

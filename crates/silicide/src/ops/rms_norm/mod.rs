@@ -110,7 +110,7 @@ pub fn rms_norm_with(stream: &mut Stream, x: &Tensor, options: RmsNormOptions, o
     };
     let launch = Launch::new(OP, &params)
         .read(x)
-        .read_optional(weight)
+        .read_apart_optional(weight)
         .read_optional(residual)
         .write_in_place_optional(sum)
         .write_in_place(out)

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::testing::{Random, assert_close, on_every_device, rounded, values_of};
+use crate::testing::{Golden, Random, assert_close, on_every_device, on_every_schedule, rounded, tensor_of, values_of};
 
 /// The definition, in f64.
 fn reference(x: &[f32], weight: &[f32], offset: f64, eps: f64) -> Vec<f64> {
@@ -32,7 +32,7 @@ proptest! {
             let weight_dtype = if wide { DType::F32 } else { dtype };
             let w = rounded(weight_dtype, &random.values(dim));
             let xt = random.tensor(device, dtype, &x, [rows, dim]);
-            let wt = crate::testing::tensor_of(device, weight_dtype, &w, [dim]);
+            let wt = tensor_of(device, weight_dtype, &w, [dim]);
             let out = stream.empty(dtype, [rows, dim]).unwrap();
             let options = RmsNormOptions { weight: Some(&wt), weight_offset: offset as f32, eps: 1e-5, residual: None, sum: None };
             rms_norm_with(stream, &xt, options, &out).unwrap();
@@ -58,6 +58,51 @@ proptest! {
             assert_close(dtype, &values_of(stream, &xt), &reference(&sum, &vec![1.0; dim], 0.0, 1e-6), 1.0);
         });
     }
+}
+
+#[test]
+fn any_schedule_gives_the_definition() {
+    let (x, r) = (Random::new(1).values(3 * 1025), Random::new(2).values(3 * 1025));
+    let w = Random::new(3).values(1025);
+    let sum: Vec<f32> = x.iter().zip(&r).map(|(a, b)| a + b).collect();
+    on_every_schedule(|stream| {
+        let device = &stream.device().clone();
+        let xt = Random::new(4).tensor(device, DType::F32, &x, [3, 1025]);
+        let rt = Random::new(5).tensor(device, DType::F32, &r, [3, 1025]);
+        let wt = tensor_of(device, DType::F32, &w, [1025]);
+        let options =
+            RmsNormOptions { weight: Some(&wt), weight_offset: 1.0, eps: 1e-5, residual: Some(&rt), sum: Some(&rt) };
+        rms_norm_with(stream, &xt, options, &xt).unwrap();
+        assert_eq!(values_of(stream, &rt), sum);
+        assert_close(DType::F32, &values_of(stream, &xt), &reference(&sum, &w, 1.0, 1e-5), 1.0);
+    });
+}
+
+#[test]
+fn agrees_with_mlx() {
+    let golden = Golden::read("rms_norm");
+    let cases = golden.cases();
+    assert_eq!(cases.len(), 17);
+    on_every_device(|stream| {
+        let device = &stream.device().clone();
+        for (case, p) in &cases {
+            let number = |name: &str| p[name].as_f64().unwrap() as f32;
+            let x = golden.tensor(device, &format!("{case}.x"));
+            let name = format!("{case}.weight");
+            let weight = golden.has(&name).then(|| golden.tensor(device, &name));
+            let out = stream.empty(x.dtype(), *x.shape()).unwrap();
+            let options = RmsNormOptions {
+                weight: weight.as_ref(),
+                weight_offset: number("weight_offset"),
+                eps: number("eps"),
+                residual: None,
+                sum: None,
+            };
+            rms_norm_with(stream, &x, options, &out).unwrap();
+            let exact: Vec<f64> = golden.values(&format!("{case}.exact")).iter().map(|&v| v as f64).collect();
+            assert_close(x.dtype(), &values_of(stream, &out), &exact, 1.0);
+        }
+    });
 }
 
 #[test]

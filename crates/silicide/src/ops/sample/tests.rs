@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::testing::{Random, on_every_device};
+use crate::testing::{Random, on_every_device, on_every_schedule};
 
 /// What each token's probability is, by the definition in f64: limits at temperature 1, then the temperature.
 fn probabilities(logits: &[f32], options: Sampling) -> Vec<f64> {
@@ -160,6 +160,20 @@ fn zero_is_greedy_and_rows_without_a_token_say_so() {
             assert_eq!(tokens[1..], [u32::MAX, u32::MAX, u32::MAX, 1]);
         }
     });
+}
+
+#[test]
+fn any_schedule_draws_what_the_cpu_draws() {
+    let x = Random::new(1).values(3 * 1025);
+    let options = Sampling { temperature: 0.7, top_p: 0.8, min_p: 0.01, top_k: 100 };
+    let draw = |stream: &mut Stream| {
+        let device = &stream.device().clone();
+        let logits = Random::new(2).tensor(device, DType::F32, &x, [3, 1025]);
+        let state = sample_state(device, &[7, 8, 9]).unwrap();
+        sample(stream, &logits, options, &state).unwrap().to_vec::<u32>(stream).unwrap()
+    };
+    let want = draw(&mut Device::cpu().stream());
+    on_every_schedule(|stream| assert_eq!(draw(stream), want));
 }
 
 #[test]

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::Device;
-use crate::testing::{Golden, Random, assert_close, on_every_device, rounded, tensor_of, values_of};
+use crate::testing::{Golden, Random, assert_close, on_every_device, on_every_schedule, rounded, tensor_of, values_of};
 
 /// The definition of one row, in f64.
 fn reference(scores: &[f64]) -> Vec<f64> {
@@ -69,6 +69,20 @@ proptest! {
             assert_close(DType::F32, &values_of(stream, &y), &want, 0.3);
         });
     }
+}
+
+#[test]
+fn any_schedule_gives_the_definition() {
+    let x = Random::new(1).values(3 * 1025);
+    let mask = Random::new(2).values(1025);
+    on_every_schedule(|stream| {
+        let device = &stream.device().clone();
+        let xt = Random::new(3).tensor(device, DType::F32, &x, [3, 1025]);
+        let mt = tensor_of(device, DType::F32, &mask, [1025]);
+        softmax_into(stream, &xt, Softmax { scale: 3.0, mask: Some(&mt) }, &xt).unwrap();
+        let row = |x: &[f32]| reference(&x.iter().zip(&mask).map(|(x, m)| (3.0 * x + m) as f64).collect::<Vec<_>>());
+        assert_close(DType::F32, &values_of(stream, &xt), &x.chunks(1025).flat_map(row).collect::<Vec<_>>(), 0.3);
+    });
 }
 
 #[test]

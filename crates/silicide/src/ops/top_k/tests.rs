@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::Device;
-use crate::testing::{Golden, Random, on_every_device, rounded, values_of};
+use crate::testing::{Golden, Random, on_every_device, on_every_schedule, rounded, values_of};
 
 /// The definition: indices by falling value, NaN first, stable.
 fn reference(row: &[f32], k: usize) -> Vec<u32> {
@@ -69,6 +69,17 @@ fn sorts_a_whole_row() {
         let t = device.tensor(&x, [700]).unwrap();
         let (_, indices) = top_k(stream, &t, 700).unwrap();
         assert_eq!(indices.to_vec::<u32>(stream).unwrap(), reference(&x, 700));
+    });
+}
+
+#[test]
+fn any_schedule_finds_the_same() {
+    let x: Vec<f32> = Random::new(1).values(3 * 257).iter().map(|v| (v * 20.0).round()).collect();
+    on_every_schedule(|stream| {
+        let xt = Random::new(2).tensor(&stream.device().clone(), DType::F32, &x, [3, 257]);
+        let (_, indices) = top_k(stream, &xt, 33).unwrap();
+        let want: Vec<u32> = x.chunks(257).flat_map(|row| reference(row, 33)).collect();
+        assert_eq!(indices.to_vec::<u32>(stream).unwrap(), want);
     });
 }
 

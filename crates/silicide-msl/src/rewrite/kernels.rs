@@ -1,0 +1,134 @@
+//! Kernels and their instantiations become entries.
+
+use super::{Complaint, Entry, Parameter, Rewriter};
+use crate::lex::Kind;
+use crate::tokens::Attribute;
+
+impl<'a> Rewriter<'a> {
+    fn host_name(&self, attributes: &[Attribute<'_>]) -> Option<String> {
+        let (from, to) = attributes.iter().find(|a| a.name == "host_name")?.arguments;
+        Some(self.tokens[from..to].iter().map(|t| t.text.trim_matches('"')).collect())
+    }
+
+    /// Reads attributes and words before a kernel's return type.
+    fn prefix(&self, mut at: usize) -> Result<(Vec<Attribute<'a>>, bool, usize), Complaint> {
+        let mut all = Vec::new();
+        let mut kernel = false;
+        loop {
+            if self.tokens.is(at, "[") && self.tokens.is(at + 1, "[") {
+                let (attributes, end) = self.tokens.attributes(at)?;
+                kernel |= attributes.iter().any(|a| a.name == "kernel");
+                all.extend(attributes);
+                at = end;
+            } else if self.tokens.is(at, "kernel") {
+                kernel = true;
+                at += 1;
+            } else {
+                return Ok((all, kernel, at));
+            }
+        }
+    }
+
+    /// A kernel's definition. Gives the index of its body and that of the body's end.
+    pub(super) fn kernel(&mut self, start: usize) -> Result<(usize, usize), Complaint> {
+        let (attributes, kernel, at) = self.prefix(start)?;
+        if !kernel {
+            return Ok((at, 0));
+        }
+        let line = self.tokens.line(start);
+        if !self.tokens.is(at, "void") {
+            return Err((line, "a kernel function returns `void`".into()));
+        }
+        let name_at = at + 1;
+        let open = at + 2;
+        let named = self.tokens.get(name_at).is_some_and(|t| t.kind == Kind::Identifier);
+        if !named || !self.tokens.is(open, "(") {
+            return Err((line, "a kernel function has a name and a parameter list".into()));
+        }
+        let name = self.tokens[name_at].text.to_owned();
+        let close = self.tokens.skip_group(open);
+        let body = close;
+        if !self.tokens.is(body, "{") {
+            return Err((
+                self.tokens.line(close),
+                format!("kernel `{name}` has no body: declarations are not supported"),
+            ));
+        }
+        let body_end = self.tokens.skip_group(body);
+        let signature = self.parameters(&name, open + 1, close - 1)?;
+
+        self.edit(start, name_at, "__msl_kernel".into());
+        self.edit(open, close, "(const __msl_thread &__msl_t)".into());
+        self.insert_after(body, signature.prologue());
+        let template = start > 0 && self.tokens.is(start - 1, ">");
+        if template {
+            self.templates.push((name, signature.parameters));
+        } else {
+            let host = self.host_name(&attributes).unwrap_or_else(|| name.clone());
+            let entry = self.entry(line, host, &name, signature.parameters)?;
+            self.insert_after(body_end - 1, entry);
+        }
+        Ok((body, body_end))
+    }
+
+    /// Text of an entry that calls `function`, and its place in the list.
+    fn entry(
+        &mut self,
+        line: u32,
+        name: String,
+        function: &str,
+        parameters: Vec<Parameter>,
+    ) -> Result<String, Complaint> {
+        if self.entries.iter().any(|entry| entry.name == name) {
+            return Err((line, format!("two kernels are named \"{name}\"")));
+        }
+        let number = self.entries.len();
+        self.entries.push(Entry { name, line, parameters });
+        Ok(format!(" __msl_entry __msl_kernel_{number}(const __msl_thread &t) {{ {function}(t); }}"))
+    }
+
+    /// `template [[host_name("n")]] [[kernel]] decltype(f<float>) f<float>;` or with `void f<float>(...)`.
+    pub(super) fn instantiation(&mut self, start: usize) -> Result<usize, Complaint> {
+        let (attributes, kernel, mut at) = self.prefix(start + 1)?;
+        let Some(host) = self.host_name(&attributes) else {
+            if kernel {
+                let message = "an instantiation of a kernel needs [[host_name(\"...\")]]: its symbol is not specified";
+                return Err((self.tokens.line(start), message.into()));
+            }
+            return Ok(start + 1);
+        };
+        let line = self.tokens.line(start);
+        let broken = || (line, format!("kernel \"{host}\": this form of instantiation is not understood"));
+        if self.tokens.is(at, "decltype") {
+            at = self.tokens.skip_group(at + 1);
+        } else if self.tokens.is(at, "void") {
+            at += 1;
+        } else {
+            return Err(broken());
+        }
+        let name_at = at;
+        while self.tokens.get(at).is_some_and(|t| t.kind == Kind::Identifier) && self.tokens.is(at + 1, "::") {
+            at += 2;
+        }
+        let simple = self.tokens.get(at).ok_or_else(broken)?.text;
+        let mut end = at + 1;
+        if self.tokens.is(end, "<") {
+            end = self.tokens.skip_angles(end);
+        }
+        let function = self.tokens.spell(name_at, end);
+        let mut semicolon = end;
+        if self.tokens.is(semicolon, "(") {
+            semicolon = self.tokens.skip_group(semicolon);
+        }
+        if end == at + 1 || !self.tokens.is(semicolon, ";") {
+            return Err(broken());
+        }
+        let found = self.templates.iter().find(|(name, _)| name == simple);
+        let Some(parameters) = found.map(|(_, parameters)| parameters.clone()) else {
+            return Err((line, format!("kernel \"{host}\": `{simple}` is no kernel template defined above")));
+        };
+        let entry = self.entry(line, host, &function, parameters)?;
+        self.edit(start, semicolon + 1, entry);
+        Ok(semicolon + 1)
+    }
+}

@@ -1,0 +1,178 @@
+//! Outputs that lie over inputs, for every op: right where that is allowed, refused everywhere else.
+
+use super::*;
+use crate::device::Stream;
+use crate::testing::{Random, StoredMatrix, on_every_device, tensor_of, values_of};
+use crate::{DType, Device, MatrixFormat, Result, Tensor};
+
+type Op = fn(&mut Stream, &Tensor, &Tensor) -> Result<()>;
+
+/// Every way in which `out` may be `x` itself, `[tokens, heads, 4]`.
+const ALLOWED: [(&str, Op); 14] = [
+    ("binary, a", |s, x, out| binary_into(s, Binary::Sub, x, &other(s, x), out)),
+    ("binary, b", |s, x, out| binary_into(s, Binary::Sub, &other(s, x), x, out)),
+    ("binary, both", |s, x, out| binary_into(s, Binary::Mul, x, x, out)),
+    ("binary, a number", |s, x, out| binary_into(s, Binary::Sub, x, 0.5, out)),
+    ("glu, gate", |s, x, out| glu_into(s, Gate::Silu, x, &other(s, x), out)),
+    ("glu, up", |s, x, out| glu_into(s, Gate::Silu, &other(s, x), x, out)),
+    ("layer_norm", |s, x, out| layer_norm_into(s, x, Some(&weight(s, x)), None, 1e-5, out)),
+    ("rms_norm", |s, x, out| rms_norm_into(s, x, &weight(s, x), 1e-5, out)),
+    ("rms_norm, residual", |s, x, out| norm_of_sum(s, &other(s, x), x, None, out)),
+    ("rms_norm, sum over x", |s, x, out| {
+        let normal = s.empty(x.dtype(), *x.shape())?;
+        norm_of_sum(s, x, &other(s, x), Some(out), &normal)
+    }),
+    ("rope", |s, x, out| {
+        let rope = Rope::new(x.device(), &RopeFrequencies::new(4, 100.0)?, Pairing::Halves)?;
+        rope_into(s, x, &positions(x, 1), &rope, out)
+    }),
+    ("rope_multi", |s, x, out| {
+        let sections =
+            RopeSections { mode: RopeMultiMode::Imrope, sections: [1, 1, 0, 0], fallback: FallbackAxis::Extra };
+        let rope = RopeMulti::new(x.device(), &RopeFrequencies::new(4, 100.0)?, sections, Pairing::Halves)?;
+        rope_multi_into(s, x, &positions(x, 4), &rope, out)
+    }),
+    ("softmax", |s, x, out| softmax_into(s, x, Softmax { scale: 2.0, mask: Some(&weight(s, x)) }, out)),
+    ("unary", |s, x, out| unary_into(s, Unary::Exp, x, out)),
+];
+
+fn other(stream: &Stream, x: &Tensor) -> Tensor {
+    tensor_of(stream.device(), x.dtype(), &Random::new(9).values(x.elements()), *x.shape())
+}
+
+fn weight(stream: &Stream, x: &Tensor) -> Tensor {
+    tensor_of(stream.device(), x.dtype(), &[0.5, 1.0, -1.5, 2.0], [4])
+}
+
+fn positions(x: &Tensor, axes: i32) -> Tensor {
+    let positions: Vec<i32> = (0..axes * x.dim(0) as i32).collect();
+    x.device().tensor(&positions, [positions.len()]).unwrap()
+}
+
+fn norm_of_sum(stream: &mut Stream, x: &Tensor, residual: &Tensor, sum: Option<&Tensor>, out: &Tensor) -> Result<()> {
+    let options = RmsNormOptions { weight: None, weight_offset: 0.0, eps: 1e-5, residual: Some(residual), sum };
+    rms_norm_with(stream, x, options, out)
+}
+
+#[test]
+fn in_place_gives_what_apart_gives() {
+    on_every_device(|stream| {
+        let device = &stream.device().clone();
+        for (name, op) in ALLOWED {
+            for dtype in DType::FLOATS {
+                let values = Random::new(3).values(33 * 5 * 4);
+                let make = || Random::new(4).tensor(device, dtype, &values, [33, 5, 4]);
+                let (x, apart) = (make(), stream.empty(dtype, [33, 5, 4]).unwrap());
+                op(stream, &x, &apart).unwrap();
+                let want = values_of(stream, &apart);
+                op(stream, &x, &x).unwrap();
+                assert_eq!(values_of(stream, &x), want, "{name} of {dtype}");
+            }
+        }
+    });
+}
+
+/// The launch sees the same bytes read and written; only the op can see that the order differs.
+#[test]
+fn the_same_bytes_in_another_order_are_refused() {
+    let device = &Device::cpu();
+    let stream = &mut device.stream();
+    let values = Random::new(5).values(64);
+    for (name, op) in ALLOWED {
+        let x = device.tensor(&values, [4, 4, 4]).unwrap();
+        let turned = x.permute(&[1, 0, 2]).unwrap();
+        assert_eq!(x.byte_range(), turned.byte_range());
+        for (x, out) in [(&x, &turned), (&turned, &x)] {
+            let error = op(stream, x, out).expect_err(name).to_string();
+            let says = ["another order", "overlaps x", "one stride between rows"].iter().any(|s| error.contains(s));
+            assert!(says, "{name}: {error}");
+        }
+        assert_eq!(x.to_vec::<f32>(stream).unwrap(), values, "{name}");
+    }
+}
+
+#[test]
+fn outputs_over_part_of_an_input_are_refused() {
+    let device = &Device::cpu();
+    let stream = &mut device.stream();
+    let whole = device.zeros(DType::F32, [5, 4, 4]).unwrap();
+    for (name, op) in ALLOWED {
+        let (x, out) = (whole.slice(0, 0..4).unwrap(), whole.slice(0, 1..5).unwrap());
+        let error = op(stream, &x, &out).expect_err(name).to_string();
+        assert!(error.contains("memory of its own"), "{name}: {error}");
+    }
+}
+
+/// One row for all others must stay as it is, even where its bytes are those of the output.
+#[test]
+fn outputs_over_weights_are_refused() {
+    let device = &Device::cpu();
+    let stream = &mut device.stream();
+    let over = |t: &Tensor, dtype, shape: [usize; 2]| Tensor::new(t.buffer().clone(), 0, dtype, shape).unwrap();
+    for rows in [1, 2] {
+        let dtype = if rows == 1 { DType::F32 } else { DType::F16 };
+        let x = device.zeros(dtype, [rows, 4]).unwrap();
+        let weight = device.zeros(DType::F32, [4]).unwrap();
+        let out = over(&weight, dtype, [rows, 4]);
+        assert_eq!(out.byte_range(), weight.byte_range());
+        let refused = |result: Result<()>| {
+            let error = result.expect_err("an output over a weight").to_string();
+            assert!(error.contains("memory of its own") || error.contains("another order"), "{error}");
+        };
+        refused(rms_norm_into(stream, &x, &weight, 1e-5, &out));
+        refused(layer_norm_into(stream, &x, Some(&weight), None, 1e-5, &out));
+        refused(layer_norm_into(stream, &x, None, Some(&weight), 1e-5, &out));
+        if rows == 2 {
+            refused(softmax_into(stream, &x, Softmax { scale: 1.0, mask: Some(&weight) }, &out));
+        }
+    }
+    // The sum and the norm may not be one tensor.
+    let x = device.zeros(DType::F32, [2, 4]).unwrap();
+    let r = device.zeros(DType::F32, [2, 4]).unwrap();
+    let error = norm_of_sum(stream, &x, &r, Some(&r), &r).unwrap_err().to_string();
+    assert!(error.contains("memory of its own"), "{error}");
+    // Positions over the heads that they turn.
+    let rope = Rope::new(device, &RopeFrequencies::new(4, 100.0).unwrap(), Pairing::Halves).unwrap();
+    let x = device.zeros(DType::F32, [4, 1, 4]).unwrap();
+    let positions = Tensor::new(x.buffer().clone(), 0, DType::I32, [4]).unwrap();
+    let error = rope_into(stream, &x, &positions, &rope, &x).unwrap_err().to_string();
+    assert!(error.contains("overlaps the positions"), "{error}");
+}
+
+#[test]
+fn other_ops_write_to_memory_of_their_own() {
+    let device = &Device::cpu();
+    let stream = &mut device.stream();
+    let x = device.zeros(DType::F32, [4, 4, 4]).unwrap();
+    let rows = x.reshape([16, 4]).unwrap();
+    let ids =
+        |shape: &[usize]| Tensor::new(x.buffer().clone(), 0, DType::U32, crate::Shape::new(shape).unwrap()).unwrap();
+    let slots = device.tensor(&[0u32, 1, 2, 3], [4]).unwrap();
+    let matrix = StoredMatrix::random(MatrixFormat::Dense(DType::F32), 4, 4, &mut Random::new(1));
+    let weight = Weight::new(&matrix.on(device)).unwrap();
+    let attend = Attention { scale: 1.0, mask: Mask::Full, window: None, softcap: None, sinks: None };
+    let apart = device.zeros(DType::F32, [4, 4, 4]).unwrap();
+    let state = sample_state(device, &[1; 16]).unwrap();
+    let draw = Sampling { temperature: 1.0, ..Sampling::default() };
+    let results = [
+        ("argmax", argmax_into(stream, &rows, &ids(&[16]))),
+        ("attention, q", attention_into(stream, &x, &apart, &apart, attend, &x)),
+        ("attention, v", attention_into(stream, &apart, &apart, &x, attend, &x)),
+        ("copy", copy_into(stream, &rows, &rows)),
+        ("kv_write, keys", kv_write(stream, &x, &apart, &slots, &x, &device.zeros(DType::F32, [4, 4, 4]).unwrap())),
+        ("kv_write, caches", kv_write(stream, &apart, &apart, &slots, &x, &x)),
+        ("matmul", matmul_into(stream, &rows, &weight, Precision::F32, &rows)),
+        ("sample, logits", sample_into(stream, &rows, draw, &state, &ids(&[16]))),
+        (
+            "sample, state",
+            sample_into(stream, &rows, draw, &state, &state.reshape([64]).unwrap().slice(0, 0..16).unwrap()),
+        ),
+        ("sample, greedy", sample_into(stream, &rows, Sampling::default(), &state, &ids(&[16]))),
+        ("top_k", top_k_into(stream, &rows, &rows, &device.zeros(DType::U32, [16, 4]).unwrap())),
+        ("top_k, indices", top_k_into(stream, &rows, &apart.reshape([16, 4]).unwrap(), &ids(&[16, 4]))),
+    ];
+    for (name, result) in results {
+        let error = result.expect_err(name).to_string();
+        assert!(error.contains("memory of its own"), "{name}: {error}");
+    }
+}
