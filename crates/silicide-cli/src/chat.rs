@@ -123,7 +123,7 @@ pub fn converse(
             }
             Err(error) => {
                 messages.pop();
-                writeln!(notes, "error: {error:#}")?;
+                writeln!(notes, "error: {}", crate::explain_failure(&error))?;
             }
         }
     }
