@@ -91,7 +91,8 @@ pub struct GenerateArgs {
     pub prompt: Option<String>,
 
     /// Token ids to feed as they are, past the tokenizer and the template.
-    #[arg(long, value_name = "IDS", value_delimiter = ',', help_heading = "Prompt")]
+    #[arg(long, value_name = "IDS", allow_negative_numbers = true, help_heading = "Prompt")]
+    #[arg(value_delimiter = ',', value_parser = token_id)]
     #[arg(conflicts_with_all = ["prompt", "system", "no_template"])]
     pub prompt_tokens: Option<Vec<u32>>,
 
@@ -104,7 +105,8 @@ pub struct GenerateArgs {
     pub no_template: bool,
 
     /// Stop after this many tokens.
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 256, help_heading = "Generation")]
+    #[arg(short = 'n', long, value_name = "N", allow_negative_numbers = true)]
+    #[arg(default_value_t = 256, help_heading = "Generation")]
     pub max_tokens: usize,
 
     #[command(flatten)]
@@ -140,7 +142,8 @@ pub struct ChatArgs {
     pub system: Option<String>,
 
     /// Stop an answer after this many tokens.
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 2048, help_heading = "Generation")]
+    #[arg(short = 'n', long, value_name = "N", allow_negative_numbers = true)]
+    #[arg(default_value_t = 2048, help_heading = "Generation")]
     pub max_tokens: usize,
 
     #[command(flatten)]
@@ -206,27 +209,31 @@ pub struct ModelArgs {
 #[command(next_help_heading = "Generation")]
 pub struct SamplingArgs {
     /// Temperature; 0 always takes the likeliest token [default: the model's, else 0].
-    #[arg(long, value_name = "T", value_parser = |s: &str| number(s, 0.0..=f32::MAX, "0 or more"))]
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
+    #[arg(value_parser = |s: &str| number(s, 0.0..=f32::MAX, "0 or more"))]
     pub temp: Option<f32>,
 
     /// Sample among the likeliest tokens that make up this probability [default: the model's, else 1].
-    #[arg(long, value_name = "P", value_parser = |s: &str| number(s, f32::MIN_POSITIVE..=1.0, "above 0, 1 at most"))]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    #[arg(value_parser = |s: &str| number(s, f32::MIN_POSITIVE..=1.0, "above 0, 1 at most"))]
     pub top_p: Option<f32>,
 
     /// Sample among this many likeliest tokens; 0 for all [default: the model's, else 0].
-    #[arg(long, value_name = "K")]
+    #[arg(long, value_name = "K", allow_negative_numbers = true)]
     pub top_k: Option<usize>,
 
     /// Leave out tokens below this share of the likeliest one's probability [default: the model's, else 0].
-    #[arg(long, value_name = "P", value_parser = |s: &str| number(s, 0.0..=1.0, "from 0 to 1"))]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    #[arg(value_parser = |s: &str| number(s, 0.0..=1.0, "from 0 to 1"))]
     pub min_p: Option<f32>,
 
     /// Divide the logits of tokens already there; 1 for none [default: the model's, else 1].
-    #[arg(long, value_name = "R", value_parser = |s: &str| number(s, f32::MIN_POSITIVE..=f32::MAX, "above 0"))]
+    #[arg(long, value_name = "R", allow_negative_numbers = true)]
+    #[arg(value_parser = |s: &str| number(s, f32::MIN_POSITIVE..=f32::MAX, "above 0"))]
     pub repetition_penalty: Option<f32>,
 
     /// Seed of the random numbers [default: a new one each run].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub seed: Option<u64>,
 
     /// Stop before this text; may be given several times.
@@ -247,8 +254,8 @@ pub struct HardwareArgs {
     pub dtype: ActivationType,
 
     /// CPU threads [default: one a core].
-    #[arg(long, value_name = "N")]
-    pub threads: Option<std::num::NonZeroUsize>,
+    #[arg(long, value_name = "N", value_parser = threads, allow_negative_numbers = true)]
+    pub threads: Option<usize>,
 }
 
 /// Values of `--device`.
@@ -268,7 +275,7 @@ pub enum DeviceChoice {
 /// Values of `--dtype`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum ActivationType {
-    /// The model's own.
+    /// What is best on the device: the model's own on a GPU, and on the CPU f32 that products may round.
     #[default]
     Auto,
     /// f32, with scales and dense weights widened to it: for comparisons.
@@ -284,6 +291,19 @@ fn number(text: &str, range: std::ops::RangeInclusive<f32>, wanted: &str) -> Res
     match text.parse::<f32>() {
         Ok(x) if range.contains(&x) => Ok(x),
         _ => Err(format!("wanted a number {wanted}")),
+    }
+}
+
+/// One of several ids with commas between, and spaces where people put them.
+fn token_id(text: &str) -> Result<u32, String> {
+    text.trim().parse().map_err(|_| "wanted token ids with commas between, such as 1,2,3".into())
+}
+
+fn threads(text: &str) -> Result<usize, String> {
+    const MOST: usize = 1024;
+    match text.parse() {
+        Ok(n) if (1..=MOST).contains(&n) => Ok(n),
+        _ => Err(format!("wanted a number from 1 to {MOST}")),
     }
 }
 
@@ -332,7 +352,7 @@ mod tests {
     fn generate_reads_its_options() {
         let args: GenerateArgs = parse(&[
             "--model=m",
-            "--prompt-tokens=1,2,3",
+            "--prompt-tokens=1, 2,3",
             "--max-tokens=32",
             "--temp=0",
             "--top-p=0.9",
@@ -369,6 +389,7 @@ mod tests {
             "--min-p=2",
             "--repetition-penalty=0",
             "--threads=0",
+            "--threads=1000000",
             "--prompt-tokens=1,x",
             "--prompt-tokens=-1",
             "--max-tokens=-1",
@@ -379,6 +400,10 @@ mod tests {
             let line: &[&str] = if bad == "--model=" { &[bad] } else { &["--model=m", bad] };
             let error = parse::<GenerateArgs>(line).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{bad}");
+            // Apart, a negative number is a value and no option.
+            let apart: Vec<&str> = line.iter().flat_map(|word| word.split('=')).collect();
+            let error = parse::<GenerateArgs>(&apart).unwrap_err();
+            assert!(!error.to_string().contains("unexpected argument"), "{error}");
         }
         for pair in [["--prompt=a", "--prompt-tokens=1"], ["--system=a", "--no-template"]] {
             assert!(parse::<GenerateArgs>(&["--model=m", pair[0], pair[1]]).is_err(), "{pair:?}");

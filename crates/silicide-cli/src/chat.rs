@@ -53,7 +53,7 @@ Alt-Enter begins a new line, a paste may have several. Ctrl-C stops an answer.";
 ///
 /// `read` gives the next input, `answer` gets the conversation, a flag that is raised when it is to stop, and a place to
 /// send its text to, piece by piece. Answers go to `out`, everything else to `notes`. An answer that was stopped stays in
-/// the conversation as far as it got; one that failed is taken back with the question. The flag is lowered before each answer.
+/// the conversation as far as it got; one that failed is taken back with the question. The flag is lowered before each input.
 pub fn converse(
     system: Option<String>,
     stop: &AtomicBool,
@@ -65,6 +65,8 @@ pub fn converse(
     let opening = |system: Option<String>| system.map(|content| Message { role: Role::System, content });
     let mut messages: Vec<Message> = opening(system).into_iter().collect();
     loop {
+        // Not after the input: Ctrl-C may come as soon as it is there.
+        stop.store(false, SeqCst);
         let line = match read()? {
             Input::Line(line) => line,
             Input::Interrupted => {
@@ -101,7 +103,6 @@ pub fn converse(
         }
 
         messages.push(Message { role: Role::User, content: text.to_owned() });
-        stop.store(false, SeqCst);
         let (mut said, mut written) = (String::new(), Ok(()));
         let result = answer(&messages, stop, &mut |piece| {
             said += piece;
@@ -123,7 +124,7 @@ pub fn converse(
             }
             Err(error) => {
                 messages.pop();
-                writeln!(notes, "error: {error:#}")?;
+                writeln!(notes, "error: {}", crate::explain_failure(&error))?;
             }
         }
     }

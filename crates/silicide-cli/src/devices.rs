@@ -4,9 +4,9 @@ use std::io::Write;
 
 use serde::Serialize;
 use silicide::Device;
-use silicide::device::EmulatedOptions;
 
 use crate::args::DevicesArgs;
+use crate::engine;
 use crate::report::{Column, Table};
 
 #[derive(Serialize)]
@@ -27,7 +27,7 @@ pub fn devices(args: &DevicesArgs, out: &mut dyn Write) -> anyhow::Result<()> {
     let lines = [
         line("cpu", Ok(Device::cpu())),
         line("metal", Device::metal()),
-        line("emulated-metal", Device::emulated_metal(EmulatedOptions::default())),
+        line("emulated-metal", engine::emulated_metal()),
     ];
     if args.json {
         serde_json::to_writer(&mut *out, &lines)?;

@@ -11,14 +11,19 @@ use crate::args::{ActivationType, DeviceChoice, HardwareArgs, SamplingArgs};
 
 /// The device that the options name.
 pub fn device(options: &HardwareArgs) -> silicide::Result<Device> {
-    let threads = options.threads.map_or(0, |n| n.get());
+    let threads = options.threads.unwrap_or(0);
     let cpu = || Device::cpu_with(CpuOptions { threads, ..CpuOptions::default() });
     match options.device {
         DeviceChoice::Auto => Ok(Device::metal().unwrap_or_else(|_| cpu())),
         DeviceChoice::Cpu => Ok(cpu()),
         DeviceChoice::Metal => Device::metal(),
-        DeviceChoice::EmulatedMetal => Device::emulated_metal(EmulatedOptions::default()),
+        DeviceChoice::EmulatedMetal => emulated_metal(),
     }
+}
+
+/// The emulated GPU, which is there for its checks.
+pub fn emulated_metal() -> silicide::Result<Device> {
+    Device::emulated_metal(EmulatedOptions { checks: true, ..EmulatedOptions::default() })
 }
 
 /// The model at `path` on the device that the options name, and how long loading took.

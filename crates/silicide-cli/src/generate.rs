@@ -4,6 +4,7 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Instant;
 
+use anyhow::ensure;
 use silicide::DType;
 use silicide::formats::safetensors::{self, TensorData};
 use silicide_lm::{GenerateOptions, Generator, Message, Model};
@@ -22,6 +23,9 @@ pub fn generate(
     notes: &mut dyn Write,
 ) -> anyhow::Result<()> {
     let prompt = Prompt::read(args)?;
+    if let Some(path) = &args.save_logits {
+        check_output(path)?;
+    }
     let path = library.locate(&args.model.model)?;
     let (model, load) = engine::load(&path, &args.hardware)?;
     let options = GenerateOptions {
@@ -49,6 +53,9 @@ pub fn generate(
             break;
         }
     }
+    if !args.json && !text.ends_with('\n') {
+        writeln!(out)?;
+    }
     let timings = Timings::new(load, first, begun.elapsed(), generator.prompt_tokens().len(), generator.tokens().len());
     if let Some(path) = &args.save_logits {
         save_logits(path, &generator, model.vocabulary())?;
@@ -66,9 +73,6 @@ pub fn generate(
         serde_json::to_writer(&mut *out, &report)?;
         writeln!(out)?;
     } else {
-        if !text.ends_with('\n') {
-            writeln!(out)?;
-        }
         writeln!(notes, "{}", timings.line(prompt_tokens.len(), tokens.len()))?;
     }
     if interrupted { Ok(library.stop.check()?) } else { Ok(()) }
@@ -88,9 +92,21 @@ fn feed(args: &GenerateArgs, model: &Model, prompt: Prompt) -> silicide_lm::Prom
     }
 }
 
+/// Says before the work what would keep its result from being written.
+fn check_output(path: &Path) -> anyhow::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    ensure!(folder.is_dir(), "--save-logits {}: there is no folder {}", path.display(), folder.display());
+    ensure!(!path.is_dir(), "--save-logits {}: that is a folder, wanted a file to write", path.display());
+    Ok(())
+}
+
 fn save_logits(path: &Path, generator: &Generator, vocabulary: usize) -> silicide::Result<()> {
-    let bytes: Vec<u8> = generator.logits().iter().flat_map(|x| x.to_le_bytes()).collect();
     let shape = [generator.logits().len() / vocabulary.max(1), vocabulary];
-    let tensor = TensorData { name: "logits", dtype: DType::F32, shape: shape.into(), bytes: &bytes };
+    let tensor = TensorData {
+        name: "logits",
+        dtype: DType::F32,
+        shape: shape.into(),
+        bytes: bytemuck::cast_slice(generator.logits()),
+    };
     safetensors::write(path, &[tensor], &[])
 }

@@ -19,7 +19,7 @@ pub fn inspect(args: &InspectArgs, library: &Library, out: &mut dyn Write) -> an
         serde_json::to_writer(&mut *out, &found)?;
         return Ok(writeln!(out)?);
     }
-    let mut facts = Table::new([Column::left("model"), Column::left("")]);
+    let mut facts = Table::new([Column::left("fact"), Column::left("value")]);
     let or_unknown = |n: Option<u64>| n.map_or("unknown".into(), |n| n.to_string());
     facts.row(["path", &path.display().to_string()]);
     facts.row(["format", &found.format]);
@@ -38,7 +38,15 @@ pub fn inspect(args: &InspectArgs, library: &Library, out: &mut dyn Write) -> an
     }
     facts.row(["tokenizer", &found.tokenizer]);
     facts.row(["vocabulary", &or_unknown(found.vocabulary)]);
-    facts.row(["chat template", if found.chat_template { "yes" } else { "no" }]);
+    for (name, token) in [("begins with", &found.begins_with), ("ends with", &found.ends_with)] {
+        facts.row([name, token.as_deref().unwrap_or("no token")]);
+    }
+    let template = match found.template_variables.as_slice() {
+        _ if !found.chat_template => "no".into(),
+        [] => "yes".into(),
+        variables => format!("yes, and takes {}", variables.join(", ")),
+    };
+    facts.row(["chat template", &template]);
     write!(out, "{facts}")?;
 
     let mut formats = Table::new([

@@ -52,11 +52,20 @@ pub fn main() -> ExitCode {
         Err(error) => match error.downcast_ref::<clap::Error>() {
             Some(usage) => explain_usage(usage),
             None => {
-                let _ = writeln!(io::stderr(), "error: {error:#}");
+                let _ = writeln!(io::stderr(), "error: {}", explain_failure(&error));
                 ExitCode::FAILURE
             }
         },
     }
+}
+
+/// An error with its causes in one line, less those that a message repeats from its cause.
+fn explain_failure(error: &anyhow::Error) -> String {
+    error
+        .chain()
+        .skip(1)
+        .map(ToString::to_string)
+        .fold(error.to_string(), |line, cause| if line.ends_with(&cause) { line } else { format!("{line}: {cause}") })
 }
 
 /// Help goes to stdout with status 0, a mistake to stderr with status 2. A reader that left early is no failure.

@@ -2,7 +2,7 @@
 
 use std::io::{self, IsTerminal, Read};
 
-use anyhow::Context;
+use anyhow::{Context, bail, ensure};
 use clap::CommandFactory;
 use clap::error::ErrorKind;
 
@@ -43,8 +43,10 @@ impl Prompt {
                         text.pop();
                     }
                 }
+                ensure!(!text.is_empty(), "the prompt on stdin is empty; give a text there, or --prompt TEXT");
                 Ok(Self::Text(text))
             }
+            Some("") => bail!("the prompt is empty; wanted a text"),
             Some(text) => Ok(Self::Text(text.to_owned())),
         }
     }
@@ -72,6 +74,14 @@ mod tests {
         assert_eq!(read(&["--prompt-tokens=1,2"], b"b").unwrap(), Prompt::Tokens(vec![1, 2]));
         assert_eq!(read(&[], b"b\n\n").unwrap(), Prompt::Text("b\n".into()));
         assert_eq!(read(&["--prompt=-"], b"b\r\n").unwrap(), Prompt::Text("b".into()));
+    }
+
+    #[test]
+    fn a_prompt_of_nothing_is_refused() {
+        for (options, stdin) in [(vec![], ""), (vec![], "\n"), (vec!["--prompt="], "b"), (vec!["--prompt=-"], "")] {
+            let error = read(&options, stdin.as_bytes()).unwrap_err().to_string();
+            assert!(error.contains("empty"), "{error}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! `silicide chat`: the conversation of [`chat`] with a model.
 
-use std::io::Write;
+use std::io::{self, IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use silicide_lm::{GenerateOptions, Message};
@@ -22,6 +22,10 @@ pub fn talk(args: &ChatArgs, library: &mut Library, out: &mut dyn Write, notes: 
     };
     let history = paths::state_dir().ok().map(|dir| dir.join("chat_history"));
     let mut lines = Lines::new(history, &mut library.stop)?;
+    if io::stdin().is_terminal() {
+        let device = model.device().kind().name();
+        writeln!(notes, "{} on {device}; /help lists the commands, Ctrl-D leaves", args.model.model)?;
+    }
     // One session for the whole conversation, so that earlier turns are not computed again.
     let mut session = model.session();
     let answer = |turns: &[chat::Message], stop: &AtomicBool, say: &mut dyn FnMut(&str)| -> anyhow::Result<()> {

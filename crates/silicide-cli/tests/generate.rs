@@ -124,6 +124,11 @@ fn what_cannot_be_run_is_an_error_that_says_why() {
     assert!(unknown.contains("99999999") && unknown.contains("the model knows"), "{unknown}");
     let empty = error(&["generate", "--model", model, "--prompt", "", "--no-template"]);
     assert!(empty.contains("empty"), "{empty}");
+    // Known before the work, and said once.
+    for (path, why) in [("/nowhere/logits.safetensors", "there is no folder /nowhere\n"), ("/", "that is a folder")] {
+        let unwritable = error(&["generate", "--model", model, "--prompt-tokens=1", "--save-logits", path]);
+        assert!(unwritable.contains(why) && unwritable.lines().count() == 1, "{unwritable}");
+    }
     if !cfg!(target_os = "macos") {
         let metal = error(&["generate", "--model", model, "--prompt-tokens=1", "--device=metal"]);
         assert!(metal.contains("macOS"), "{metal}");
@@ -140,6 +145,18 @@ fn inspect_devices_and_explain_tell_scripts_what_they_tell_people() {
     let table = silicide(&["inspect", model, "--tensors"], "");
     let table = String::from_utf8(table.stdout).unwrap();
     assert!(found["tensors"].as_array().unwrap().iter().all(|t| table.contains(t["name"].as_str().unwrap())));
+
+    // Where layers differ, the ones of each format are named, and together they are all.
+    let places = |format: &Value| format["places"].as_array().unwrap().clone();
+    let down: Vec<_> = found["formats"].as_array().unwrap().iter().flat_map(places).map(|p| p.to_string()).collect();
+    let mixed = down.iter().filter(|place| place.contains("down_proj")).collect::<Vec<_>>();
+    assert!(
+        mixed.len() == 2 && mixed.iter().all(|place| place.contains(".layers.") && !place.contains('*')),
+        "{down:?}"
+    );
+
+    let template = json(&silicide(&["inspect", checkpoint("llama-gguf-q8_0").to_str().unwrap(), "--json"], ""));
+    assert!(template["ends_with"].is_string(), "{template}");
 
     let devices = json(&silicide(&["devices", "--json"], ""));
     assert!(devices.as_array().unwrap().iter().any(|d| d["device"] == "cpu" && d["available"] == true));

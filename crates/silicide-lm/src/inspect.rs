@@ -1,15 +1,18 @@
 //! What is in a checkpoint, from its headers alone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use serde::Serialize;
 use serde_json::Value;
 use silicide::DType;
+use silicide::formats::gguf::{Metadata, Value as GgufValue};
 use silicide::formats::{Checkpoint, Kind, StoredType, TensorEntry};
 use silicide::quant::QuantFormat;
 
 use crate::error::Result;
+use crate::template::ChatTemplate;
+use crate::tokenizer::TokenizerConfig;
 use crate::{gguf, models};
 
 /// Facts about a checkpoint. Making it reads no weights, so it takes no longer for a large model.
@@ -39,8 +42,14 @@ pub struct Inspection {
     pub tokenizer: String,
     /// The number of tokens it knows.
     pub vocabulary: Option<u64>,
+    /// The token that begins a text, as it is written.
+    pub begins_with: Option<String>,
+    /// The token that ends a text, as it is written; `generation_config.json` may name more.
+    pub ends_with: Option<String>,
     /// Whether there is a chat template.
     pub chat_template: bool,
+    /// What the template can be given beside messages, `tools` for example.
+    pub template_variables: Vec<String>,
     /// The ways in which tensors are stored, the largest first.
     pub formats: Vec<FormatLine>,
     /// Every tensor, by name.
@@ -60,7 +69,7 @@ pub struct FormatLine {
     pub parameters: u64,
     /// Their bytes.
     pub bytes: u64,
-    /// Which modules, with `*` for the number of the layer.
+    /// Which modules: with `*` for the number of the layer, or with the layers where others are stored differently.
     pub places: Vec<String>,
 }
 
@@ -106,7 +115,12 @@ impl Inspection {
         let cache = number("num_hidden_layers")
             .zip(heads.zip(head_dim))
             .and_then(|(layers, (heads, dim))| layers.checked_mul(heads)?.checked_mul(dim)?.checked_mul(4));
-        let (tokenizer, vocabulary, chat_template) = text_facts(&checkpoint, path)?;
+        let text_facts = TextFacts::of(&checkpoint, path)?;
+        let mut warnings = checkpoint.warnings().to_vec();
+        let template = text_facts.template.as_deref().map(ChatTemplate::new);
+        if let Some(Err(error)) = &template {
+            warnings.push(error.to_string());
+        }
         Ok(Inspection {
             format: match checkpoint.kind() {
                 Kind::Mlx => "MLX folder",
@@ -123,12 +137,15 @@ impl Inspection {
             context: number("max_position_embeddings"),
             cache_bytes_per_token: cache,
             memory_bytes: cache.and_then(|cache| cache.checked_mul(4096)?.checked_add(weight_bytes)),
-            tokenizer,
-            vocabulary: vocabulary.or_else(|| number("vocab_size")),
-            chat_template,
+            tokenizer: text_facts.tokenizer,
+            vocabulary: text_facts.vocabulary.or_else(|| number("vocab_size")),
+            begins_with: text_facts.begins_with,
+            ends_with: text_facts.ends_with,
+            chat_template: template.is_some(),
+            template_variables: template.and_then(Result::ok).map(|t| t.variables()).unwrap_or_default(),
             formats,
             tensors: checkpoint.entries().map(TensorLine::from).collect(),
-            warnings: checkpoint.warnings().to_vec(),
+            warnings,
         })
     }
 }
@@ -147,7 +164,8 @@ impl From<&TensorEntry> for TensorLine {
 /// Groups tensors by how they are stored.
 fn formats(checkpoint: &Checkpoint) -> Result<Vec<FormatLine>> {
     let quantization = checkpoint.quantization()?;
-    let mut lines: BTreeMap<String, FormatLine> = BTreeMap::new();
+    let mut lines: BTreeMap<String, (FormatLine, BTreeMap<String, BTreeSet<u32>>)> = BTreeMap::new();
+    let mut everywhere: BTreeMap<String, BTreeSet<u32>> = BTreeMap::new();
     for entry in checkpoint.entries() {
         let (module, leaf) = entry.name.rsplit_once('.').unwrap_or(("", &entry.name));
         let quantized = checkpoint.contains(&format!("{module}.scales"));
@@ -161,16 +179,25 @@ fn formats(checkpoint: &Checkpoint) -> Result<Vec<FormatLine>> {
             (Some(format), _) => (format.to_string(), 0, 0),
             (None, _) => (entry.dtype.to_string(), elements, 1),
         };
-        let line = lines.entry(format.clone()).or_insert_with(|| FormatLine { format, ..FormatLine::default() });
+        let (line, places) = lines.entry(format.clone()).or_default();
+        line.format = format;
         line.tensors += whole;
         line.parameters += parameters;
         line.bytes += entry.span.len() as u64;
-        let place = place(module);
-        if !line.places.contains(&place) {
-            line.places.push(place);
-        }
+        // A bias is stored apart from its weight.
+        let (place, layer) = place(if leaf == "bias" { &entry.name } else { module });
+        places.entry(place.clone()).or_default().extend(layer);
+        everywhere.entry(place).or_default().extend(layer);
     }
-    let mut lines: Vec<_> = lines.into_values().collect();
+    let named = |(place, layers): (String, BTreeSet<u32>)| match layers == everywhere[&place] {
+        true => place,
+        false => place.replacen('*', &ranges(&layers), 1),
+    };
+    let line = |(line, places): (FormatLine, BTreeMap<_, _>)| FormatLine {
+        places: places.into_iter().map(named).collect(),
+        ..line
+    };
+    let mut lines: Vec<_> = lines.into_values().map(line).collect();
     lines.sort_by_key(|line| std::cmp::Reverse(line.bytes));
     Ok(lines)
 }
@@ -185,37 +212,89 @@ fn packed_elements(entry: &TensorEntry, format: QuantFormat) -> u64 {
     words * word_bits as u64 / format.bits() as u64
 }
 
-/// A module's path with `*` for the number of its layer.
-fn place(module: &str) -> String {
-    let parts = module.split('.').map(|part| if part.parse::<u32>().is_ok() { "*" } else { part });
-    parts.collect::<Vec<_>>().join(".")
+/// A module's path with `*` for the number of its layer, and that number.
+fn place(module: &str) -> (String, Option<u32>) {
+    let mut layer = None;
+    let parts = module.split('.').map(|part| match part.parse() {
+        Ok(number) if layer.is_none() => {
+            layer = Some(number);
+            "*"
+        }
+        _ => part,
+    });
+    (parts.collect::<Vec<_>>().join("."), layer)
 }
 
-/// The tokenizer's kind, its size where that is cheap to know, and whether there is a chat template.
-fn text_facts(checkpoint: &Checkpoint, path: &Path) -> Result<(String, Option<u64>, bool)> {
-    if let Some(metadata) = checkpoint.gguf() {
-        let kind = metadata.find::<&str>("tokenizer.ggml.model")?;
+/// `0-3,7`.
+fn ranges(numbers: &BTreeSet<u32>) -> String {
+    let numbers: Vec<u32> = numbers.iter().copied().collect();
+    let runs = numbers.chunk_by(|a, b| a + 1 == *b).map(|run| match run {
+        [one] => one.to_string(),
+        run => format!("{}-{}", run[0], run[run.len() - 1]),
+    });
+    runs.collect::<Vec<_>>().join(",")
+}
+
+/// What is cheap to know of tokenizer and template.
+struct TextFacts {
+    /// Its kind and where it is.
+    tokenizer: String,
+    vocabulary: Option<u64>,
+    begins_with: Option<String>,
+    ends_with: Option<String>,
+    /// The template's source.
+    template: Option<String>,
+}
+
+impl TextFacts {
+    fn of(checkpoint: &Checkpoint, path: &Path) -> Result<TextFacts> {
+        match checkpoint.gguf() {
+            Some(metadata) => TextFacts::of_gguf(metadata),
+            None => TextFacts::of_folder(path),
+        }
+    }
+
+    fn of_gguf(metadata: &Metadata) -> Result<TextFacts> {
         let pre = metadata.find::<&str>("tokenizer.ggml.pre")?;
-        let name = match (kind, pre) {
-            (Some(kind), Some(pre)) => format!("{kind} ({pre}), in the file"),
-            (Some(kind), None) => format!("{kind}, in the file"),
-            (None, _) => "none".into(),
-        };
-        let vocabulary = match metadata.value("tokenizer.ggml.tokens") {
-            Some(silicide::formats::gguf::Value::Array(tokens)) => Some(tokens.len() as u64),
+        let tokens = match metadata.value("tokenizer.ggml.tokens") {
+            Some(GgufValue::Array(tokens)) => Some(tokens),
             _ => None,
         };
-        return Ok((name, vocabulary, metadata.value("tokenizer.chat_template").is_some()));
+        let token = |key: &str| -> Result<Option<String>> {
+            let Some(id) = metadata.find::<u32>(key)? else { return Ok(None) };
+            Ok(match tokens.as_ref().and_then(|tokens| tokens.iter().nth(id as usize)) {
+                Some(GgufValue::String(token)) => Some(String::from_utf8_lossy(token).into_owned()),
+                _ => None,
+            })
+        };
+        Ok(TextFacts {
+            tokenizer: match (metadata.find::<&str>("tokenizer.ggml.model")?, pre) {
+                (Some(kind), Some(pre)) => format!("{kind} ({pre}), in the file"),
+                (Some(kind), None) => format!("{kind}, in the file"),
+                (None, _) => "none".into(),
+            },
+            vocabulary: tokens.as_ref().map(|tokens| tokens.len() as u64),
+            begins_with: token("tokenizer.ggml.bos_token_id")?,
+            ends_with: token("tokenizer.ggml.eos_token_id")?,
+            template: metadata.find::<&str>("tokenizer.chat_template")?.map(str::to_owned),
+        })
     }
-    let name = if path.join("tokenizer.json").exists() {
-        "tokenizer.json"
-    } else if path.join("tokenizer.model").exists() {
-        "tokenizer.model (SentencePiece), which is not read; tokenizer.json is"
-    } else {
-        "none"
-    };
-    let template = path.join("chat_template.jinja").exists()
-        || crate::error::read_json(&path.join("tokenizer_config.json"))?
-            .is_some_and(|config| config.get("chat_template").is_some_and(|t| !t.is_null()));
-    Ok((name.into(), None, template))
+
+    fn of_folder(path: &Path) -> Result<TextFacts> {
+        let mut config = TokenizerConfig::read(path)?;
+        Ok(TextFacts {
+            tokenizer: if path.join("tokenizer.json").exists() {
+                "tokenizer.json"
+            } else if path.join("tokenizer.model").exists() {
+                "tokenizer.model (SentencePiece), which is not read; tokenizer.json is"
+            } else {
+                "none"
+            }
+            .into(),
+            vocabulary: None,
+            begins_with: config.special_tokens.remove("bos_token"),
+            ends_with: config.special_tokens.remove("eos_token"),
+            template: config.chat_templates.remove("default"),
+        })
+    }
 }

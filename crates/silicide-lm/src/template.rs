@@ -122,6 +122,20 @@ impl ChatTemplate {
         self
     }
 
+    /// What the template looks at beside what every rendering has (messages and special tokens): `tools` or
+    /// `enable_thinking`, say. In alphabetical order.
+    pub fn variables(&self) -> Vec<String> {
+        let Ok(template) = self.env.get_template("chat") else { return Vec::new() };
+        let usual = |name: &String| {
+            matches!(name.as_str(), "messages" | "add_generation_prompt" | "strftime_now")
+                || name.ends_with("_token")
+                || self.env.globals().any(|(global, _)| global == name)
+        };
+        let mut names: Vec<_> = template.undeclared_variables(false).into_iter().filter(|name| !usual(name)).collect();
+        names.sort_unstable();
+        names
+    }
+
     /// The text of a conversation.
     ///
     /// # Errors

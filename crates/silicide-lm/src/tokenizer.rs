@@ -24,7 +24,7 @@ use tokenizers::AddedToken;
 use crate::detokenize::Detokenizer;
 use crate::error::{Error, Result};
 use crate::template::ChatTemplate;
-use config::TokenizerConfig;
+pub(crate) use config::TokenizerConfig;
 pub use gguf::GgufVocab;
 pub(crate) use pieces::{Lead, Pieces};
 

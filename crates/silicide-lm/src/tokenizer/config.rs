@@ -12,17 +12,17 @@ use crate::error::{Error, Result, read_json, read_optional};
 
 /// What `tokenizer_config.json` and its neighbours say beside the vocabulary.
 #[derive(Debug, Default)]
-pub(super) struct TokenizerConfig {
+pub(crate) struct TokenizerConfig {
     /// `bos_token`, `eos_token`, ... by name.
-    pub(super) special_tokens: BTreeMap<String, String>,
+    pub(crate) special_tokens: BTreeMap<String, String>,
     /// Chat templates by name; the usual one is `default`.
-    pub(super) chat_templates: BTreeMap<String, String>,
+    pub(crate) chat_templates: BTreeMap<String, String>,
     /// Tokens to add where `tokenizer.json` lacks them, by id.
     pub(super) added_tokens: BTreeMap<u32, AddedToken>,
 }
 
 impl TokenizerConfig {
-    pub(super) fn read(folder: &Path) -> Result<Self> {
+    pub(crate) fn read(folder: &Path) -> Result<Self> {
         let mut config = TokenizerConfig::default();
         // The older file first: tokenizer_config.json overrides it.
         for name in ["special_tokens_map.json", "tokenizer_config.json"] {
