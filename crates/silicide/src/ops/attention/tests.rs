@@ -385,7 +385,8 @@ fn long_contexts_at_every_level_of_the_cpu() {
             kv_heads,
             group: heads / kv_heads,
             dim,
-            position: Some(0),
+            shows: Shows::From(0),
+            head_major: false,
             window,
             softcap: None,
             sinks: true,
@@ -394,7 +395,7 @@ fn long_contexts_at_every_level_of_the_cpu() {
         };
         let want = reference(&case, 0.2f32 as f64, &q, &k, &v, &sinks);
         for &features in crate::device::cpu::Features::all() {
-            let device = crate::Device::cpu_with(crate::device::CpuOptions { threads: 3, features: Some(features) });
+            let device = Device::cpu_with(crate::device::CpuOptions { threads: 3, features: Some(features) });
             let stream = &mut device.stream();
             let q = device.tensor(&q, [n, heads, dim]).unwrap();
             let k = tensor_of(&device, DType::F16, &k, [n, kv_heads, dim]);
