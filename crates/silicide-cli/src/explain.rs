@@ -192,7 +192,7 @@ fn measure(device: &Device) -> anyhow::Result<Rates> {
     let format = MatrixFormat::Dense(DType::BF16);
     let weight = Weight::new(&Matrix::new(device, format, n, k, &Mapped::copy_from(&weight)?, None, None)?)?;
     let x = device.zeros(DType::F32, [m, k])?;
-    let reduced = ops::Precision::Reduced(ops::Activation::I8);
+    let reduced = ops::Precision::Reduced;
     let product = fastest(stream, &mut |stream| ops::matmul(stream, &x, &weight, reduced).map(drop))?;
     Ok(Rates { bytes_per_second: (8 * elements) as f64 / copy, flops_per_second: (2 * m * n * k) as f64 / product })
 }

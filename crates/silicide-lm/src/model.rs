@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use silicide::device::Plan;
 use silicide::formats::Checkpoint;
-use silicide::ops::{Activation, Precision};
+use silicide::ops::Precision;
 use silicide::{DType, Device, DeviceKind};
 
 use crate::error::{Error, Result};
@@ -80,7 +80,7 @@ impl Model {
         };
         let precision = match options.dtype {
             Some(DType::F32) => Precision::F32,
-            _ => Precision::Reduced(Activation::I16),
+            _ => Precision::Reduced,
         };
         // Keys and values are most of what a long context reads; bf16 halves them where rounding is allowed.
         let cache_dtype = if options.dtype.is_none() && dtype == DType::F32 { DType::BF16 } else { dtype };

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use silicide::DType;
 use silicide::device::cpu::{Features, Pool};
-use silicide::ops::matmul::cpu::{Activation, DenseView, PackLayout, Precision, Rows, RowsMut, matmul};
+use silicide::ops::matmul::cpu::{DenseView, PackLayout, Precision, Rows, RowsMut, matmul};
 use silicide::quant::{GgmlFormat, QuantFormat, QuantView};
 
 /// Bytes of weights that a decode measurement goes through: more than the caches hold.
@@ -148,18 +148,12 @@ fn measure(pool: &Pool, name: &str, layout: &PackLayout, n: usize, k: usize, for
         matmul(pool, features, precision, layout, weight, x, out).unwrap();
     };
     print!("{name:<34} | pack {:5.2} GB/s", layout.bytes() as f64 / pack / 1e9);
-    for (what, precision) in [
-        ("i16", Precision::Reduced(Activation::I16)),
-        ("i8", Precision::Reduced(Activation::I8)),
-        ("f32", Precision::F32),
-    ] {
+    for (what, precision) in [("reduced", Precision::Reduced), ("f32", Precision::F32)] {
         let mut weights = weights.iter().cycle();
         let time = shortest(Duration::from_millis(300), || run(precision, weights.next().expect("a cycle"), 1));
         print!(" | {what} {:7.1} us {:5.1} GB/s", time * 1e6, layout.bytes() as f64 / time / 1e9);
     }
-    for (m, precision) in
-        [(4, Precision::Reduced(Activation::I16)), (512, Precision::Reduced(Activation::I16)), (512, Precision::F32)]
-    {
+    for (m, precision) in [(4, Precision::Reduced), (512, Precision::Reduced), (512, Precision::F32)] {
         if m * n > 512 * 49152 {
             continue;
         }

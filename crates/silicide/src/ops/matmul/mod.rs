@@ -7,7 +7,7 @@ mod tests;
 use std::fmt;
 use std::sync::Arc;
 
-pub use self::cpu::{Activation, Precision};
+pub use self::cpu::Precision;
 use self::cpu::{DenseView, Method, PackLayout, RowsMut};
 use crate::device::cpu::scratch::with_scratch;
 use crate::device::cpu::vector::{narrow, vectorized, widen};

@@ -115,11 +115,15 @@ impl Simd for Avx2 {
             .to_le_bytes()
     }
     #[inline(always)]
-    unsafe fn sum_zero() -> Self::Sum {
-        [_mm256_setzero_si256(); 2]
+    unsafe fn sum_from(x: i32) -> Self::Sum {
+        [_mm256_set1_epi32(x); 2]
     }
     #[inline(always)]
-    unsafe fn dot<const WIDE: bool>(sum: Self::Sum, x: Self::I, quad: *const u8) -> Self::Sum {
+    unsafe fn sum_add(sum: Self::Sum, x: i32) -> Self::Sum {
+        sum.map(|sum| _mm256_add_epi32(sum, _mm256_set1_epi32(x)))
+    }
+    #[inline(always)]
+    unsafe fn dot(sum: Self::Sum, x: Self::I, quad: *const u8) -> Self::Sum {
         // Bytes are widened and multiplied as 16 bits: the instruction on bytes would saturate.
         let quad = quad.cast::<i32>();
         let even = _mm256_set1_epi32(quad.read_unaligned());
@@ -132,7 +136,7 @@ impl Simd for Avx2 {
         [half(sum[0], x[0]), half(sum[1], x[1])]
     }
     #[inline(always)]
-    unsafe fn sum_to_f32<const WIDE: bool>(sum: Self::Sum) -> Self::F {
+    unsafe fn sum_to_f32(sum: Self::Sum) -> Self::F {
         Self::to_f32(sum)
     }
 }

@@ -138,23 +138,21 @@ impl Simd for Avx512 {
         [high[0], high[1], high[2], high[3], low[0], low[1], low[2], low[3]]
     }
     #[inline(always)]
-    unsafe fn sum_zero() -> Self::Sum {
-        [_mm512_setzero_si512(); 2]
+    unsafe fn sum_from(x: i32) -> Self::Sum {
+        [_mm512_setzero_si512(), _mm512_set1_epi32(x)]
     }
     #[inline(always)]
-    unsafe fn dot<const WIDE: bool>(sum: Self::Sum, x: Self::I, quad: *const u8) -> Self::Sum {
+    unsafe fn sum_add(sum: Self::Sum, x: i32) -> Self::Sum {
+        [sum[0], _mm512_add_epi32(sum[1], _mm512_set1_epi32(x))]
+    }
+    #[inline(always)]
+    unsafe fn dot(sum: Self::Sum, x: Self::I, quad: *const u8) -> Self::Sum {
         let quad = quad.cast::<i32>();
         let low = _mm512_dpbusd_epi32(sum[1], x, _mm512_set1_epi32(quad.add(1).read_unaligned()));
-        if !WIDE {
-            return [sum[0], low];
-        }
         [_mm512_dpbusd_epi32(sum[0], x, _mm512_set1_epi32(quad.read_unaligned())), low]
     }
     #[inline(always)]
-    unsafe fn sum_to_f32<const WIDE: bool>(sum: Self::Sum) -> Self::F {
-        if !WIDE {
-            return _mm512_cvtepi32_ps(sum[1]);
-        }
+    unsafe fn sum_to_f32(sum: Self::Sum) -> Self::F {
         _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(sum[0], 8), sum[1]))
     }
 }

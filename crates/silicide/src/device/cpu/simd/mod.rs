@@ -34,9 +34,7 @@ pub(crate) trait Simd: Copy {
     type Sum: Copy;
     /// Activation rows and panels whose sums fit in the registers: (12, 2), (6, 1) or (2, 1).
     const TILE: (usize, usize);
-    /// Whether bytes are multiplied as they are, so that activations of 8 bits take half the instructions of those of 15,
-    /// and whether the registers hold the codes
-    /// of a unit beside the sums of several rows.
+    /// Whether bytes are multiplied as they are, and the registers hold the codes of a unit beside the sums of several rows.
     const BYTE_DOT: bool;
 
     unsafe fn splat(x: f32) -> Self::F;
@@ -75,7 +73,7 @@ pub(crate) trait Simd: Copy {
     /// Widens sixteen signed bytes.
     unsafe fn load_i8(p: *const i8) -> Self::I;
 
-    /// Asks for the cache line at `p`.
+    /// Asks for the cache line at `p`, which need not be an address of ours.
     unsafe fn prefetch(p: *const u8);
     unsafe fn load_bytes(p: *const u8) -> Self::I;
     unsafe fn splat_u32(x: u32) -> Self::I;
@@ -97,12 +95,13 @@ pub(crate) trait Simd: Copy {
 
     /// Encodes four activations in -32639..=32639 for [`dot`](Simd::dot).
     unsafe fn encode(x: [i32; 4]) -> [u8; QUAD];
-    unsafe fn sum_zero() -> Self::Sum;
+    /// Sums that begin with `x`.
+    unsafe fn sum_from(x: i32) -> Self::Sum;
+    /// Adds `x` to each sum.
+    unsafe fn sum_add(sum: Self::Sum, x: i32) -> Self::Sum;
     /// Adds to each lane's sum the products of its four bytes with the four activations at `quad`.
-    ///
-    /// Not `WIDE`: the activations are in -127..=127.
-    unsafe fn dot<const WIDE: bool>(sum: Self::Sum, x: Self::I, quad: *const u8) -> Self::Sum;
-    unsafe fn sum_to_f32<const WIDE: bool>(sum: Self::Sum) -> Self::F;
+    unsafe fn dot(sum: Self::Sum, x: Self::I, quad: *const u8) -> Self::Sum;
+    unsafe fn sum_to_f32(sum: Self::Sum) -> Self::F;
 }
 
 /// Work that can be done at any level.

@@ -146,14 +146,18 @@ impl<const I8MM: bool> Simd for Neon<I8MM> {
             .to_le_bytes()
     }
     #[inline(always)]
-    unsafe fn sum_zero() -> Self::Sum {
-        [[vdupq_n_s32(0); 4]; 2]
+    unsafe fn sum_from(x: i32) -> Self::Sum {
+        [[vdupq_n_s32(0); 4], [vdupq_n_s32(x); 4]]
     }
     #[inline(always)]
-    unsafe fn dot<const WIDE: bool>(sum: Self::Sum, x: Self::I, quad: *const u8) -> Self::Sum {
+    unsafe fn sum_add(sum: Self::Sum, x: i32) -> Self::Sum {
+        [sum[0], sum[1].map(|sum| vaddq_s32(sum, vdupq_n_s32(x)))]
+    }
+    #[inline(always)]
+    unsafe fn dot(sum: Self::Sum, x: Self::I, quad: *const u8) -> Self::Sum {
         let both = vld1_u32(quad.cast());
         if I8MM {
-            let high = if WIDE { each!(|I| dot_bytes::<0>(sum[0][I], x[I], both)) } else { sum[0] };
+            let high = each!(|I| dot_bytes::<0>(sum[0][I], x[I], both));
             return [high, each!(|I| dot_bytes::<1>(sum[1][I], x[I], both))];
         }
         let even = vreinterpretq_s16_u32(vdupq_lane_u32::<0>(both));
@@ -166,8 +170,8 @@ impl<const I8MM: bool> Simd for Neon<I8MM> {
         [sum[0], low]
     }
     #[inline(always)]
-    unsafe fn sum_to_f32<const WIDE: bool>(sum: Self::Sum) -> Self::F {
-        if I8MM && WIDE {
+    unsafe fn sum_to_f32(sum: Self::Sum) -> Self::F {
+        if I8MM {
             return each!(|I| vcvtq_f32_s32(vaddq_s32(vshlq_n_s32::<8>(sum[0][I]), sum[1][I])));
         }
         each!(|I| vcvtq_f32_s32(sum[1][I]))

@@ -109,11 +109,15 @@ impl Simd for Portable {
             .to_le_bytes()
     }
     #[inline(always)]
-    unsafe fn sum_zero() -> Self::Sum {
-        [0; LANES]
+    unsafe fn sum_from(x: i32) -> Self::Sum {
+        [x; LANES]
     }
     #[inline(always)]
-    unsafe fn dot<const WIDE: bool>(sum: Self::Sum, x: Self::I, quad: *const u8) -> Self::Sum {
+    unsafe fn sum_add(sum: Self::Sum, x: i32) -> Self::Sum {
+        sum.map(|sum| sum + x)
+    }
+    #[inline(always)]
+    unsafe fn dot(sum: Self::Sum, x: Self::I, quad: *const u8) -> Self::Sum {
         let quad = u64::from_le_bytes(quad.cast::<[u8; QUAD]>().read());
         let mut sum = sum;
         for j in 0..4 {
@@ -125,7 +129,7 @@ impl Simd for Portable {
         sum
     }
     #[inline(always)]
-    unsafe fn sum_to_f32<const WIDE: bool>(sum: Self::Sum) -> Self::F {
+    unsafe fn sum_to_f32(sum: Self::Sum) -> Self::F {
         sum.map(|x| x as f32)
     }
 }

@@ -38,17 +38,9 @@ pub use pack::{DenseView, PackLayout};
 pub enum Precision {
     /// `f32` throughout. A row's result is the same bits whatever rows stand beside it.
     F32,
-    /// Activations rounded: for few rows to integers as given here, for many to bf16. Sums are `f32`.
-    Reduced(Activation),
-}
-
-/// The integers that stand for activations, 32 of which share a scale.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
-    /// 8 bits.
-    I8,
-    /// About 15 bits, as two products of bytes.
-    I16,
+    /// Activations rounded: for few rows to integers of about 15 bits, 256 of which share a scale, for many to bf16. Sums
+    /// are `f32`.
+    Reduced,
 }
 
 /// The most rows that are multiplied with integer codes directly; with more, dequantising the weight pays.
@@ -145,7 +137,7 @@ pub fn matmul(
     }
     let product = Call { pool, features, layout, weight, x, out: Out::new(&out, layout.n) };
     match Method::of(layout, features, precision, x.rows) {
-        Method::Integer(activation) => product.integer(activation),
+        Method::Integer => product.integer(),
         #[cfg(target_arch = "x86_64")]
         Method::Bf16 => product.bf16(),
         _ => product.float(),
@@ -157,7 +149,7 @@ pub fn matmul(
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Method {
     /// Codes times activations, both integers.
-    Integer(Activation),
+    Integer,
     /// Weights and activations as bf16.
     Bf16,
     /// Weights as f32.
@@ -169,8 +161,8 @@ impl Method {
         let integers = matches!(layout.codes, Codes::Bits { .. } | Codes::Table { .. });
         let bf16 = layout.codes != Codes::F32 && cfg!(target_arch = "x86_64") && features.level() >= Level::Avx512Bf16;
         match precision {
-            Precision::Reduced(activation) if integers && rows <= FEW_ROWS => Method::Integer(activation),
-            Precision::Reduced(_) if bf16 && rows > FEW_ROWS => Method::Bf16,
+            Precision::Reduced if integers && rows <= FEW_ROWS => Method::Integer,
+            Precision::Reduced if bf16 && rows > FEW_ROWS => Method::Bf16,
             _ => Method::Float,
         }
     }
@@ -178,7 +170,7 @@ impl Method {
     /// What `explain` says of it.
     pub(super) fn reason(self, precision: Precision, rows: usize) -> String {
         match (self, precision) {
-            (Method::Integer(_), _) => format!("integers, since {rows} rows are few"),
+            (Method::Integer, _) => format!("integers, since {rows} rows are few"),
             (Method::Bf16, _) => format!("bf16, since {rows} rows repay dequantising"),
             (Method::Float, Precision::F32) => "f32, as asked".into(),
             (Method::Float, _) => "f32: no faster way for this weight, these rows and this processor".into(),
@@ -282,17 +274,21 @@ struct Call<'a> {
 }
 
 impl Call<'_> {
-    fn integer(&self, activation: Activation) {
+    fn integer(&self) {
         let units = self.layout.units;
-        let (quads, params) = Activations::bytes(self.x.rows, units);
-        with_scratch(quads + params, |scratch: &mut [u8]| {
+        let [quads, sums, scales] = Activations::bytes(self.x.rows, units);
+        with_scratch(quads + sums + scales, |scratch: &mut [u8]| {
             let scratch = scratch.as_mut_ptr();
-            // SAFETY: the scratch holds both, and a unit's parameters keep their alignment behind whole units of quads.
-            let params = unsafe { scratch.add(quads) }.cast();
-            let to = Activations { quads: scratch, params, units, wide: activation == Activation::I16 };
+            // SAFETY: the scratch holds all three, and what comes first is whole units of the largest alignment.
+            let (sums, scales) = unsafe { (scratch.add(quads).cast(), scratch.add(quads + sums).cast()) };
+            let to = Activations { quads: scratch, sums, scales, units };
             // SAFETY: `to` has room for all rows.
-            unsafe { simd::run(self.features, integer::Encode { x: self.x, rows: 0..self.x.rows, to }) };
+            unsafe {
+                simd::run(self.features, integer::Encode { layout: self.layout, x: self.x, rows: 0..self.x.rows, to })
+            };
             let to = Shared(to);
+            // Intel's processors fetch ahead only as far as a page's end, AMD's are slowed by more; AMX tells them apart.
+            let ahead = if self.features.level() == Level::Amx { 4096 } else { 0 };
             self.each_panels(&|panels| {
                 let product = integer::Product {
                     layout: self.layout,
@@ -302,6 +298,7 @@ impl Call<'_> {
                     x: to.get(),
                     rows: 0..self.x.rows,
                     out: self.out,
+                    ahead,
                 };
                 // SAFETY: lengths were checked against the layout, and no other task has these panels.
                 unsafe { simd::run(self.features, product) };

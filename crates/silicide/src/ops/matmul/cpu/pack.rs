@@ -66,9 +66,9 @@ pub(super) enum Codes {
     /// `[k / 2][row][2]`, as the instructions on bf16 pairs take them.
     Bf16,
     /// Planes of unsigned codes of so many bits, less `zero`.
-    Bits { bits: u8, zero: f32 },
+    Bits { bits: u8, zero: i32 },
     /// A plane of 4-bit indices into a table of bytes, these less `zero` and times `factor`.
-    Table { table: [u8; 16], zero: f32, factor: f32 },
+    Table { table: [u8; 16], zero: i32, factor: f32 },
     /// Quads of 8-bit floats.
     E4m3,
 }
@@ -93,6 +93,10 @@ pub(super) enum Scales {
 }
 
 impl Scales {
+    fn bias(self) -> bool {
+        matches!(self, Scales::Float { bias: true, .. } | Scales::Pair | Scales::Nibbles)
+    }
+
     /// Bytes before the codes of a record of `units` units.
     #[inline(always)]
     fn record_bytes(self, units: usize, group: usize) -> usize {
@@ -146,10 +150,10 @@ impl PackLayout {
     pub fn quantized(format: QuantFormat, scale_dtype: DType, n: usize, k: usize) -> Result<PackLayout> {
         use GgmlFormat::*;
         let codes = match format.values() {
-            Values::Offset(zero) => Codes::Bits { bits: format.bits() as u8, zero: zero as f32 },
+            Values::Offset(zero) => Codes::Bits { bits: format.bits() as u8, zero: zero as i32 },
             Values::Table(table, factor) => {
                 // The instructions want unsigned bytes, and 128 times a scale is exact.
-                Codes::Table { table: table.map(|x| x as u8 ^ 0x80), zero: 128.0, factor }
+                Codes::Table { table: table.map(|x| x as u8 ^ 0x80), zero: 128, factor }
             }
             Values::E4m3 => Codes::E4m3,
         };
@@ -187,6 +191,15 @@ impl PackLayout {
             return Err(Error::argument("pack", format!("a weight of [{n}, {k}] is past the address space")));
         };
         Ok(PackLayout { n, k, units, codes, scales, group, unit_bytes, record_bytes, panel_bytes, source })
+    }
+
+    /// What is taken off each code before it is scaled: 0 where groups have a bias.
+    #[inline(always)]
+    pub(super) fn zero(&self) -> i32 {
+        match self.codes {
+            Codes::Bits { zero, .. } | Codes::Table { zero, .. } if !self.scales.bias() => zero,
+            _ => 0,
+        }
     }
 
     /// The units of record `record`, and where in a panel it begins.

@@ -1,13 +1,11 @@
 //! Every format at every level of this machine against sums in f64 over the rows as the reference reads them.
 
+use super::pack::BLOCK;
 use super::*;
 use crate::device::cpu::Level;
 use crate::quant::{GgmlFormat, QuantFormat};
 use crate::testing::{Random, StoredMatrix, quantized_formats};
 use crate::{DType, MatrixFormat};
-
-const I8: Precision = Precision::Reduced(Activation::I8);
-const I16: Precision = Precision::Reduced(Activation::I16);
 
 /// A packed weight and what its rows are.
 struct Weight {
@@ -61,11 +59,8 @@ fn wanted(weight: &Weight, x: &[f32], precision: Precision, level: Level) -> Vec
     let k = weight.layout.k;
     let m = x.len() / k;
     let integers = matches!(weight.layout.codes, Codes::Bits { .. } | Codes::Table { .. });
-    let integer = match precision {
-        Precision::Reduced(a) if integers && m <= FEW_ROWS => Some(if a == Activation::I8 { 127.0 } else { 32639.0 }),
-        _ => None,
-    };
-    let bf16 = precision != Precision::F32
+    let integer = precision == Precision::Reduced && integers && m <= FEW_ROWS;
+    let bf16 = precision == Precision::Reduced
         && m > FEW_ROWS
         && weight.layout.codes != Codes::F32
         && level >= Level::Avx512Bf16
@@ -74,14 +69,14 @@ fn wanted(weight: &Weight, x: &[f32], precision: Precision, level: Level) -> Vec
     for x in x.chunks(k) {
         for (row, size) in weight.rows.iter().zip(&weight.size) {
             let (mut sum, mut slack, mut total) = (0.0, 1e-30, 0.0);
-            for (x, w) in x.chunks(UNIT).zip(row.chunks(UNIT)) {
+            for (x, w) in x.chunks(BLOCK).zip(row.chunks(BLOCK)) {
                 let largest = x.iter().fold(0f32, |a, x| a.max(x.abs())) as f64;
                 for (&x, &w) in x.iter().zip(w) {
                     let (x, w) = (x as f64, w as f64);
                     sum += x * w;
                     total += (x * w).abs();
-                    if let Some(steps) = integer {
-                        slack += largest / steps / 2.0 * w.abs() + x.abs() * *size as f64 * 1e-6;
+                    if integer {
+                        slack += largest / 32639.0 / 2.0 * w.abs() + x.abs() * *size as f64 * 1e-6;
                     }
                 }
             }
@@ -126,7 +121,7 @@ fn check(weight: &Weight, ms: &[usize], random: &mut Random) {
                 x[..weight.layout.k].fill(0.0);
                 x[weight.layout.k] *= 50.0;
             }
-            for precision in [Precision::F32, I16, I8] {
+            for precision in [Precision::F32, Precision::Reduced] {
                 let got = product(features, precision, weight, &x);
                 let wanted = wanted(weight, &x, precision, features.level());
                 for (i, (got, (wanted, slack))) in got.iter().zip(wanted).enumerate() {
@@ -218,7 +213,7 @@ fn nan_and_infinity_stay_in_their_row() {
             x[k + 5] = f32::NAN;
             x[2 * k + 70] = f32::INFINITY;
             for &features in Features::all() {
-                for precision in [Precision::F32, I16, I8] {
+                for precision in [Precision::F32, Precision::Reduced] {
                     let out = product(features, precision, &weight, &x);
                     let name = format!("{}, {m} rows, {features}, {precision:?}", weight.format);
                     assert!(out[n..2 * n].iter().all(|x| x.is_nan()), "{name}: NaN");

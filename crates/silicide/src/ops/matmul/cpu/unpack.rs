@@ -1,8 +1,6 @@
 //! Reading packed panels in registers: codes as quads of bytes, scales and elements as `f32`.
 #![allow(unsafe_op_in_unsafe_fn, reason = "pointers are into a panel whose layout is at hand")]
 
-use std::ops::Range;
-
 use super::pack::{Codes, PackLayout, RECORD, Scales, UNIT};
 use crate::device::cpu::simd::{LANES, Simd};
 
@@ -45,71 +43,44 @@ unsafe fn plane_quad<S: Simd>(plane: *const u8, width: usize, i: usize) -> S::I 
     S::and(S::shr(x, (i % quads * width) as u32), S::splat_u32(0x0101_0101 * ((1 << width) - 1)))
 }
 
-/// Scales and biases of a group, aligned so that what was stored as a vector is loaded again at once.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-pub(super) struct GroupScales(pub(super) [[f32; LANES]; 2]);
-
-/// Writes scale and bias of groups `groups` of the record at `record`: `w = scale * code + bias` for the unsigned code.
+/// Scale of a group of the record at `record`, and its bias where there is one: `w = scale * (code - zero) + bias`, where
+/// the layout has `zero`.
 #[inline(always)]
-pub(super) unsafe fn scales<S: Simd>(
-    layout: &PackLayout,
-    record: *const u8,
-    groups: Range<usize>,
-    out: *mut GroupScales,
-) {
-    let (zero, factor) = match layout.codes {
-        Codes::Bits { zero, .. } => (zero, 1.0),
-        Codes::Table { zero, factor, .. } => (zero, factor),
-        _ => (0.0, 1.0),
+pub(super) unsafe fn scale<S: Simd>(layout: &PackLayout, record: *const u8, group: usize) -> (S::F, Option<S::F>) {
+    let (group_bytes, block_bytes) = layout.scales.bytes();
+    let at = record.add(block_bytes + group * group_bytes);
+    let (scale, bias) = match layout.scales {
+        Scales::None => (S::splat(1.0), None),
+        Scales::Float { dtype, bias: false } => (S::load_float(at, dtype), None),
+        Scales::Float { dtype, bias: true } => {
+            (S::load_float(at, dtype), Some(S::load_float(at.add(group_bytes / 2), dtype)))
+        }
+        Scales::E8m0 => (e8m0::<S>(S::load_u8(at)), None),
+        Scales::E4m3 => (e4m3::<S>(S::load_u8(at)), None),
+        Scales::Signed => (S::mul(S::load_f16(record.cast()), S::to_f32(S::load_i8(at.cast()))), None),
+        Scales::Pair | Scales::Nibbles => {
+            let (d, dmin) = (S::load_f16(record.cast()), S::load_f16(record.add(LANES * 2).cast()));
+            let (scale, min) = if layout.scales == Scales::Pair {
+                (S::load_u8(at), S::load_u8(at.add(LANES)))
+            } else {
+                let x = S::load_u8(at);
+                (S::and(x, S::splat_u32(15)), S::shr(x, 4))
+            };
+            (S::mul(d, S::to_f32(scale)), Some(S::mul(dmin, S::to_f32(min))))
+        }
     };
-    let (_, block_bytes) = layout.scales.bytes();
-    let at = record.add(block_bytes);
-    for g in groups.clone() {
-        let (scale, bias) = match layout.scales {
-            Scales::None => (S::splat(1.0), None),
-            Scales::Float { dtype, bias } => {
-                let stride = LANES * dtype.size();
-                let at = at.add(g * stride * (1 + bias as usize));
-                (S::load_float(at, dtype), bias.then(|| at.add(stride)).map(|at| S::load_float(at, dtype)))
-            }
-            Scales::E8m0 => (e8m0::<S>(at.add(g * LANES)), None),
-            Scales::E4m3 => (e4m3::<S>(S::load_u8(at.add(g * LANES))), None),
-            Scales::Signed => {
-                let d = S::load_f16(record.cast());
-                (S::mul(d, S::to_f32(S::load_i8(at.add(g * LANES).cast()))), None)
-            }
-            Scales::Pair | Scales::Nibbles => {
-                let d = S::load_f16(record.cast());
-                let dmin = S::load_f16(record.add(LANES * 2).cast());
-                let (scale, min) = if layout.scales == Scales::Pair {
-                    let at = at.add(g * LANES * 2);
-                    (S::load_u8(at), S::load_u8(at.add(LANES)))
-                } else {
-                    let x = S::load_u8(at.add(g * LANES));
-                    (S::and(x, S::splat_u32(15)), S::shr(x, 4))
-                };
-                (S::mul(d, S::to_f32(scale)), Some(S::mul(dmin, S::to_f32(min))))
-            }
-        };
-        let scale = S::mul(scale, S::splat(factor));
-        let out = out.add(g - groups.start).cast::<f32>();
-        S::store(out, scale);
-        S::store(out.add(LANES), bias.unwrap_or(S::mul(scale, S::splat(-zero))));
+    match layout.codes {
+        Codes::Table { factor, .. } => (S::mul(scale, S::splat(factor)), bias),
+        _ => (scale, bias),
     }
 }
 
+/// The powers of two that lanes hold as a biased exponent each.
 #[inline(always)]
-unsafe fn e8m0<S: Simd>(at: *const u8) -> S::F {
-    let mut bits = [0u32; LANES];
-    for (bits, &x) in bits.iter_mut().zip(&*at.cast::<[u8; LANES]>()) {
-        *bits = match x {
-            0 => 1 << 22,
-            255 => f32::NAN.to_bits(),
-            x => (x as u32) << 23,
-        };
-    }
-    S::load(bits.as_ptr().cast())
+unsafe fn e8m0<S: Simd>(x: S::I) -> S::F {
+    // The exponent of an f32, but for the power below its normal numbers.
+    let value = S::select(x, 0, S::splat(f32::from_bits(1 << 22)), S::from_bits(S::shl(x, 23)));
+    S::select(x, 255, S::splat(f32::NAN), value)
 }
 
 /// The values of lanes that hold an e4m3 byte each.
@@ -177,21 +148,22 @@ unsafe fn codes<S: Simd, const KIND: usize>(
     table: &[u8; 16],
     out: *mut f32,
 ) {
-    let mut buffer = [GroupScales([[0.0; LANES]; 2]); 2];
     let groups = UNIT.div_ceil(layout.group);
+    let zero = S::splat(-layout.zero() as f32);
     for unit in first..first + count {
+        let (_, record) = layout.record(unit / RECORD);
+        let group = unit % RECORD * UNIT / layout.group;
         // Groups of 16 come two to a unit; larger ones are read again for each unit.
-        if groups == 2 || unit == first || (unit * UNIT).is_multiple_of(layout.group) {
-            let (_, record) = layout.record(unit / RECORD);
-            let group = unit % RECORD * UNIT / layout.group;
-            scales::<S>(layout, panel.add(record), group..group + groups, buffer.as_mut_ptr());
+        let mut scales = [(zero, zero); 2];
+        for (i, to) in scales[..groups].iter_mut().enumerate() {
+            let (scale, bias) = scale::<S>(layout, panel.add(record), group + i);
+            *to = (scale, bias.unwrap_or(S::mul(scale, zero)));
         }
         let from = panel.add(layout.codes_at(unit));
         let quads = if KIND == E4M3 { quads::<S, 8>(from, table) } else { quads::<S, KIND>(from, table) };
         let mut out = out.add((unit - first) * UNIT * LANES);
         for (i, quad) in quads.into_iter().enumerate() {
-            let GroupScales([scale, bias]) = &buffer[i * groups / 8];
-            let (scale, bias) = (S::load(scale.as_ptr()), S::load(bias.as_ptr()));
+            let (scale, bias) = scales[i * groups / 8];
             for j in 0..4 {
                 let code = S::and(S::shr(quad, 8 * j), S::splat_u32(0xff));
                 let value = if KIND == E4M3 { e4m3::<S>(code) } else { S::to_f32(code) };
