@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::{Complaint, Parameter, ParameterKind, Rewriter, SPACES};
 use crate::Constant;
-use crate::lex::Kind;
+use crate::lex::{Kind, Token};
 use crate::tokens::Attribute;
 
 /// Position attributes with three components. Metal wants those that a kernel uses to have the same width.
@@ -29,6 +29,9 @@ const INDICES: [&str; 5] = [
 /// A parameter list, as far as it is read.
 #[derive(Default)]
 pub(super) struct Signature<'a> {
+    /// Whether any buffer has a number. Where none has, they are numbered in order; what Metal gives to one without among
+    /// others is better said in the source.
+    numbered: bool,
     /// What is bound.
     pub(super) parameters: Vec<Parameter>,
     /// Statements that answer a query for the sizes of referenced types.
@@ -58,13 +61,15 @@ struct Declaration<'a> {
 impl<'a> Rewriter<'a> {
     /// Reads the parameter list between two tokens.
     pub(super) fn parameters(&self, kernel: &str, from: usize, to: usize) -> Result<Signature<'a>, Complaint> {
-        let mut signature = Signature::default();
+        let numbered = |w: &[Token<'_>]| w[0].text == "buffer" && w[1].text == "(";
+        let numbered = self.tokens.get(from..to).is_some_and(|list| list.windows(2).any(numbered));
+        let mut signature = Signature { numbered, ..Signature::default() };
         let mut at = from;
         while at < to {
             let start = at;
             let complaint = |message| (self.tokens.line(start), format!("kernel `{kernel}`: {message}"));
             let (end, attributes) = self.extent(start, to);
-            let declaration = self.declaration(start, end, attributes).map_err(complaint)?;
+            let declaration = self.declaration(start, end, attributes, &signature).map_err(complaint)?;
             self.parameter(&declaration, &mut signature).map_err(complaint)?;
             at = end + 1;
         }
@@ -87,23 +92,41 @@ impl<'a> Rewriter<'a> {
         (at, attributes)
     }
 
-    fn declaration(&self, start: usize, end: usize, attributes: Option<usize>) -> Result<Declaration<'a>, String> {
+    fn declaration(
+        &self,
+        start: usize,
+        end: usize,
+        attributes: Option<usize>,
+        signature: &Signature<'a>,
+    ) -> Result<Declaration<'a>, String> {
         let type_end = attributes.unwrap_or(end).saturating_sub(1);
         if type_end <= start || self.tokens[type_end].kind != Kind::Identifier {
             return Err("a parameter has no plain name and type".into());
         }
         let name = self.tokens[type_end].text;
-        let attributes =
-            attributes.ok_or_else(|| format!("parameter `{name}` has no attribute such as [[buffer(0)]]"))?;
-        let (attributes, _) = self.tokens.attributes(attributes).map_err(|(_, message)| message)?;
-        Ok(Declaration { name, ty: self.tokens.spell(start, type_end), words: start..type_end, attributes })
+        let words = start..type_end;
+        let attributes = match attributes {
+            Some(at) => self.tokens.attributes(at).map_err(|(_, message)| message)?.0,
+            None if !signature.numbered && self.kind("buffer", words.clone()).is_some() => Vec::new(),
+            None => return Err(format!("parameter `{name}` has no attribute such as [[buffer(0)]]")),
+        };
+        Ok(Declaration { name, ty: self.tokens.spell(start, type_end), words, attributes })
     }
 
     fn parameter(&self, declaration: &Declaration<'a>, signature: &mut Signature<'a>) -> Result<(), String> {
         let Declaration { name, ty, words, attributes } = declaration;
         let find = |names: &[&str]| attributes.iter().find(|a| names.contains(&a.name));
+        if attributes.is_empty() {
+            let buffers = signature.parameters.iter().filter(|p| p.kind != ParameterKind::Threadgroup);
+            let next = buffers.count() as u32;
+            return self.bound(declaration, "buffer", next, signature);
+        }
         if let Some(attribute) = find(&["buffer", "threadgroup"]) {
-            return self.bound(declaration, attribute, signature);
+            let index = self
+                .tokens
+                .number(attribute)
+                .ok_or_else(|| format!("parameter `{name}` needs a plain number in [[{}(n)]]", attribute.name))?;
+            return self.bound(declaration, attribute.name, index, signature);
         }
         if let Some(Attribute { name: position, .. }) = find(&POSITIONS) {
             let last = self.tokens[words.end - 1].text.chars().last().unwrap_or('1');
@@ -129,21 +152,17 @@ impl<'a> Rewriter<'a> {
     fn bound(
         &self,
         Declaration { name, ty, words, attributes }: &Declaration<'a>,
-        attribute: &Attribute<'a>,
+        attribute: &str,
+        index: u32,
         signature: &mut Signature<'a>,
     ) -> Result<(), String> {
-        let index = self
-            .tokens
-            .number(attribute)
-            .ok_or_else(|| format!("parameter `{name}` needs a plain number in [[{}(n)]]", attribute.name))?;
         if index > 30 {
-            return Err(format!("[[{}({index})]]: indices are 0 to 30", attribute.name));
+            return Err(format!("[[{attribute}({index})]]: indices are 0 to 30"));
         }
-        let kind = self.kind(attribute.name, words.clone()).ok_or_else(|| {
+        let kind = self.kind(attribute, words.clone()).ok_or_else(|| {
             format!(
-                "parameter `{name}` of type `{ty}` cannot be [[{}({index})]]: \
-                 buffers are device or constant, the others threadgroup",
-                attribute.name
+                "parameter `{name}` of type `{ty}` cannot be [[{attribute}({index})]]: \
+                 buffers are device or constant, the others threadgroup"
             )
         })?;
         if let Some(condition) = attributes.iter().find(|a| a.name == "function_constant") {
