@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::{Complaint, Parameter, ParameterKind, Rewriter, SPACES};
 use crate::Constant;
-use crate::lex::{Kind, Token};
+use crate::lex::Kind;
 use crate::tokens::Attribute;
 
 /// Position attributes with three components. Metal wants those that a kernel uses to have the same width.
@@ -29,9 +29,8 @@ const INDICES: [&str; 5] = [
 /// A parameter list, as far as it is read.
 #[derive(Default)]
 pub(super) struct Signature<'a> {
-    /// Whether any buffer has a number. Where none has, they are numbered in order; what Metal gives to one without among
-    /// others is better said in the source.
-    numbered: bool,
+    /// The numbers of buffers that are written down. A buffer without one takes the first that is free.
+    numbers: Vec<u32>,
     /// What is bound.
     pub(super) parameters: Vec<Parameter>,
     /// Statements that answer a query for the sizes of referenced types.
@@ -61,15 +60,16 @@ struct Declaration<'a> {
 impl<'a> Rewriter<'a> {
     /// Reads the parameter list between two tokens.
     pub(super) fn parameters(&self, kernel: &str, from: usize, to: usize) -> Result<Signature<'a>, Complaint> {
-        let numbered = |w: &[Token<'_>]| w[0].text == "buffer" && w[1].text == "(";
-        let numbered = self.tokens.get(from..to).is_some_and(|list| list.windows(2).any(numbered));
-        let mut signature = Signature { numbered, ..Signature::default() };
+        let list = self.tokens.get(from..to).unwrap_or_default();
+        let numbers = list.windows(3).filter(|w| w[0].text == "buffer" && w[1].text == "(");
+        let numbers = numbers.filter_map(|w| w[2].text.parse().ok()).collect();
+        let mut signature = Signature { numbers, ..Signature::default() };
         let mut at = from;
         while at < to {
             let start = at;
             let complaint = |message| (self.tokens.line(start), format!("kernel `{kernel}`: {message}"));
             let (end, attributes) = self.extent(start, to);
-            let declaration = self.declaration(start, end, attributes, &signature).map_err(complaint)?;
+            let declaration = self.declaration(start, end, attributes).map_err(complaint)?;
             self.parameter(&declaration, &mut signature).map_err(complaint)?;
             at = end + 1;
         }
@@ -92,13 +92,7 @@ impl<'a> Rewriter<'a> {
         (at, attributes)
     }
 
-    fn declaration(
-        &self,
-        start: usize,
-        end: usize,
-        attributes: Option<usize>,
-        signature: &Signature<'a>,
-    ) -> Result<Declaration<'a>, String> {
+    fn declaration(&self, start: usize, end: usize, attributes: Option<usize>) -> Result<Declaration<'a>, String> {
         let type_end = attributes.unwrap_or(end).saturating_sub(1);
         if type_end <= start || self.tokens[type_end].kind != Kind::Identifier {
             return Err("a parameter has no plain name and type".into());
@@ -107,7 +101,7 @@ impl<'a> Rewriter<'a> {
         let words = start..type_end;
         let attributes = match attributes {
             Some(at) => self.tokens.attributes(at).map_err(|(_, message)| message)?.0,
-            None if !signature.numbered && self.kind("buffer", words.clone()).is_some() => Vec::new(),
+            None if self.kind("buffer", words.clone()).is_some() => Vec::new(),
             None => return Err(format!("parameter `{name}` has no attribute such as [[buffer(0)]]")),
         };
         Ok(Declaration { name, ty: self.tokens.spell(start, type_end), words, attributes })
@@ -117,9 +111,9 @@ impl<'a> Rewriter<'a> {
         let Declaration { name, ty, words, attributes } = declaration;
         let find = |names: &[&str]| attributes.iter().find(|a| names.contains(&a.name));
         if attributes.is_empty() {
-            let buffers = signature.parameters.iter().filter(|p| p.kind != ParameterKind::Threadgroup);
-            let next = buffers.count() as u32;
-            return self.bound(declaration, "buffer", next, signature);
+            let free = (0..).find(|n| !signature.numbers.contains(n)).unwrap_or(u32::MAX);
+            signature.numbers.push(free);
+            return self.bound(declaration, "buffer", free, signature);
         }
         if let Some(attribute) = find(&["buffer", "threadgroup"]) {
             let index = self
