@@ -102,8 +102,11 @@ fn damaged_files_do_not_panic() {
     }
 }
 
+/// What is done to a tensor's bytes.
+type Damage = fn(&mut [u8]);
+
 /// A checkpoint of `oracle/tiny` with one tensor's bytes changed, and what loading it says.
-fn error_of_damaged(model: &str, file: &str, tensor: &str, change: fn(&mut [u8])) -> String {
+fn error_of_damaged(model: &str, file: &str, tensor: &str, change: Damage) -> String {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../oracle/tiny").join(model);
     let folder = tempfile::tempdir().expect("a folder");
     for entry in std::fs::read_dir(&source).expect("a checkpoint") {
@@ -123,7 +126,7 @@ fn error_of_damaged(model: &str, file: &str, tensor: &str, change: fn(&mut [u8])
 fn scales_that_are_no_numbers_name_the_file_and_the_tensor() {
     let scales = "model.layers.0.self_attn.q_proj.scales";
     let biases = "model.layers.0.self_attn.q_proj.biases";
-    let cases: [(&str, &str, fn(&mut [u8])); 4] = [
+    let cases: [(&str, &str, Damage); 4] = [
         ("llama-mlx-4bit-gs64-bf16", scales, |b| b[..2].copy_from_slice(&[0xc0, 0x7f])),
         ("qwen3-mlx-6bit-gs64-f16", biases, |b| b[..2].copy_from_slice(&[0, 0x7c])),
         ("llama-mlx-mxfp4-bf16", scales, |b| b[0] = 255),

@@ -286,8 +286,8 @@ fn what_metal_rejects() {
     at("half h = bfloat(1.0f);", 10, "");
     at("a[0] = max(1, 1u);", 10, "max");
     at("a[0] = exp(bfloat(1.0f));", 10, "exp");
-    let message = rejected("kernel void f(device float* a, uint t [[thread_position_in_grid]]) {}");
-    assert!(message.contains("kernel.metal:1") && message.contains("`a` has no attribute"), "{message}");
+    let message = rejected("kernel void f(device float* a [[buffer(0)]], uint n) {}");
+    assert!(message.contains("kernel.metal:1") && message.contains("`n` has no attribute"), "{message}");
     let message =
         rejected("kernel void f(\nuint2 t [[thread_position_in_grid]],\nuint g [[threadgroup_position_in_grid]]) {}");
     assert!(message.contains("kernel.metal:3") && message.contains("width"), "{message}");
@@ -324,6 +324,25 @@ fn function_constants_and_macros() {
     assert_eq!(common::values::<f32>(&a), [7.0, 7.0]);
     let message = rejected(source);
     assert!(message.contains("function constant 0 (`twice`) has no value"), "{message}");
+}
+
+#[test]
+fn buffers_without_numbers_take_those_that_are_free() {
+    if !have_clang() {
+        return;
+    }
+    let library = Library::compile(
+        "kernel void f(device float* a, threadgroup float* s [[threadgroup(0)]], constant float& by [[buffer(1)]],\n\
+         uint t [[thread_position_in_grid]], const device float* c) { s[t] = c[t]; a[t] = s[t] * by; }",
+        &CompileOptions::default(),
+    )
+    .unwrap_or_else(|error| panic!("{error}"));
+    let bindings = library.kernel("f").expect("f").info().bindings.clone();
+    let bindings: Vec<_> = bindings.iter().map(|b| (b.name.as_str(), b.index)).collect();
+    assert_eq!(bindings, [("a", 0), ("s", 0), ("by", 1), ("c", 2)]);
+    let (mut a, mut by, mut c) = (bytes(&[0f32; 2]), bytes(&[3f32]), bytes(&[2f32, 4.0]));
+    Job::new(&library, "f", 1, 2).memory(0, 16).run(&mut [&mut a, &mut by, &mut c]).expect("no fault");
+    assert_eq!(common::values::<f32>(&a), [6.0, 12.0]);
 }
 
 /// References, pointers and threadgroup memory that a function constant leaves out, or not.

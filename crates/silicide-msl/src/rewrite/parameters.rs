@@ -29,6 +29,8 @@ const INDICES: [&str; 5] = [
 /// A parameter list, as far as it is read.
 #[derive(Default)]
 pub(super) struct Signature<'a> {
+    /// The numbers of buffers that are written down. A buffer without one takes the first that is free.
+    numbers: Vec<u32>,
     /// What is bound.
     pub(super) parameters: Vec<Parameter>,
     /// Statements that answer a query for the sizes of referenced types.
@@ -58,7 +60,10 @@ struct Declaration<'a> {
 impl<'a> Rewriter<'a> {
     /// Reads the parameter list between two tokens.
     pub(super) fn parameters(&self, kernel: &str, from: usize, to: usize) -> Result<Signature<'a>, Complaint> {
-        let mut signature = Signature::default();
+        let list = self.tokens.get(from..to).unwrap_or_default();
+        let numbers = list.windows(3).filter(|w| w[0].text == "buffer" && w[1].text == "(");
+        let numbers = numbers.filter_map(|w| w[2].text.parse().ok()).collect();
+        let mut signature = Signature { numbers, ..Signature::default() };
         let mut at = from;
         while at < to {
             let start = at;
@@ -93,17 +98,29 @@ impl<'a> Rewriter<'a> {
             return Err("a parameter has no plain name and type".into());
         }
         let name = self.tokens[type_end].text;
-        let attributes =
-            attributes.ok_or_else(|| format!("parameter `{name}` has no attribute such as [[buffer(0)]]"))?;
-        let (attributes, _) = self.tokens.attributes(attributes).map_err(|(_, message)| message)?;
-        Ok(Declaration { name, ty: self.tokens.spell(start, type_end), words: start..type_end, attributes })
+        let words = start..type_end;
+        let attributes = match attributes {
+            Some(at) => self.tokens.attributes(at).map_err(|(_, message)| message)?.0,
+            None if self.kind("buffer", words.clone()).is_some() => Vec::new(),
+            None => return Err(format!("parameter `{name}` has no attribute such as [[buffer(0)]]")),
+        };
+        Ok(Declaration { name, ty: self.tokens.spell(start, type_end), words, attributes })
     }
 
     fn parameter(&self, declaration: &Declaration<'a>, signature: &mut Signature<'a>) -> Result<(), String> {
         let Declaration { name, ty, words, attributes } = declaration;
         let find = |names: &[&str]| attributes.iter().find(|a| names.contains(&a.name));
+        if attributes.is_empty() {
+            let free = (0..).find(|n| !signature.numbers.contains(n)).unwrap_or(u32::MAX);
+            signature.numbers.push(free);
+            return self.bound(declaration, "buffer", free, signature);
+        }
         if let Some(attribute) = find(&["buffer", "threadgroup"]) {
-            return self.bound(declaration, attribute, signature);
+            let index = self
+                .tokens
+                .number(attribute)
+                .ok_or_else(|| format!("parameter `{name}` needs a plain number in [[{}(n)]]", attribute.name))?;
+            return self.bound(declaration, attribute.name, index, signature);
         }
         if let Some(Attribute { name: position, .. }) = find(&POSITIONS) {
             let last = self.tokens[words.end - 1].text.chars().last().unwrap_or('1');
@@ -129,21 +146,17 @@ impl<'a> Rewriter<'a> {
     fn bound(
         &self,
         Declaration { name, ty, words, attributes }: &Declaration<'a>,
-        attribute: &Attribute<'a>,
+        attribute: &str,
+        index: u32,
         signature: &mut Signature<'a>,
     ) -> Result<(), String> {
-        let index = self
-            .tokens
-            .number(attribute)
-            .ok_or_else(|| format!("parameter `{name}` needs a plain number in [[{}(n)]]", attribute.name))?;
         if index > 30 {
-            return Err(format!("[[{}({index})]]: indices are 0 to 30", attribute.name));
+            return Err(format!("[[{attribute}({index})]]: indices are 0 to 30"));
         }
-        let kind = self.kind(attribute.name, words.clone()).ok_or_else(|| {
+        let kind = self.kind(attribute, words.clone()).ok_or_else(|| {
             format!(
-                "parameter `{name}` of type `{ty}` cannot be [[{}({index})]]: \
-                 buffers are device or constant, the others threadgroup",
-                attribute.name
+                "parameter `{name}` of type `{ty}` cannot be [[{attribute}({index})]]: \
+                 buffers are device or constant, the others threadgroup"
             )
         })?;
         if let Some(condition) = attributes.iter().find(|a| a.name == "function_constant") {

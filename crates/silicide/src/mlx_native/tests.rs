@@ -137,7 +137,7 @@ fn refuses_what_does_not_fit() {
     let input = call.buffer(DType::F32, &[1.0f32; 48]);
     let output = call.buffer(DType::F32, &[0.0f32; 48]);
     let positions = call.buffer(DType::I32, &[0i32; 8]);
-    let wrong: [(RopeMultiParams, &str); 13] = [
+    let wrong: [(RopeMultiParams, &str); 15] = [
         (RopeMultiParams { head_dim: 0, ..PARAMS }, "head_dim: got 0"),
         (RopeMultiParams { rope_dim: 0, ..PARAMS }, "rope_dim: got 0"),
         (RopeMultiParams { n_heads: 0, ..PARAMS }, "n_heads: got 0"),
@@ -147,7 +147,9 @@ fn refuses_what_does_not_fit() {
         (RopeMultiParams { rope_dim: 10, ..PARAMS }, "rope_dim: got 10, wanted at most head_dim, which is 8"),
         (RopeMultiParams { freq_base: f32::INFINITY, ..PARAMS }, "freq_base: got inf"),
         (RopeMultiParams { freq_base: f32::NAN, ..PARAMS }, "freq_base: got NaN"),
-        (RopeMultiParams { freq_base: -1.0, ..PARAMS }, "freq_base: got -1"),
+        (RopeMultiParams { freq_base: -1.0, ..PARAMS }, "freq_base: got -1, wanted a finite positive number"),
+        (RopeMultiParams { freq_base: 0.0, ..PARAMS }, "freq_base: got 0, wanted a finite positive number"),
+        (RopeMultiParams { freq_base: f32::NEG_INFINITY, ..PARAMS }, "freq_base: got -inf"),
         (
             RopeMultiParams { n_heads: 4, ..PARAMS },
             "input: got 48 elements, wanted seq_len 2 * n_heads 4 * head_dim 8 = 64",

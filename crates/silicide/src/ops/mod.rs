@@ -9,8 +9,6 @@ mod check;
 mod copy;
 mod embedding;
 mod glu;
-#[cfg(test)]
-mod in_place;
 mod kv_write;
 mod layer_norm;
 pub mod matmul;
@@ -19,6 +17,8 @@ mod rope;
 mod rope_multi;
 mod sample;
 mod softmax;
+#[cfg(test)]
+mod tests;
 mod top_k;
 mod unary;
 mod walk;

@@ -37,7 +37,7 @@ pub fn argmax(stream: &mut Stream, x: &Tensor) -> Result<Tensor> {
     Ok(out)
 }
 
-/// [`argmax`] into `out`, which is contiguous.
+/// [`argmax`] into `out`, which is contiguous and shares no memory with `x`.
 pub fn argmax_into(stream: &mut Stream, x: &Tensor, out: &Tensor) -> Result<()> {
     let dtype = x.dtype();
     check(OP, dtype.is_float() && x.rank() > 0, || format!("x: got {x:?}, wanted rows of f32, f16 or bf16"))?;

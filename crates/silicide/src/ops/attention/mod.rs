@@ -72,7 +72,7 @@ pub fn attention(stream: &mut Stream, q: &Tensor, k: &Tensor, v: &Tensor, option
     Ok(out)
 }
 
-/// [`attention`] into `out`.
+/// [`attention`] into `out`, which shares no memory with the others.
 pub fn attention_into(
     stream: &mut Stream,
     q: &Tensor,

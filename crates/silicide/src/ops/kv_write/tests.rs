@@ -1,13 +1,20 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::Device;
 use crate::testing::{Random, on_every_device, rounded, tensor_of, values_of};
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(16))]
 
     #[test]
-    fn rows_land_in_their_slots(tokens in 1usize..5, heads in 1usize..4, dim in 1usize..70, seed: u64, types in 0usize..9) {
+    fn rows_land_in_their_slots(
+        tokens in 0usize..5,
+        heads in 1usize..4,
+        dim in prop_oneof![Just(1usize), Just(31), Just(33), Just(65), Just(257), 1usize..70],
+        seed: u64,
+        types in 0usize..9,
+    ) {
         let (dtype, cache_dtype) = (DType::FLOATS[types % 3], DType::FLOATS[types / 3]);
         on_every_device(|stream| {
             let device = &stream.device().clone();
@@ -16,7 +23,9 @@ proptest! {
             let k = rounded(dtype, &random.values(tokens * heads * dim));
             let v = rounded(dtype, &random.values(tokens * heads * dim));
             let kt = random.tensor(device, dtype, &k, [tokens, heads, dim]);
-            let vt = tensor_of(device, dtype, &v, shape);
+            // Values with heads before tokens.
+            let vt = tensor_of(device, dtype, &vec![0.0; v.len()], [heads, tokens, dim]).permute(&[1, 0, 2]).unwrap();
+            crate::ops::copy_into(stream, &tensor_of(device, dtype, &v, shape), &vt).unwrap();
             let slots: Vec<u32> = (0..tokens as u32).map(|t| 6 - t).collect();
             // Head-major caches, as one would lay them out for a GPU.
             let caches = [0, 1].map(|_| tensor_of(device, cache_dtype, &vec![9.0; heads * 7 * dim], [heads, 7, dim]).permute(&[1, 0, 2]).unwrap());
@@ -48,4 +57,50 @@ fn a_slot_outside_the_cache_writes_nothing() {
         kv_write(stream, &k, &k, &slots, &caches[0], &caches[1]).unwrap();
         assert_eq!(caches[1].to_vec::<f32>(stream).unwrap(), [2.0, 2.0]);
     });
+}
+
+#[test]
+fn keeps_nan_and_rounds_what_is_too_large() {
+    on_every_device(|stream| {
+        let device = &stream.device().clone();
+        let (inf, nan) = (f32::INFINITY, f32::NAN);
+        let k = device.tensor(&[nan, inf, -inf, 1e6, -0.0, 1.0 + 0.5 / 1024.0, 1.0 + 1.5 / 1024.0], [1, 1, 7]).unwrap();
+        let caches = [0, 1].map(|_| device.zeros(DType::F16, [1, 1, 7]).unwrap());
+        let slots = device.tensor(&[0u32], [1]).unwrap();
+        kv_write(stream, &k, &k, &slots, &caches[0], &caches[1]).unwrap();
+        for cache in &caches {
+            let got = values_of(stream, cache);
+            assert!(got[0].is_nan());
+            // Halfway between two numbers, the even one.
+            assert_eq!(got[1..], [inf, -inf, inf, 0.0, 1.0, 1.0 + 2.0 / 1024.0]);
+            assert!(got[4].is_sign_negative());
+        }
+    });
+}
+
+#[test]
+fn says_what_does_not_fit() {
+    let device = Device::cpu();
+    let stream = &mut device.stream();
+    let zeros = |dtype, shape: [usize; 3]| device.zeros(dtype, shape).unwrap();
+    let (k, cache) = (zeros(DType::F32, [2, 3, 8]), [zeros(DType::F16, [4, 3, 8]), zeros(DType::F16, [4, 3, 8])]);
+    let slots = device.zeros(DType::U32, [2]).unwrap();
+    let mut error = |k: &Tensor, v: &Tensor, slots: &Tensor, kc: &Tensor, vc: &Tensor| {
+        kv_write(stream, k, v, slots, kc, vc).unwrap_err().to_string()
+    };
+    let short = zeros(DType::F32, [1, 3, 8]);
+    assert_eq!(
+        error(&k, &short, &slots, &cache[0], &cache[1]),
+        "kv_write: got keys f32[2, 3, 8] and values f32[1, 3, 8], wanted one shape and type"
+    );
+    let other = zeros(DType::F32, [4, 3, 8]);
+    assert!(error(&k, &k, &slots, &cache[0], &other).contains("got caches f16[4, 3, 8] and f32[4, 3, 8]"));
+    let narrow = [zeros(DType::F16, [4, 3, 7]), zeros(DType::F16, [4, 3, 7])];
+    assert!(error(&k, &k, &slots, &narrow[0], &narrow[1]).contains("wanted the same heads and head_dim"));
+    let floats = device.zeros(DType::F32, [2]).unwrap();
+    assert!(error(&k, &k, &floats, &cache[0], &cache[1]).contains("slots: got f32[2], wanted i32 or u32 [2]"));
+    let turned = zeros(DType::F32, [8, 3, 2]).permute(&[2, 1, 0]).unwrap();
+    assert!(error(&turned, &turned, &slots, &cache[0], &cache[1]).contains("contiguous last axis"));
+    let ids = zeros(DType::U32, [2, 3, 8]);
+    assert!(error(&ids, &ids, &slots, &cache[0], &cache[1]).contains("of floats"));
 }

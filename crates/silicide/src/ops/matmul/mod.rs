@@ -157,7 +157,7 @@ pub fn matmul(stream: &mut Stream, x: &Tensor, weight: &Weight, precision: Preci
     Ok(out)
 }
 
-/// [`matmul`] into `out`.
+/// [`matmul`] into `out`, which shares no memory with `x`.
 pub fn matmul_into(stream: &mut Stream, x: &Tensor, weight: &Weight, precision: Precision, out: &Tensor) -> Result<()> {
     let (x_rows, out_rows) = (Rows::of(OP, "x", x)?, Rows::of(OP, "out", out)?);
     check(OP, x.dtype().is_float() && x_rows.len as usize == weight.columns, || {

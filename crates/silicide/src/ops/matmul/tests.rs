@@ -1,5 +1,7 @@
 //! Products on every device against sums in f64 over the elements as the plain reader gives them.
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::quant::GgmlFormat;
 use crate::testing::{
@@ -78,6 +80,36 @@ fn every_format_of_odd_shapes() {
             check_products(stream, &matrix, DType::F32, [&[1, 8, 33], &[1, 2, 17], &[1, 5, 31]][i % 3], random);
         }
     });
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn any_shape(
+        m in prop_oneof![Just(0usize), Just(1), Just(31), Just(33), Just(65), 1usize..40],
+        n in prop_oneof![Just(1usize), Just(31), Just(33), Just(65), 1usize..80],
+        k in prop_oneof![Just(1usize), Just(31), Just(33), Just(65), 1usize..300],
+        kind in 0usize..6,
+        dtype in 0usize..3,
+        seed: u64,
+    ) {
+        let affine = |bits, group_size| QuantFormat::Affine { bits, group_size };
+        let format = match kind {
+            0..3 => MatrixFormat::Dense(DType::FLOATS[kind]),
+            3 => MatrixFormat::Quantized(affine(4, 64), DType::BF16),
+            4 => MatrixFormat::Quantized(affine(6, 32), DType::F16),
+            _ => MatrixFormat::Quantized(QuantFormat::Ggml(GgmlFormat::Q8_0), DType::F32),
+        };
+        let k = if let MatrixFormat::Quantized(format, _) = format { k.next_multiple_of(format.group_size()) } else { k };
+        // One type of activations a format: each pair is a kernel that is compiled.
+        let dtype = if kind == 2 { DType::FLOATS[dtype] } else { DType::FLOATS[kind % 3] };
+        on_every_device(|stream| {
+            let random = &mut Random::new(seed);
+            let matrix = StoredMatrix::random(format, n, k, random);
+            check_products(stream, &matrix, dtype, &[m], random);
+        });
+    }
 }
 
 #[test]

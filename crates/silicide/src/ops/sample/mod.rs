@@ -71,7 +71,7 @@ pub fn sample_state(device: &Device, seeds: &[u64]) -> Result<Tensor> {
     device.tensor(&words, [seeds.len(), 4])
 }
 
-/// [`sample`] into `out`, which is contiguous.
+/// [`sample`] into `out`, which is contiguous and shares no memory with the others.
 pub fn sample_into(
     stream: &mut Stream,
     logits: &Tensor,

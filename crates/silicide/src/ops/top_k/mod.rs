@@ -44,7 +44,7 @@ pub fn top_k(stream: &mut Stream, x: &Tensor, k: usize) -> Result<(Tensor, Tenso
     Ok((values, indices))
 }
 
-/// [`top_k`] into `values` and `indices`, both contiguous, with `k` from their last axis.
+/// [`top_k`] into `values` and `indices`, both contiguous, with `k` from their last axis; neither shares memory with `x`.
 pub fn top_k_into(stream: &mut Stream, x: &Tensor, values: &Tensor, indices: &Tensor) -> Result<()> {
     let dtype = x.dtype();
     check(OP, dtype.is_float() && x.rank() > 0, || format!("x: got {x:?}, wanted rows of f32, f16 or bf16"))?;

@@ -1,11 +1,16 @@
-//! Outputs that lie over inputs, for every op: right where that is allowed, refused everywhere else.
+//! What holds for every op: an output may lie over an input where the op says so, and is refused everywhere else; many
+//! threads give what one gives.
 
 use super::*;
-use crate::device::Stream;
+use crate::device::{CpuOptions, Stream};
 use crate::testing::{Random, StoredMatrix, on_every_device, tensor_of, values_of};
 use crate::{DType, Device, MatrixFormat, Result, Tensor};
 
+/// Writes to its last argument.
 type Op = fn(&mut Stream, &Tensor, &Tensor) -> Result<()>;
+
+/// Gives a tensor of its own.
+type Function = fn(&mut Stream, &Tensor) -> Result<Tensor>;
 
 /// Every way in which `out` may be `x` itself, `[tokens, heads, 4]`.
 const ALLOWED: [(&str, Op); 14] = [
@@ -70,6 +75,46 @@ fn in_place_gives_what_apart_gives() {
             }
         }
     });
+}
+
+/// The CPU shares out only what is worth waking a thread for, more than the ops' own tests have.
+#[test]
+fn many_threads_give_what_one_gives() {
+    let values = Random::new(6).values(400 * 65 * 4);
+    let run = |threads: usize, op: &dyn Fn(&mut Stream, &Tensor) -> Result<Tensor>| {
+        let device = Device::cpu_with(CpuOptions { threads, ..CpuOptions::default() });
+        let stream = &mut device.stream();
+        let x = Random::new(7).tensor(&device, DType::F32, &values, [400, 65, 4]);
+        let result = op(stream, &x).unwrap();
+        // Bits, as any type has them.
+        let dense = copy(stream, &result).unwrap();
+        let bytes = Tensor::new(dense.buffer().clone(), 0, DType::U8, [dense.byte_range().len()]).unwrap();
+        bytes.to_vec::<u8>(stream).unwrap()
+    };
+    for (name, op) in ALLOWED {
+        let apart = |s: &mut Stream, x: &Tensor| {
+            let out = s.empty(x.dtype(), *x.shape())?;
+            op(s, x, &out).map(|()| out)
+        };
+        let in_place = |s: &mut Stream, x: &Tensor| op(s, x, x).map(|()| x.clone());
+        let one = run(1, &apart);
+        assert!(one == run(3, &apart), "{name}");
+        assert!(one == run(3, &in_place), "{name}, in place");
+    }
+    let others: [(&str, Function); 6] = [
+        ("argmax", |s, x| argmax(s, x)),
+        ("cast", |s, x| cast(s, x, DType::I8)),
+        ("cast of integers", |s, x| {
+            let whole = cast(s, x, DType::I32)?;
+            cast(s, &whole, DType::I64)
+        }),
+        ("copy", |s, x| copy(s, &x.permute(&[2, 0, 1])?)),
+        ("top_k, values", |s, x| top_k(s, x, 3).map(|(values, _)| values)),
+        ("top_k, indices", |s, x| top_k(s, x, 3).map(|(_, indices)| indices)),
+    ];
+    for (name, op) in others {
+        assert!(run(1, &op) == run(3, &op), "{name}");
+    }
 }
 
 /// The launch sees the same bytes read and written; only the op can see that the order differs.
