@@ -104,7 +104,7 @@ def save_expected(path, oracle, witness, vocab, tolerance=1e-3, least_margin=0.0
     tensors, notes = {}, {"oracle": oracle.name, "f32_disagreement": 0.0, "least_margin": None, "bf16": {}}
     runs = {}
     for length in (12, 100):
-        for seed in range(200):
+        for seed in range(1000):
             prompt = prompts[length] if prompts else np.random.default_rng(1000 * length + seed).integers(3, vocab, length).tolist()
             logits, rows = oracle.run(prompt)
             best = np.sort(rows, -1)

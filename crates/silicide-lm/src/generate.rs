@@ -164,7 +164,8 @@ impl<'a> Generator<'a> {
             max_tokens,
             prompt,
             reused,
-            tokens: Vec::new(),
+            // No more than the cache has room for.
+            tokens: Vec::with_capacity(max_tokens),
             finish: (max_tokens == 0).then_some(FinishReason::Length),
             logits,
         })

@@ -155,6 +155,7 @@ impl Session {
             self.stream.synchronize()?;
         }
         self.cache = larger;
+        self.tokens.reserve(capacity - used);
         self.decode = None;
         Ok(())
     }

@@ -267,6 +267,7 @@ impl<'a> QuantView<'a> {
     ///
     /// # Panics
     /// Where there is no such group.
+    #[inline(always)]
     pub fn group(&self, row: usize, g: usize) -> Group {
         let index = row * (self.k / self.format.group_size()) + g;
         match self.format {
@@ -367,6 +368,7 @@ fn block_codes(format: GgmlFormat, blocks: &[u8], out: &mut [u8]) {
 }
 
 /// What group `g` of one GGUF block is scaled by.
+#[inline(always)]
 fn block_group(format: GgmlFormat, block: &[u8], g: usize) -> Group {
     use GgmlFormat::*;
     let half = |at: usize| f16::from_le_bytes([block[at], block[at + 1]]).to_f32();

@@ -402,7 +402,7 @@ impl PackLayout {
             }
             Scales::Nibbles => scales[r] = group.scale as u8 | (group.min as u8) << 4,
         }
-        if block_bytes > 0 {
+        if block_bytes > 0 && (g * self.group).is_multiple_of(BLOCK) {
             put_float(block, DType::F16, r, group.d);
             if block_bytes > 2 * LANES {
                 put_float(block, DType::F16, LANES + r, group.dmin);
