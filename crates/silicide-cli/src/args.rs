@@ -190,6 +190,10 @@ pub struct ExplainArgs {
     #[allow(missing_docs)]
     pub hardware: HardwareArgs,
 
+    /// List every launch in order; without it those of one kernel and one cost are a line.
+    #[arg(short, long)]
+    pub all: bool,
+
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,

@@ -71,12 +71,13 @@ pub fn explain(args: &ExplainArgs, library: &Library, out: &mut dyn Write) -> an
         DeviceKind::EmulatedMetal => None,
         DeviceKind::Cpu | DeviceKind::Metal => Some(measure(device)?),
     };
+    let prompt = PROMPT.min(model.max_positions());
     let report = Report {
         device: format!("{}: {}", device.kind().name(), device.description()),
         measured_bytes_per_second: rates.map(|r| r.bytes_per_second),
         measured_flops_per_second: rates.map(|r| r.flops_per_second),
-        decode: plan_report(1, &model.plan(1)?, rates),
-        prefill: plan_report(PROMPT, &model.plan(PROMPT.min(model.max_positions()))?, rates),
+        decode: plan_report(1, &model.plan(1)?, rates, args.all),
+        prefill: plan_report(prompt, &model.plan(prompt)?, rates, args.all),
     };
     if args.json {
         serde_json::to_writer(&mut *out, &report)?;
@@ -125,7 +126,8 @@ pub fn explain(args: &ExplainArgs, library: &Library, out: &mut dyn Write) -> an
     Ok(())
 }
 
-fn plan_report(tokens: usize, plan: &Plan, rates: Option<Rates>) -> PlanReport {
+/// Launches of one cost and kernel as one step, or `all` of them in order.
+fn plan_report(tokens: usize, plan: &Plan, rates: Option<Rates>, all: bool) -> PlanReport {
     let floor = |launch: &Launch| {
         let cost = launch.cost();
         let bytes = (cost.read + cost.written) as f64;
@@ -138,7 +140,7 @@ fn plan_report(tokens: usize, plan: &Plan, rates: Option<Rates>) -> PlanReport {
         let (bytes, share) = (cost.read + cost.written, floor(launch) / total.max(f64::MIN_POSITIVE));
         let same =
             |s: &&mut Step| s.op == launch.op() && s.kernel == chosen.kernel && s.bytes / s.launches as u64 == bytes;
-        match steps.iter_mut().find(same) {
+        match steps.iter_mut().find(|step| !all && same(step)) {
             Some(step) => {
                 step.launches += 1;
                 step.bytes += bytes;
@@ -148,7 +150,7 @@ fn plan_report(tokens: usize, plan: &Plan, rates: Option<Rates>) -> PlanReport {
             None => steps.push(Step {
                 op: launch.op(),
                 kernel: chosen.kernel.to_string(),
-                why: chosen.why.to_string(),
+                why: if chosen.why.is_empty() { "the only one" } else { &chosen.why }.into(),
                 launches: 1,
                 bytes,
                 flops: cost.flops,

@@ -168,8 +168,11 @@ fn inspect_devices_and_explain_tell_scripts_what_they_tell_people() {
         assert_eq!(plan["launches"], launches);
         let share: f64 = steps.iter().map(|s| s["share"].as_f64().unwrap()).sum();
         assert!((share - 1.0).abs() < 1e-6, "shares add up to {share}");
-        assert!(steps.iter().all(|s| !s["kernel"].as_str().unwrap().is_empty()));
+        assert!(steps.iter().all(|s| ["kernel", "why"].iter().all(|key| !s[key].as_str().unwrap().is_empty())));
     }
+    let every = json(&silicide(&["explain", model, "--json", "--all", "--device=cpu"], ""));
+    assert_eq!(every["decode"]["steps"].as_array().unwrap().len() as u64, plans["decode"]["launches"]);
+    assert_eq!(every["decode"]["steps"][0]["op"], "embedding");
 }
 
 #[test]

@@ -91,10 +91,11 @@ impl SamplingOptions {
 pub struct Sampler {
     options: SamplingOptions,
     random: Philox,
-    /// Scratch, kept for its allocation: recent tokens, candidates' logits, and what a cut keeps.
+    /// Scratch, kept for its allocation: recent tokens, candidates' logits, and what a cut keeps, with weights.
     recent: Vec<u32>,
     candidates: Vec<f32>,
-    kept: Vec<(usize, f64)>,
+    kept: Vec<u32>,
+    weights: Vec<f64>,
 }
 
 /// The tokens that stay: those above a logit, and the first `ties` of those at it.
@@ -114,7 +115,8 @@ impl Sampler {
         options.validate()?;
         let fresh = || std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), ());
         let random = Philox { seed: options.seed.unwrap_or_else(fresh), counter: 0 };
-        Ok(Sampler { options, random, recent: Vec::new(), candidates: Vec::new(), kept: Vec::new() })
+        let (recent, candidates, kept, weights) = Default::default();
+        Ok(Sampler { options, random, recent, candidates, kept, weights })
     }
 
     /// The seed in use, given or fresh.
@@ -204,28 +206,35 @@ impl Sampler {
 
     /// Draws a token from what a cut keeps, by one uniform number: the tokens are laid end to end in order of their ids.
     fn draw(&mut self, logits: &[f32], cut: Cut) -> usize {
-        self.kept.clear();
-        self.kept.extend(kept(logits, cut, self.options.temperature));
-        let total: f64 = self.kept.iter().map(|(_, weight)| weight).sum();
-        let mut left = self.random.uniform() * total;
-        let drawn = self.kept.iter().find(|(_, weight)| {
+        self.weigh(logits, cut);
+        let mut left = self.random.uniform() * sum(&self.weights);
+        let drawn = self.weights.iter().position(|weight| {
             left -= weight;
             left < 0.0
         });
         // Rounding may leave a little at the end.
-        drawn.or(self.kept.last()).map_or(0, |&(token, _)| token)
+        let drawn = drawn.unwrap_or(self.kept.len().saturating_sub(1));
+        self.kept.get(drawn).map_or(0, |&token| token as usize)
     }
-}
 
-/// The tokens that a cut keeps, with their weights at a temperature, in order of their ids.
-fn kept(logits: &[f32], cut: Cut, temperature: f32) -> impl Iterator<Item = (usize, f64)> {
-    let scale = 1.0 / f64::from(temperature);
-    let mut ties = cut.ties;
-    logits.iter().enumerate().filter_map(move |(token, &logit)| {
-        let stays = logit > cut.logit || (logit == cut.logit && ties > 0);
-        ties -= usize::from(stays && logit == cut.logit);
-        stays.then(|| (token, exp((f64::from(logit) - f64::from(cut.max)) * scale)))
-    })
+    /// Collects the tokens that a cut keeps, in order of their ids, with their weights at the temperature.
+    fn weigh(&mut self, logits: &[f32], cut: Cut) {
+        let (mut ties, max, scale) = (cut.ties, f64::from(cut.max), 1.0 / f64::from(self.options.temperature));
+        self.kept.clear();
+        self.weights.clear();
+        for (&logit, token) in logits.iter().zip(0..) {
+            let stays = logit > cut.logit || (logit == cut.logit && ties > 0);
+            ties -= usize::from(stays && logit == cut.logit);
+            if stays {
+                self.kept.push(token);
+                self.weights.push(f64::from(logit));
+            }
+        }
+        // Apart from the choice, so that a vector of them is computed at once.
+        for weight in &mut self.weights {
+            *weight = exp((*weight - max) * scale);
+        }
+    }
 }
 
 /// The first of the largest logits.
@@ -248,11 +257,23 @@ fn best(logits: &[f32]) -> Result<(usize, f32)> {
 
 /// The sum of `exp(logit - max)`.
 fn mass(logits: &[f32], max: f32) -> f64 {
-    // Eight sums, so that additions need not wait for each other.
+    let mut powers = [0.0; 256];
+    let blocks = logits.chunks(powers.len()).map(|block| {
+        for (power, &logit) in powers.iter_mut().zip(block) {
+            *power = exp(f64::from(logit) - f64::from(max));
+        }
+        sum(&powers[..block.len()])
+    });
+    blocks.sum()
+}
+
+/// In eight sums, so that additions need not wait for each other.
+fn sum(numbers: &[f64]) -> f64 {
     let mut sums = [0.0f64; 8];
-    for chunk in logits.chunks(8) {
-        for (sum, &logit) in sums.iter_mut().zip(chunk) {
-            *sum += exp(f64::from(logit) - f64::from(max));
+    let (eights, rest) = numbers.as_chunks::<8>();
+    for eight in eights.iter().map(<[f64; 8]>::as_slice).chain([rest]) {
+        for (sum, number) in sums.iter_mut().zip(eight) {
+            *sum += number;
         }
     }
     sums.iter().sum()
@@ -278,10 +299,6 @@ fn nucleus(candidates: &mut [f32], max: f32, target: f64) -> f32 {
 /// e^x for x at most 0, from basic operations alone: the libraries' `exp` differ in the last bit between platforms, which
 /// would be enough to draw another token.
 fn exp(x: f64) -> f64 {
-    // Beyond this the result is no longer a normal number, and is nothing beside the maximum's 1.
-    if x < -700.0 {
-        return 0.0;
-    }
     const LN2_HIGH: f64 = 0.693_147_180_369_123_8;
     const LN2_LOW: f64 = 1.908_214_929_270_587_7e-10;
     // Adding 1.5 * 2^52 rounds to an integer, which then stands in the low bits.
@@ -290,21 +307,21 @@ fn exp(x: f64) -> f64 {
     let n = shifted - SHIFT;
     let r = (x - n * LN2_HIGH) - n * LN2_LOW;
     // Taylor to r^13 / 13!, below 1e-17 for |r| <= ln(2) / 2.
-    let mut series = 1.0;
-    for inverse in INVERSES {
-        series = 1.0 + r * series * inverse;
-    }
-    series * f64::from_bits(shifted.to_bits().wrapping_add(1023) << 52)
+    let series = COEFFICIENTS.iter().fold(0.0, |series, coefficient| series * r + coefficient);
+    let power = f64::from_bits(shifted.to_bits().wrapping_add(1023) << 52);
+    // Beyond this the result is no longer a normal number, and is nothing beside the maximum's 1.
+    if x < -700.0 { 0.0 } else { series * power }
 }
 
-/// 1/13 to 1/1.
-const INVERSES: [f64; 13] = {
-    let (mut inverses, mut i) = ([1.0; 13], 0);
-    while i < 13 {
-        inverses[i] = 1.0 / (13 - i) as f64;
+/// 1/13! to 1/0!.
+const COEFFICIENTS: [f64; 14] = {
+    let (mut coefficients, mut factorial, mut i) = ([1.0; 14], 1.0, 1);
+    while i <= 13 {
+        factorial *= i as f64;
+        coefficients[13 - i] = 1.0 / factorial;
         i += 1;
     }
-    inverses
+    coefficients
 };
 
 /// Philox4x32-10 (Salmon et al., 2011): the numbers are a function of seed and counter, so a device can make the same ones.

@@ -150,8 +150,18 @@ fn the_emulated_metal_device_gives_the_same() {
         Err(e) if std::env::var_os("SILICIDE_REQUIRE_EMULATED").is_some() => panic!("{e}"),
         Err(e) => return eprintln!("left out: {e}"),
     };
+    gives_the_same(&device);
+}
+
+#[cfg(target_os = "macos")]
+#[test]
+fn the_metal_device_gives_the_same() {
+    gives_the_same(&Device::metal().expect("a Mac has a Metal device"));
+}
+
+fn gives_the_same(device: &Device) {
     for folder in checkpoints().iter().filter(|folder| folder.parent().unwrap().ends_with("tiny")) {
-        let model = load(folder, &device, Some(DType::F32));
+        let model = load(folder, device, Some(DType::F32));
         let case = &cases(folder)[0];
         let rows = case.logits.len() / model.vocabulary();
         let (logits, tokens) = run(&model, &case.prompt, rows, case.greedy.len(), 512);

@@ -9,8 +9,9 @@ fn distribution(options: SamplingOptions, logits: &mut [f32], history: &[u32]) -
     let (_, max) = best(logits).expect("logits");
     let cut = sampler.cut(logits, max);
     let mut weights = vec![0.0; logits.len()];
-    for (token, weight) in kept(logits, cut, sampler.options.temperature) {
-        weights[token] = weight;
+    sampler.weigh(logits, cut);
+    for (&token, &weight) in sampler.kept.iter().zip(&sampler.weights) {
+        weights[token as usize] = weight;
     }
     let total: f64 = weights.iter().sum();
     weights.iter().map(|weight| weight / total).collect()
