@@ -66,7 +66,9 @@ pub(super) fn run<T: Float>(call: &Call) {
         let Tile { rows, .. } = heads(0);
         let parts = heads(0).parts();
         let (queries, states) = (rows * work.padded, rows * work.state());
-        with_scratch(kv_heads * (parts.len() + 1) * states, |scratch: &mut [f32]| {
+        // Room for all keys, though few may be seen yet: a cache that fills allocates nothing.
+        let most = (p.keys as usize).div_ceil(PART);
+        with_scratch(kv_heads * (most + 1) * states, |scratch: &mut [f32]| {
             let (joined, parts_of) = scratch.split_at_mut(kv_heads * states);
             let to = View::over(&mut *parts_of);
             call.pool.parallel(kv_heads * parts.len(), &|task| {

@@ -115,8 +115,8 @@ impl Simd for Avx2 {
             .to_le_bytes()
     }
     #[inline(always)]
-    unsafe fn sum_from(x: i32) -> Self::Sum {
-        [_mm256_set1_epi32(x); 2]
+    unsafe fn sum_zero() -> Self::Sum {
+        [_mm256_setzero_si256(); 2]
     }
     #[inline(always)]
     unsafe fn sum_add(sum: Self::Sum, x: i32) -> Self::Sum {

@@ -138,8 +138,8 @@ impl Simd for Avx512 {
         [high[0], high[1], high[2], high[3], low[0], low[1], low[2], low[3]]
     }
     #[inline(always)]
-    unsafe fn sum_from(x: i32) -> Self::Sum {
-        [_mm512_setzero_si512(), _mm512_set1_epi32(x)]
+    unsafe fn sum_zero() -> Self::Sum {
+        [_mm512_setzero_si512(); 2]
     }
     #[inline(always)]
     unsafe fn sum_add(sum: Self::Sum, x: i32) -> Self::Sum {

@@ -95,8 +95,7 @@ pub(crate) trait Simd: Copy {
 
     /// Encodes four activations in -32639..=32639 for [`dot`](Simd::dot).
     unsafe fn encode(x: [i32; 4]) -> [u8; QUAD];
-    /// Sums that begin with `x`.
-    unsafe fn sum_from(x: i32) -> Self::Sum;
+    unsafe fn sum_zero() -> Self::Sum;
     /// Adds `x` to each sum.
     unsafe fn sum_add(sum: Self::Sum, x: i32) -> Self::Sum;
     /// Adds to each lane's sum the products of its four bytes with the four activations at `quad`.

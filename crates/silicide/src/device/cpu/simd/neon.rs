@@ -146,8 +146,8 @@ impl<const I8MM: bool> Simd for Neon<I8MM> {
             .to_le_bytes()
     }
     #[inline(always)]
-    unsafe fn sum_from(x: i32) -> Self::Sum {
-        [[vdupq_n_s32(0); 4], [vdupq_n_s32(x); 4]]
+    unsafe fn sum_zero() -> Self::Sum {
+        [[vdupq_n_s32(0); 4]; 2]
     }
     #[inline(always)]
     unsafe fn sum_add(sum: Self::Sum, x: i32) -> Self::Sum {

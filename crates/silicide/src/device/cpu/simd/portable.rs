@@ -109,8 +109,8 @@ impl Simd for Portable {
             .to_le_bytes()
     }
     #[inline(always)]
-    unsafe fn sum_from(x: i32) -> Self::Sum {
-        [x; LANES]
+    unsafe fn sum_zero() -> Self::Sum {
+        [0; LANES]
     }
     #[inline(always)]
     unsafe fn sum_add(sum: Self::Sum, x: i32) -> Self::Sum {

@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use super::pack::{Codes, PackLayout, UNIT};
 use super::{Out, Rows, unpack};
+use crate::device::cpu::Level;
 use crate::device::cpu::simd::avx512::Avx512;
 use crate::device::cpu::simd::{LANES, Simd};
 
@@ -57,7 +58,7 @@ pub(super) struct Product<'a> {
     /// Room for [`PANELS`] panels of `step` units in bf16.
     pub(super) scratch: *mut u16,
     pub(super) step: usize,
-    pub(super) amx: bool,
+    pub(super) level: Level,
 }
 
 impl Product<'_> {
@@ -75,13 +76,15 @@ impl Product<'_> {
                 } else {
                     let to = self.scratch.add(i * size);
                     for unit in 0..count {
+                        let codes = from.add(self.layout.codes_at(first + unit));
+                        unpack::ask_ahead::<Avx512>(self.layout, self.level, codes);
                         dequantize_unit(self.layout, from, first + unit, to.add(unit * UNIT * LANES));
                     }
                     weight[i] = to;
                 }
             }
             let units = first..first + count;
-            match (self.amx, self.panels.len()) {
+            match (self.level == Level::Amx, self.panels.len()) {
                 (true, PANELS) => self.amx_rows::<PANELS>(units, weight),
                 (true, _) => self.amx_rows::<1>(units, [weight[0]]),
                 (false, PANELS) => self.rows::<PANELS>(units, weight),

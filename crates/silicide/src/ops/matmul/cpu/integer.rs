@@ -7,6 +7,7 @@ use std::ops::Range;
 use super::pack::{BLOCK, Codes, PackLayout, RECORD, UNIT};
 use super::unpack::{self, TABLE};
 use super::{Out, Rows};
+use crate::device::cpu::Level;
 use crate::device::cpu::simd::{Kernel, QUAD, Simd};
 
 /// Bytes of a unit's activations: eight quads.
@@ -109,8 +110,7 @@ pub(super) struct Product<'a> {
     pub(super) x: Activations,
     pub(super) rows: Range<usize>,
     pub(super) out: Out,
-    /// How far ahead codes are asked for; 0 for not at all.
-    pub(super) ahead: usize,
+    pub(super) level: Level,
 }
 
 impl Kernel for Product<'_> {
@@ -162,56 +162,43 @@ impl Product<'_> {
         let panel_at = self.weight.add(panel * self.layout.panel_bytes);
         let x = self.x;
         let records = x.units.div_ceil(RECORD);
+        // A group is some units, or half of one.
         let per_group = (self.layout.group / UNIT).max(1);
+        let halves = if SMALL { 2 } else { 1 };
+        let width = UNIT / 4 / halves;
         let mut out = [S::splat(0.0); M];
         for record in 0..records {
             let (units, at) = self.layout.record(record);
             let scales = panel_at.add(at);
-            let mut codes = panel_at.add(self.layout.codes_at(units.start));
+            let codes = panel_at.add(self.layout.codes_at(units.start));
             let mut products = [S::splat(0.0); M];
             for (group, first) in units.clone().step_by(per_group).enumerate() {
-                let scale = unpack::scale::<S>(self.layout, scales, group << SMALL as usize);
-                let mut sums = [S::sum_from(0); M];
-                for unit in first..units.end.min(first + per_group) {
-                    if self.ahead > 0 {
-                        for line in (0..self.layout.unit_bytes).step_by(64) {
-                            S::prefetch(codes.wrapping_add(self.ahead + line));
+                for half in 0..halves {
+                    let (scale, bias) = unpack::scale::<S>(self.layout, scales, group * halves + half);
+                    let mut sums = [S::sum_zero(); M];
+                    for unit in first..units.end.min(first + per_group) {
+                        let codes = codes.add((unit - units.start) * self.layout.unit_bytes);
+                        if half == 0 {
+                            unpack::ask_ahead::<S>(self.layout, self.level, codes);
                         }
-                    }
-                    let w = unpack::quads::<S, KIND>(codes, table);
-                    codes = codes.add(self.layout.unit_bytes);
-                    for m in 0..M {
-                        let at = (row + m) * x.units + unit;
-                        let Sums { zeros, totals } = &*x.sums.add(at);
-                        let quads = x.quads.add(at * UNIT_BYTES);
-                        let mut sum = if SMALL { S::sum_from(zeros[0]) } else { S::sum_add(sums[m], zeros[0]) };
-                        for (i, &w) in w[..if SMALL { 4 } else { 8 }].iter().enumerate() {
-                            sum = S::dot(sum, w, quads.add(i * QUAD));
-                        }
-                        sums[m] = sum;
-                        if let Some(bias) = scale.1 {
-                            products[m] = S::fma(bias, S::splat(totals[0]), products[m]);
-                        }
-                    }
-                    if SMALL {
-                        let second = unpack::scale::<S>(self.layout, scales, group * 2 + 1);
+                        let w = unpack::quads::<S, KIND>(codes, table);
                         for m in 0..M {
                             let at = (row + m) * x.units + unit;
                             let Sums { zeros, totals } = &*x.sums.add(at);
                             let quads = x.quads.add(at * UNIT_BYTES);
-                            let mut sum = S::sum_from(zeros[1]);
-                            for (i, &w) in w.iter().enumerate().skip(4) {
-                                sum = S::dot(sum, w, quads.add(i * QUAD));
+                            let mut sum = S::sum_add(sums[m], zeros[half]);
+                            for i in half * width..(half + 1) * width {
+                                sum = S::dot(sum, w[i], quads.add(i * QUAD));
                             }
-                            products[m] = S::fma(S::sum_to_f32(sum), second.0, products[m]);
-                            if let Some(bias) = second.1 {
-                                products[m] = S::fma(bias, S::splat(totals[1]), products[m]);
+                            sums[m] = sum;
+                            if let Some(bias) = bias {
+                                products[m] = S::fma(bias, S::splat(totals[half]), products[m]);
                             }
                         }
                     }
-                }
-                for m in 0..M {
-                    products[m] = S::fma(S::sum_to_f32(sums[m]), scale.0, products[m]);
+                    for m in 0..M {
+                        products[m] = S::fma(S::sum_to_f32(sums[m]), scale, products[m]);
+                    }
                 }
             }
             for m in 0..M {

@@ -287,8 +287,6 @@ impl Call<'_> {
                 simd::run(self.features, integer::Encode { layout: self.layout, x: self.x, rows: 0..self.x.rows, to })
             };
             let to = Shared(to);
-            // Intel's processors fetch ahead only as far as a page's end, AMD's are slowed by more; AMX tells them apart.
-            let ahead = if self.features.level() == Level::Amx { 4096 } else { 0 };
             self.each_panels(&|panels| {
                 let product = integer::Product {
                     layout: self.layout,
@@ -298,7 +296,7 @@ impl Call<'_> {
                     x: to.get(),
                     rows: 0..self.x.rows,
                     out: self.out,
-                    ahead,
+                    level: self.features.level(),
                 };
                 // SAFETY: lengths were checked against the layout, and no other task has these panels.
                 unsafe { simd::run(self.features, product) };
@@ -334,7 +332,6 @@ impl Call<'_> {
     fn bf16(&self) {
         let units = self.layout.units;
         let padded = self.x.rows.next_multiple_of(bf16::ROWS);
-        let amx = self.features.level() == Level::Amx;
         with_scratch(padded * units * UNIT, |x: &mut [u16]| {
             let x = Shared(x.as_mut_ptr());
             self.pool.parallel_ranges(padded, 8, &|rows| {
@@ -355,7 +352,7 @@ impl Call<'_> {
                             out: self.out,
                             scratch: scratch.as_mut_ptr(),
                             step,
-                            amx,
+                            level: self.features.level(),
                         };
                         // SAFETY: as above, and lengths were checked against the layout.
                         unsafe { product.run() };
