@@ -167,14 +167,20 @@ impl Product<'_> {
         let halves = if SMALL { 2 } else { 1 };
         let width = UNIT / 4 / halves;
         let mut out = [S::splat(0.0); M];
+        // As many groups of 16 as a record has.
+        let mut scales = [(S::splat(0.0), S::splat(0.0)); 2 * RECORD];
         for record in 0..records {
             let (units, at) = self.layout.record(record);
-            let scales = panel_at.add(at);
             let codes = panel_at.add(self.layout.codes_at(units.start));
+            // All of a record's scales come first, so that memory is read from front to back.
+            for group in 0..(units.len() * UNIT).div_ceil(self.layout.group) {
+                let (scale, bias) = unpack::scale::<S>(self.layout, panel_at.add(at), group);
+                scales[group] = (scale, bias.unwrap_or(S::splat(0.0)));
+            }
             let mut products = [S::splat(0.0); M];
             for (group, first) in units.clone().step_by(per_group).enumerate() {
                 for half in 0..halves {
-                    let (scale, bias) = unpack::scale::<S>(self.layout, scales, group * halves + half);
+                    let (scale, bias) = scales[group * halves + half];
                     let mut sums = [S::sum_zero(); M];
                     for unit in first..units.end.min(first + per_group) {
                         let codes = codes.add((unit - units.start) * self.layout.unit_bytes);
@@ -191,9 +197,7 @@ impl Product<'_> {
                                 sum = S::dot(sum, w[i], quads.add(i * QUAD));
                             }
                             sums[m] = sum;
-                            if let Some(bias) = bias {
-                                products[m] = S::fma(bias, S::splat(totals[half]), products[m]);
-                            }
+                            products[m] = S::fma(bias, S::splat(totals[half]), products[m]);
                         }
                     }
                     for m in 0..M {
