@@ -5,7 +5,7 @@
 //! element `j` of a quad of row `r`, holds `8 / w` quads, the first in the lowest bits.
 //!
 //! A panel is a row of records, each of eight units (the last may be shorter): the scales of GGUF's block, those of each
-//! group, sixteen together, then from the next cache line on the codes, unit by unit. Panels follow each other. So a
+//! group, sixteen together, then from the next half of a cache line on the codes, unit by unit. Panels follow each other. So a
 //! product reads a weight from its first byte to its last, which is what processors fetch ahead best, and the packed
 //! forms of weights whose row counts are multiples of 16 can be put one after another.
 
@@ -102,7 +102,7 @@ impl Scales {
     fn record_bytes(self, units: usize, group: usize) -> usize {
         let (group_bytes, block_bytes) = self.bytes();
         let block = if units > 0 { block_bytes } else { 0 };
-        (block + (units * UNIT).div_ceil(group) * group_bytes).next_multiple_of(64)
+        (block + (units * UNIT).div_ceil(group) * group_bytes).next_multiple_of(32)
     }
 
     /// Bytes for a group of a panel, and for a block.
@@ -186,8 +186,10 @@ impl PackLayout {
         let record = |units: usize| scales.record_bytes(units, group) + units * unit_bytes;
         let record_bytes = record(RECORD);
         let panel_bytes =
-            (units / RECORD).checked_mul(record_bytes).and_then(|b| b.checked_add(record(units % RECORD)));
-        let Some(panel_bytes) = panel_bytes.filter(|&bytes| n.div_ceil(LANES).checked_mul(bytes).is_some()) else {
+            (units / RECORD).checked_mul(record_bytes).and_then(|b| b.checked_add(record(units % RECORD) + 63));
+        let Some(panel_bytes) =
+            panel_bytes.map(|b| b / 64 * 64).filter(|&bytes| n.div_ceil(LANES).checked_mul(bytes).is_some())
+        else {
             return Err(Error::argument("pack", format!("a weight of [{n}, {k}] is past the address space")));
         };
         Ok(PackLayout { n, k, units, codes, scales, group, unit_bytes, record_bytes, panel_bytes, source })
@@ -244,29 +246,22 @@ impl PackLayout {
             if matches!(weight.format(), QuantFormat::Affine { .. }) { weight.scale_dtype() } else { dtype };
         let source = Source::Quantized(weight.format(), scale_dtype);
         self.check(source, weight.rows(), weight.columns(), out.len())?;
-        self.each_panel(
+        self.each_stretch(
             out,
             pool,
+            1,
             #[inline(always)]
-            |rows, panel| {
-                let mut tile = Tile::new();
+            |row, columns, to| weight.codes(row, columns.start, to),
+            #[inline(always)]
+            |tile, rows, columns, panel| {
                 let mut quads = [0; QUADS];
-                for first in (0..self.k).step_by(CHUNK) {
-                    let columns = CHUNK.min(self.k - first);
-                    tile.fill(
-                        columns,
-                        rows.clone(),
-                        #[inline(always)]
-                        |row, to| weight.codes(row, first, to),
-                    );
-                    for unit in 0..columns.div_ceil(UNIT) {
-                        tile.interleave::<4>(unit * UNIT, &mut quads);
-                        self.put_codes(first / UNIT + unit, &quads, panel);
-                    }
-                    for g in first / self.group..(first + columns) / self.group {
-                        for (r, row) in rows.clone().enumerate() {
-                            self.put_group(r, g, weight.group(row, g), panel);
-                        }
+                for unit in 0..columns.len().div_ceil(UNIT) {
+                    tile.interleave::<4>(unit * UNIT, &mut quads);
+                    self.put_codes(columns.start / UNIT + unit, &quads, panel);
+                }
+                for g in columns.start / self.group..columns.end / self.group {
+                    for (r, row) in rows.clone().enumerate() {
+                        self.put_group(r, g, weight.group(row, g), panel);
                     }
                 }
             },
@@ -285,27 +280,23 @@ impl PackLayout {
         if got != wanted {
             return Err(Error::argument("pack", format!("weight has {got} bytes, wanted {wanted}")));
         }
-        self.each_panel(
+        self.each_stretch(
             out,
             pool,
+            size,
             #[inline(always)]
-            |rows, panel| {
-                let mut tile = Tile::new();
-                for first in (0..self.k).step_by(CHUNK) {
-                    let columns = CHUNK.min(self.k - first);
-                    tile.fill(
-                        columns * size,
-                        rows.clone(),
-                        #[inline(always)]
-                        |row, to| to.copy_from_slice(&weight.bytes[(row * self.k + first) * size..][..columns * size]),
-                    );
-                    // The product reads bf16 in pairs.
-                    let end = (first + columns).next_multiple_of(2).min(self.units * UNIT);
-                    let to = &mut panel[first * LANES * size..end * LANES * size];
-                    match self.codes {
-                        Codes::F16 => tile.interleave::<2>(0, to),
-                        _ => tile.interleave::<4>(0, to),
-                    }
+            |row, columns, to| {
+                let row = &weight.bytes[row * self.k * size..];
+                to.copy_from_slice(&row[columns.start * size..columns.end * size]);
+            },
+            #[inline(always)]
+            |tile, _, columns, panel| {
+                // The product reads bf16 in pairs.
+                let end = columns.end.next_multiple_of(2).min(self.units * UNIT);
+                let to = &mut panel[columns.start * LANES * size..end * LANES * size];
+                match self.codes {
+                    Codes::F16 => tile.interleave::<2>(0, to),
+                    _ => tile.interleave::<4>(0, to),
                 }
             },
         );
@@ -326,19 +317,38 @@ impl PackLayout {
         Ok(())
     }
 
-    /// Clears each panel and has it filled with its rows, by code compiled for the widest vectors.
-    fn each_panel(&self, out: &mut [u8], pool: &Pool, fill: impl Fn(Range<usize>, &mut [u8]) + Sync) {
+    /// Clears each panel; has some columns of its rows read, `size` bytes an element, and put, until it is full. By code
+    /// compiled for the widest vectors.
+    fn each_stretch(
+        &self,
+        out: &mut [u8],
+        pool: &Pool,
+        size: usize,
+        read: impl Fn(usize, Range<usize>, &mut [u8]) + Sync,
+        put: impl Fn(&Tile, Range<usize>, Range<usize>, &mut [u8]) + Sync,
+    ) {
         if self.panel_bytes == 0 {
             return;
         }
         let panels: Vec<_> = out.chunks_exact_mut(self.panel_bytes).map(Mutex::new).collect();
         pool.parallel(panels.len(), &|p| {
             let mut panel = panels[p].lock().expect("each panel is one task's");
+            let rows = p * LANES..self.n.min((p + 1) * LANES);
             vectorized(
                 #[inline(always)]
                 || {
                     panel.fill(0);
-                    fill(p * LANES..self.n.min((p + 1) * LANES), &mut panel);
+                    let mut tile = Tile::new();
+                    for first in (0..self.k).step_by(CHUNK) {
+                        let columns = first..self.k.min(first + CHUNK);
+                        tile.fill(
+                            columns.len() * size,
+                            rows.clone(),
+                            #[inline(always)]
+                            |row, to| read(row, columns.clone(), to),
+                        );
+                        put(&tile, rows.clone(), columns, &mut panel);
+                    }
                 },
             );
         });
