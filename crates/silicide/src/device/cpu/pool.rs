@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::cell::Cell;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize};
@@ -44,6 +45,7 @@ impl Pool {
             state: Padded(AtomicU64::new(0)),
             job: AtomicPtr::new(std::ptr::null_mut()),
             sleeping: (0..workers).map(|_| Padded(AtomicBool::new(false))).collect(),
+            next: (0..=workers).map(|_| Padded(AtomicUsize::new(0))).collect(),
         });
         let workers = (0..workers)
             .map(|i| {
@@ -62,7 +64,8 @@ impl Pool {
 
     /// Runs `task(0)` to `task(n - 1)`, each once, on the pool's threads and the caller's, and returns when all are done.
     ///
-    /// Threads take tasks in order as they become free. A call from inside a task runs its tasks on the calling thread.
+    /// Each thread has a share of tasks that follow each other, so that what they read may as well; a thread that is done
+    /// with its own goes on with what is left of the others'. A call from inside a task runs its tasks on the calling thread.
     ///
     /// # Panics
     /// With the payload of the first task that panicked, after all running tasks have ended; tasks not yet begun are dropped.
@@ -74,10 +77,9 @@ impl Pool {
         let _region = self.region.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: `close` below returns only when no worker holds the job any more, so the task outlives every use.
         let task = unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(task) };
-        let job =
-            Job { task, n, next: Padded(AtomicUsize::new(0)), panic: Mutex::new(None), caller: thread::current() };
+        let job = Job { task, n, panic: Mutex::new(None), caller: thread::current() };
         self.shared.open(&job, &self.workers);
-        job.work();
+        self.shared.work(&job, 0);
         self.shared.close();
         if let Some(payload) = job.panic.into_inner().unwrap_or_else(PoisonError::into_inner) {
             resume_unwind(payload);
@@ -123,29 +125,8 @@ impl<T> std::ops::Deref for Padded<T> {
 struct Job {
     task: &'static (dyn Fn(usize) + Sync),
     n: usize,
-    next: Padded<AtomicUsize>,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     caller: Thread,
-}
-
-impl Job {
-    fn work(&self) {
-        IN_TASK.set(true);
-        let result = catch_unwind(AssertUnwindSafe(|| {
-            loop {
-                let i = self.next.fetch_add(1, Relaxed);
-                if i >= self.n {
-                    break;
-                }
-                (self.task)(i);
-            }
-        }));
-        IN_TASK.set(false);
-        if let Err(payload) = result {
-            self.next.store(self.n, Relaxed);
-            self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(payload);
-        }
-    }
 }
 
 /// In `Shared::state`: how many workers hold the job, whether more may take it, whether the pool ends, and above these
@@ -159,6 +140,8 @@ struct Shared {
     state: Padded<AtomicU64>,
     job: AtomicPtr<Job>,
     sleeping: Vec<Padded<AtomicBool>>,
+    /// The next task of each thread's share, the caller's first.
+    next: Vec<Padded<AtomicUsize>>,
 }
 
 impl Shared {
@@ -166,12 +149,44 @@ impl Shared {
     fn open(&self, job: &Job, workers: &[JoinHandle<()>]) {
         self.job.store(std::ptr::from_ref(job).cast_mut(), Relaxed);
         // No worker holds a job now and only `Drop` sets STOP, so nothing else changes the word meanwhile.
+        for (thread, next) in self.next.iter().enumerate() {
+            next.store(self.share(job.n, thread).start, Relaxed);
+        }
         let region = self.state.load(Relaxed) / REGION + 1;
         self.state.store((region * REGION) | OPEN, SeqCst);
         for (worker, sleeping) in workers.iter().zip(&self.sleeping).take(job.n - 1) {
             if sleeping.load(SeqCst) && sleeping.swap(false, SeqCst) {
                 worker.thread().unpark();
             }
+        }
+    }
+
+    /// The tasks that a thread begins with.
+    fn share(&self, n: usize, thread: usize) -> Range<usize> {
+        let threads = self.next.len();
+        n * thread / threads..n * (thread + 1) / threads
+    }
+
+    /// Runs the tasks of a thread's share, then what is left of the others'.
+    fn work(&self, job: &Job, thread: usize) {
+        let threads = self.next.len();
+        IN_TASK.set(true);
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            for thread in (thread..threads).chain(0..thread) {
+                let (next, end) = (&self.next[thread], self.share(job.n, thread).end);
+                // The look before the claim leaves the counter's line with its owner where nothing is left.
+                while next.load(Relaxed) < end {
+                    let i = next.fetch_add(1, Relaxed);
+                    if i < end {
+                        (job.task)(i);
+                    }
+                }
+            }
+        }));
+        IN_TASK.set(false);
+        if let Err(payload) = result {
+            self.next.iter().for_each(|next| next.store(job.n, Relaxed));
+            job.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(payload);
         }
     }
 
@@ -217,7 +232,7 @@ impl Shared {
             last = state / REGION;
             // SAFETY: the exchange succeeded while the region was open, so its caller waits for this holder to leave.
             let job = unsafe { &*self.job.load(Relaxed) };
-            job.work();
+            self.work(job, i + 1);
             let caller = job.caller.clone();
             let left = self.state.fetch_sub(1, AcqRel) - 1;
             if left & (HOLDERS | OPEN) == 0 {
