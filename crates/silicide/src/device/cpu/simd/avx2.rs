@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, QUAD, Simd};
+use super::{Kernel, LANES, QUAD, Simd, encode_in_order};
 
 #[derive(Clone, Copy)]
 struct Avx2;
@@ -109,10 +109,9 @@ impl Simd for Avx2 {
         [half(x[0], a[0], b[0]), half(x[1], a[1], b[1])]
     }
     #[inline(always)]
-    unsafe fn encode(x: [i32; 4]) -> [u8; QUAD] {
+    unsafe fn encode(x: &[i32; LANES], to: *mut [u8; QUAD]) {
         // The even ones, then the odd ones, as `dot` takes them.
-        (x[0] as u16 as u64 | (x[2] as u16 as u64) << 16 | (x[1] as u16 as u64) << 32 | (x[3] as u16 as u64) << 48)
-            .to_le_bytes()
+        encode_in_order(x, [0, 2, 1, 3], to);
     }
     #[inline(always)]
     unsafe fn sum_zero() -> Self::Sum {

@@ -3,7 +3,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Kernel, QUAD, Simd};
+use super::{Kernel, LANES, QUAD, Simd};
 
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512;
@@ -131,11 +131,13 @@ impl Simd for Avx512 {
         _mm512_mask_blend_ps(_mm512_cmpeq_epi32_mask(x, _mm512_set1_epi32(value as i32)), b, a)
     }
     #[inline(always)]
-    unsafe fn encode(x: [i32; 4]) -> [u8; QUAD] {
+    unsafe fn encode(x: &[i32; LANES], to: *mut [u8; QUAD]) {
         // x = 256 * high + low, both signed bytes: these instructions multiply unsigned by signed.
-        let high = x.map(|x| ((x + 128) >> 8) as u8);
-        let low = x.map(|x| x as u8);
-        [high[0], high[1], high[2], high[3], low[0], low[1], low[2], low[3]]
+        let x = _mm512_loadu_si512(x.as_ptr().cast());
+        let high = _mm512_cvtepi32_epi8(_mm512_srai_epi32(_mm512_add_epi32(x, _mm512_set1_epi32(128)), 8));
+        let low = _mm512_cvtepi32_epi8(x);
+        _mm_storeu_si128(to.cast(), _mm_unpacklo_epi32(high, low));
+        _mm_storeu_si128(to.add(2).cast(), _mm_unpackhi_epi32(high, low));
     }
     #[inline(always)]
     unsafe fn sum_zero() -> Self::Sum {

@@ -93,14 +93,23 @@ pub(crate) trait Simd: Copy {
     /// `a` in lanes where `x` is `value`, else `b`.
     unsafe fn select(x: Self::I, value: u32, a: Self::F, b: Self::F) -> Self::F;
 
-    /// Encodes four activations in -32639..=32639 for [`dot`](Simd::dot).
-    unsafe fn encode(x: [i32; 4]) -> [u8; QUAD];
+    /// Writes sixteen activations in -32639..=32639 as four quads for [`dot`](Simd::dot).
+    unsafe fn encode(x: &[i32; LANES], to: *mut [u8; QUAD]);
     unsafe fn sum_zero() -> Self::Sum;
     /// Adds `x` to each sum.
     unsafe fn sum_add(sum: Self::Sum, x: i32) -> Self::Sum;
     /// Adds to each lane's sum the products of its four bytes with the four activations at `quad`.
     unsafe fn dot(sum: Self::Sum, x: Self::I, quad: *const u8) -> Self::Sum;
     unsafe fn sum_to_f32(sum: Self::Sum) -> Self::F;
+}
+
+/// Writes four activations a quad, two bytes each, in the order that `order` names.
+#[inline(always)]
+unsafe fn encode_in_order(x: &[i32; LANES], order: [usize; 4], to: *mut [u8; QUAD]) {
+    for (i, x) in x.as_chunks::<4>().0.iter().enumerate() {
+        let x = order.map(|j| x[j] as u16 as u64);
+        *to.add(i) = (x[0] | x[1] << 16 | x[2] << 32 | x[3] << 48).to_le_bytes();
+    }
 }
 
 /// Work that can be done at any level.

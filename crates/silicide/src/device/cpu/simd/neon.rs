@@ -4,7 +4,7 @@
 use std::arch::aarch64::*;
 use std::arch::asm;
 
-use super::{Kernel, QUAD, Simd};
+use super::{Kernel, LANES, QUAD, Simd, encode_in_order};
 
 /// `I8MM`: with the dot product of unsigned with signed bytes.
 #[derive(Clone, Copy)]
@@ -134,16 +134,18 @@ impl<const I8MM: bool> Simd for Neon<I8MM> {
         each!(|I| vbslq_f32(vceqq_u32(x[I], vdupq_n_u32(value)), a[I], b[I]))
     }
     #[inline(always)]
-    unsafe fn encode(x: [i32; 4]) -> [u8; QUAD] {
+    unsafe fn encode(x: &[i32; LANES], to: *mut [u8; QUAD]) {
         if I8MM {
-            // x = 256 * high + low, both signed bytes.
-            let high = x.map(|x| ((x + 128) >> 8) as u8);
-            let low = x.map(|x| x as u8);
-            return [high[0], high[1], high[2], high[3], low[0], low[1], low[2], low[3]];
+            for (i, x) in x.as_chunks::<4>().0.iter().enumerate() {
+                // x = 256 * high + low, both signed bytes.
+                let high = x.map(|x| ((x + 128) >> 8) as u8);
+                let low = x.map(|x| x as u8);
+                *to.add(i) = [high[0], high[1], high[2], high[3], low[0], low[1], low[2], low[3]];
+            }
+        } else {
+            // The even ones, then the odd ones, as `dot` takes them.
+            encode_in_order(x, [0, 2, 1, 3], to);
         }
-        // The even ones, then the odd ones, as `dot` takes them.
-        (x[0] as u16 as u64 | (x[2] as u16 as u64) << 16 | (x[1] as u16 as u64) << 32 | (x[3] as u16 as u64) << 48)
-            .to_le_bytes()
     }
     #[inline(always)]
     unsafe fn sum_zero() -> Self::Sum {

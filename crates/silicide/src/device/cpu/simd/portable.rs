@@ -3,7 +3,7 @@
 
 use half::f16;
 
-use super::{Kernel, LANES, QUAD, Simd};
+use super::{Kernel, LANES, QUAD, Simd, encode_in_order};
 
 #[derive(Clone, Copy)]
 struct Portable;
@@ -104,9 +104,8 @@ impl Simd for Portable {
         std::array::from_fn(|i| if x[i] == value { a[i] } else { b[i] })
     }
     #[inline(always)]
-    unsafe fn encode(x: [i32; 4]) -> [u8; QUAD] {
-        (x[0] as u16 as u64 | (x[1] as u16 as u64) << 16 | (x[2] as u16 as u64) << 32 | (x[3] as u16 as u64) << 48)
-            .to_le_bytes()
+    unsafe fn encode(x: &[i32; LANES], to: *mut [u8; QUAD]) {
+        encode_in_order(x, [0, 1, 2, 3], to);
     }
     #[inline(always)]
     unsafe fn sum_zero() -> Self::Sum {

@@ -77,7 +77,7 @@ impl Product<'_> {
                     let to = self.scratch.add(i * size);
                     for unit in 0..count {
                         let codes = from.add(self.layout.codes_at(first + unit));
-                        unpack::ask_ahead::<Avx512>(self.layout, self.level, codes);
+                        unpack::ask_ahead::<Avx512>(self.level, codes, self.layout.unit_bytes);
                         dequantize_unit(self.layout, from, first + unit, to.add(unit * UNIT * LANES));
                     }
                     weight[i] = to;

@@ -8,7 +8,7 @@ use super::pack::{BLOCK, Codes, PackLayout, RECORD, UNIT};
 use super::unpack::{self, TABLE};
 use super::{Out, Rows};
 use crate::device::cpu::Level;
-use crate::device::cpu::simd::{Kernel, QUAD, Simd};
+use crate::device::cpu::simd::{Kernel, LANES, QUAD, Simd};
 
 /// Bytes of a unit's activations: eight quads.
 const UNIT_BYTES: usize = UNIT / 4 * QUAD;
@@ -89,8 +89,8 @@ impl Encode<'_> {
         }
         let (small, zero) = (self.layout.group < UNIT, self.layout.zero());
         for (unit, q) in q.as_chunks::<UNIT>().0[..x.len().div_ceil(UNIT)].iter().enumerate() {
-            for (i, q) in q.as_chunks::<4>().0.iter().enumerate() {
-                *quads.add(unit * UNIT_BYTES + i * QUAD).cast::<[u8; QUAD]>() = S::encode(*q);
+            for (half, q) in q.as_chunks::<LANES>().0.iter().enumerate() {
+                S::encode(q, quads.add(unit * UNIT_BYTES + half * UNIT_BYTES / 2).cast());
             }
             let sum = |half: &[i32]| half.iter().sum::<i32>();
             let (first, second) = (sum(&q[..UNIT / 2]), sum(&q[UNIT / 2..]));
@@ -138,6 +138,7 @@ impl Kernel for Product<'_> {
 impl Product<'_> {
     #[inline(always)]
     unsafe fn panels<S: Simd, const KIND: usize, const SMALL: bool>(&self, table: &[u8; 16]) {
+        unpack::ask_first::<S>(self.level, self.weight.add(self.panels.start * self.layout.panel_bytes));
         for panel in self.panels.clone() {
             let mut row = self.rows.start;
             while S::BYTE_DOT && row + 4 <= self.rows.end {
@@ -172,6 +173,7 @@ impl Product<'_> {
         for record in 0..records {
             let (units, at) = self.layout.record(record);
             let codes = panel_at.add(self.layout.codes_at(units.start));
+            unpack::ask_ahead::<S>(self.level, panel_at.add(at), codes.offset_from_unsigned(panel_at.add(at)));
             // All of a record's scales come first, so that memory is read from front to back.
             for group in 0..(units.len() * UNIT).div_ceil(self.layout.group) {
                 let (scale, bias) = unpack::scale::<S>(self.layout, panel_at.add(at), group);
@@ -185,7 +187,7 @@ impl Product<'_> {
                     for unit in first..units.end.min(first + per_group) {
                         let codes = codes.add((unit - units.start) * self.layout.unit_bytes);
                         if half == 0 {
-                            unpack::ask_ahead::<S>(self.layout, self.level, codes);
+                            unpack::ask_ahead::<S>(self.level, codes, self.layout.unit_bytes);
                         }
                         let w = unpack::quads::<S, KIND>(codes, table);
                         for m in 0..M {

@@ -8,14 +8,27 @@ use crate::device::cpu::simd::{LANES, Simd};
 /// The code kinds of integer kernels, as const parameters: the bits, or this for 4-bit indices into a table.
 pub(super) const TABLE: usize = 14;
 
-/// Asks for the codes that come a page after those of the unit at `codes`, where that helps: Intel's processors fetch
-/// ahead only as far as a page's end, AMD's are slowed by more, and AMX tells them apart.
+/// How far ahead of what is read memory is asked for.
+const AHEAD: usize = 4096;
+
+/// Asks for the memory that comes a page after the `len` bytes at `from`, where that helps: Intel's processors fetch ahead
+/// only as far as a page's end, AMD's are slowed by more, and AMX tells them apart.
 #[inline(always)]
-pub(super) unsafe fn ask_ahead<S: Simd>(layout: &PackLayout, level: Level, codes: *const u8) {
-    const AHEAD: usize = 4096;
+pub(super) unsafe fn ask_ahead<S: Simd>(level: Level, from: *const u8, len: usize) {
+    ask::<S>(level, from.wrapping_add(AHEAD), len);
+}
+
+/// Asks for what lies before the first bytes that [`ask_ahead`] asks for.
+#[inline(always)]
+pub(super) unsafe fn ask_first<S: Simd>(level: Level, from: *const u8) {
+    ask::<S>(level, from, AHEAD);
+}
+
+#[inline(always)]
+unsafe fn ask<S: Simd>(level: Level, from: *const u8, len: usize) {
     if level == Level::Amx {
-        for line in (0..layout.unit_bytes).step_by(64) {
-            S::prefetch(codes.wrapping_add(AHEAD + line));
+        for line in (0..len).step_by(64) {
+            S::prefetch(from.wrapping_add(line));
         }
     }
 }
