@@ -4,8 +4,8 @@ use std::any::Any;
 use std::cell::Cell;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, SeqCst};
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize};
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
 use std::time::{Duration, Instant};
@@ -40,17 +40,13 @@ impl Pool {
     /// # Panics
     /// Where the system refuses to start a thread.
     pub fn new(threads: usize) -> Pool {
-        let workers = threads.max(1) - 1;
-        let shared = Arc::new(Shared {
-            state: Padded(AtomicU64::new(0)),
-            job: AtomicPtr::new(std::ptr::null_mut()),
-            sleeping: (0..workers).map(|_| Padded(AtomicBool::new(false))).collect(),
-            next: (0..=workers).map(|_| Padded(AtomicUsize::new(0))).collect(),
-        });
-        let workers = (0..workers)
+        let threads = threads.max(1);
+        let shared =
+            Arc::new(Shared { slots: (0..threads).map(|_| Slot::default()).collect(), waiter: Mutex::new(None) });
+        let workers = (1..threads)
             .map(|i| {
                 let shared = shared.clone();
-                let name = format!("silicide-{}", i + 1);
+                let name = format!("silicide-{i}");
                 thread::Builder::new().name(name).spawn(move || shared.serve(i)).expect("the system starts a thread")
             })
             .collect();
@@ -77,10 +73,10 @@ impl Pool {
         let _region = self.region.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: `close` below returns only when no worker holds the job any more, so the task outlives every use.
         let task = unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(task) };
-        let job = Job { task, n, panic: Mutex::new(None), caller: thread::current() };
+        let job = Job { task, n, threads: n.min(self.threads()), panic: Mutex::new(None) };
         self.shared.open(&job, &self.workers);
         self.shared.work(&job, 0);
-        self.shared.close();
+        self.shared.close(&job);
         if let Some(payload) = job.panic.into_inner().unwrap_or_else(PoisonError::into_inner) {
             resume_unwind(payload);
         }
@@ -96,9 +92,11 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        self.shared.state.fetch_or(STOP, SeqCst);
-        for worker in self.workers.drain(..) {
+        for (slot, worker) in self.shared.slots[1..].iter().zip(&self.workers) {
+            slot.state.store(STOP, Relaxed);
             worker.thread().unpark();
+        }
+        for worker in self.workers.drain(..) {
             // A worker catches its tasks' panics, so there is no payload to pass on.
             let _ = worker.join();
         }
@@ -110,71 +108,76 @@ thread_local! {
     static IN_TASK: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Keeps values that different threads write off each other's cache lines.
-#[repr(align(128))]
-struct Padded<T>(T);
-
-impl<T> std::ops::Deref for Padded<T> {
-    type Target = T;
-    fn deref(&self) -> &T {
-        &self.0
-    }
-}
-
 /// One region; it lives on its caller's stack.
 struct Job {
     task: &'static (dyn Fn(usize) + Sync),
     n: usize,
+    /// Among how many threads the tasks are shared out.
+    threads: usize,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
-    caller: Thread,
 }
 
-/// In `Shared::state`: how many workers hold the job, whether more may take it, whether the pool ends, and above these
-/// the number of the region.
-const HOLDERS: u64 = 0xffff;
-const OPEN: u64 = 1 << 16;
-const STOP: u64 = 1 << 17;
-const REGION: u64 = 1 << 18;
+impl Job {
+    /// The tasks that a thread begins with.
+    fn share(&self, thread: usize) -> Range<usize> {
+        self.n * thread / self.threads..self.n * (thread + 1) / self.threads
+    }
+}
+
+/// A thread's part in a region, on a cache line (and its neighbour, which processors fetch as well) of its own: a worker
+/// learns of a region, and of its share, with one transfer between cores.
+#[derive(Default)]
+#[repr(align(128))]
+struct Slot {
+    /// One of the states below, or the address of a job that the worker may take.
+    state: AtomicUsize,
+    /// The next task of the thread's share.
+    next: AtomicUsize,
+}
+
+/// The worker spins.
+const IDLE: usize = 0;
+/// The worker parks: who changes this unparks it.
+const SLEEPING: usize = 1;
+/// The worker holds a job.
+const TAKEN: usize = 2;
+/// So it does, and the caller parks until it leaves it.
+const AWAITED: usize = 3;
+/// The pool ends.
+const STOP: usize = 4;
+
+// A job's address is none of the states.
+const _: () = assert!(align_of::<Job>() > STOP);
 
 struct Shared {
-    state: Padded<AtomicU64>,
-    job: AtomicPtr<Job>,
-    sleeping: Vec<Padded<AtomicBool>>,
-    /// The next task of each thread's share, the caller's first.
-    next: Vec<Padded<AtomicUsize>>,
+    /// Of each thread, the caller's first.
+    slots: Vec<Slot>,
+    /// The caller, where it parks.
+    waiter: Mutex<Option<Thread>>,
 }
 
 impl Shared {
     /// Offers a job to the workers and wakes those that park.
     fn open(&self, job: &Job, workers: &[JoinHandle<()>]) {
-        self.job.store(std::ptr::from_ref(job).cast_mut(), Relaxed);
-        // No worker holds a job now and only `Drop` sets STOP, so nothing else changes the word meanwhile.
-        for (thread, next) in self.next.iter().enumerate() {
-            next.store(self.share(job.n, thread).start, Relaxed);
+        // All shares before the first offer: who is done with its own looks at the others'.
+        for (thread, slot) in self.slots[..job.threads].iter().enumerate() {
+            slot.next.store(job.share(thread).start, Relaxed);
         }
-        let region = self.state.load(Relaxed) / REGION + 1;
-        self.state.store((region * REGION) | OPEN, SeqCst);
-        for (worker, sleeping) in workers.iter().zip(&self.sleeping).take(job.n - 1) {
-            if sleeping.load(SeqCst) && sleeping.swap(false, SeqCst) {
+        let address = std::ptr::from_ref(job).expose_provenance();
+        for (slot, worker) in self.slots[1..job.threads].iter().zip(workers) {
+            if slot.state.swap(address, AcqRel) == SLEEPING {
                 worker.thread().unpark();
             }
         }
     }
 
-    /// The tasks that a thread begins with.
-    fn share(&self, n: usize, thread: usize) -> Range<usize> {
-        let threads = self.next.len();
-        n * thread / threads..n * (thread + 1) / threads
-    }
-
     /// Runs the tasks of a thread's share, then what is left of the others'.
     fn work(&self, job: &Job, thread: usize) {
-        let threads = self.next.len();
         IN_TASK.set(true);
         let result = catch_unwind(AssertUnwindSafe(|| {
-            for thread in (thread..threads).chain(0..thread) {
-                let (next, end) = (&self.next[thread], self.share(job.n, thread).end);
-                // The look before the claim leaves the counter's line with its owner where nothing is left.
+            for thread in (thread..job.threads).chain(0..thread) {
+                let (next, end) = (&self.slots[thread].next, job.share(thread).end);
+                // The look before the claim leaves the line with its owner where nothing is left.
                 while next.load(Relaxed) < end {
                     let i = next.fetch_add(1, Relaxed);
                     if i < end {
@@ -185,18 +188,27 @@ impl Shared {
         }));
         IN_TASK.set(false);
         if let Err(payload) = result {
-            self.next.iter().for_each(|next| next.store(job.n, Relaxed));
+            self.slots.iter().for_each(|slot| slot.next.store(job.n, Relaxed));
             job.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(payload);
         }
     }
 
-    /// Lets no further worker take the job, and waits for those that hold it.
-    fn close(&self) {
-        self.state.fetch_and(!OPEN, AcqRel);
-        let done = || self.state.load(Acquire) & HOLDERS == 0;
-        // The last holder unparks the caller.
-        while !spin_until(done) {
-            if !done() {
+    /// Takes back what no worker took, and waits for those that hold the job.
+    fn close(&self, job: &Job) {
+        let address = std::ptr::from_ref(job).addr();
+        for slot in &self.slots[1..job.threads] {
+            let state = &slot.state;
+            let left = || !matches!(state.load(Acquire), TAKEN | AWAITED);
+            if state.load(Relaxed) == address && state.compare_exchange(address, IDLE, Acquire, Relaxed).is_ok() {
+                continue;
+            }
+            if spin_until(left) {
+                continue;
+            }
+            *self.waiter.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread::current());
+            // Where this fails the worker has just left.
+            let _ = state.compare_exchange(TAKEN, AWAITED, Release, Relaxed);
+            while !left() {
                 thread::park();
             }
         }
@@ -204,39 +216,30 @@ impl Shared {
 
     /// The life of worker `i`.
     fn serve(&self, i: usize) {
-        let mut last = 0;
-        let news = |last: u64| {
-            let state = self.state.load(SeqCst);
-            state & STOP != 0 || (state & OPEN != 0 && state / REGION != last)
-        };
+        let state = &self.slots[i].state;
         loop {
-            if !spin_until(|| news(last)) {
-                // Either this thread sees the new state here, or the caller sees that it sleeps.
-                self.sleeping[i].store(true, SeqCst);
-                while self.sleeping[i].load(SeqCst) && !news(last) {
+            if !spin_until(|| state.load(Relaxed) != IDLE) {
+                // Where this fails there is news.
+                let _ = state.compare_exchange(IDLE, SLEEPING, Relaxed, Relaxed);
+                while state.load(Relaxed) == SLEEPING {
                     thread::park();
                 }
-                self.sleeping[i].store(false, SeqCst);
             }
-            let state = self.state.load(Acquire);
-            if state & STOP != 0 {
-                return;
-            }
-            // Closed meanwhile, or another worker came first: look again.
-            if state & OPEN == 0
-                || state / REGION == last
-                || self.state.compare_exchange(state, state + 1, AcqRel, Relaxed).is_err()
-            {
+            let address = match state.load(Relaxed) {
+                STOP => return,
+                // Taken back meanwhile.
+                IDLE => continue,
+                address => address,
+            };
+            if state.compare_exchange(address, TAKEN, AcqRel, Relaxed).is_err() {
                 continue;
             }
-            last = state / REGION;
-            // SAFETY: the exchange succeeded while the region was open, so its caller waits for this holder to leave.
-            let job = unsafe { &*self.job.load(Relaxed) };
-            self.work(job, i + 1);
-            let caller = job.caller.clone();
-            let left = self.state.fetch_sub(1, AcqRel) - 1;
-            if left & (HOLDERS | OPEN) == 0 {
-                caller.unpark();
+            // SAFETY: the exchange took a job that was on offer, so its caller waits for this worker to leave it.
+            let job = unsafe { &*std::ptr::with_exposed_provenance::<Job>(address) };
+            self.work(job, i);
+            if state.swap(IDLE, AcqRel) == AWAITED {
+                let waiter = self.waiter.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                waiter.expect("a caller that parks leaves its name").unpark();
             }
         }
     }
