@@ -38,9 +38,10 @@ impl Attention {
     pub(crate) fn forward(&self, step: &mut Step, x: &Tensor) -> Result<Tensor> {
         let AttentionArgs { layer, heads, kv_heads, head_dim, scale, window, softcap } = self.args;
         let tokens = x.dim(0);
-        let mut q = self.q_proj.forward(step, x)?.reshape([tokens, heads, head_dim])?;
-        let mut k = self.k_proj.forward(step, x)?.reshape([tokens, kv_heads, head_dim])?;
-        let v = self.v_proj.forward(step, x)?.reshape([tokens, kv_heads, head_dim])?;
+        let [q, k, v] = Linear::forward_each([&self.q_proj, &self.k_proj, &self.v_proj], step, x)?;
+        let mut q = q.reshape([tokens, heads, head_dim])?;
+        let mut k = k.reshape([tokens, kv_heads, head_dim])?;
+        let v = v.reshape([tokens, kv_heads, head_dim])?;
         if let Some((q_norm, k_norm)) = &self.qk_norm {
             q = q_norm.forward(step, &q)?;
             k = k_norm.forward(step, &k)?;

@@ -17,8 +17,7 @@ pub(crate) struct Mlp {
 impl Mlp {
     /// `x` is `[tokens, hidden]`, and so is the result.
     pub(crate) fn forward(&self, step: &mut Step, x: &Tensor) -> Result<Tensor> {
-        let gate = self.gate_proj.forward(step, x)?;
-        let up = self.up_proj.forward(step, x)?;
+        let [gate, up] = Linear::forward_each([&self.gate_proj, &self.up_proj], step, x)?;
         ops::glu_into(step.stream, self.activation, &gate, &up, &gate)?;
         self.down_proj.forward(step, &gate)
     }

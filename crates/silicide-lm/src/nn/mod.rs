@@ -32,11 +32,20 @@ pub(crate) struct Linear {
 
 impl Linear {
     pub(crate) fn forward(&self, step: &mut Step, x: &Tensor) -> Result<Tensor> {
-        let y = ops::matmul(step.stream, x, &self.weight, self.precision)?;
-        match &self.bias {
-            Some(bias) => Ok(ops::binary(step.stream, Binary::Add, &y, bias)?),
-            None => Ok(y),
+        let [y] = Linear::forward_each([self], step, x)?;
+        Ok(y)
+    }
+
+    /// Several of one `x`, which is read once where that helps. A model has one precision for all.
+    pub(crate) fn forward_each<const N: usize>(all: [&Linear; N], step: &mut Step, x: &Tensor) -> Result<[Tensor; N]> {
+        let weights = all.map(|linear| &linear.weight);
+        let mut outs = ops::matmul_each(step.stream, x, weights, all[0].precision)?;
+        for (y, linear) in outs.iter_mut().zip(all) {
+            if let Some(bias) = &linear.bias {
+                *y = ops::binary(step.stream, Binary::Add, y, bias)?;
+            }
         }
+        Ok(outs)
     }
 }
 

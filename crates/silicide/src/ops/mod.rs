@@ -32,7 +32,7 @@ pub use embedding::embedding;
 pub use glu::{Gate, glu, glu_halves, glu_into};
 pub use kv_write::kv_write;
 pub use layer_norm::{layer_norm, layer_norm_into};
-pub use matmul::{Precision, Weight, matmul, matmul_into};
+pub use matmul::{Precision, Weight, matmul, matmul_each, matmul_each_into, matmul_into};
 pub use rms_norm::{RmsNormOptions, rms_norm, rms_norm_into, rms_norm_with};
 pub use rope::{Llama3Scaling, Pairing, Rope, RopeFrequencies, YarnScaling, rope, rope_in_place, rope_into};
 pub use rope_multi::{

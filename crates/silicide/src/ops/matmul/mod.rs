@@ -8,7 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 
 pub use self::cpu::Precision;
-use self::cpu::{DenseView, Method, PackLayout, RowsMut};
+use self::cpu::{DenseView, Factor, Method, PackLayout, RowsMut};
 use crate::device::cpu::scratch::with_scratch;
 use crate::device::cpu::vector::{narrow, vectorized, widen};
 use crate::device::cpu::{Call, Entry, Features};
@@ -148,103 +148,206 @@ fn pack(matrix: &Matrix) -> Result<Form> {
 /// # }
 /// ```
 pub fn matmul(stream: &mut Stream, x: &Tensor, weight: &Weight, precision: Precision) -> Result<Tensor> {
-    let mut shape = *x.shape();
-    check(OP, shape.rank() > 0, || format!("x: got {x:?}, wanted at least one axis"))?;
-    let last = shape.rank() - 1;
-    shape[last] = weight.rows;
-    let out = stream.empty(x.dtype(), shape)?;
-    matmul_into(stream, x, weight, precision, &out)?;
+    let [out] = matmul_each(stream, x, [weight], precision)?;
     Ok(out)
 }
 
 /// [`matmul`] into `out`, which shares no memory with `x`.
 pub fn matmul_into(stream: &mut Stream, x: &Tensor, weight: &Weight, precision: Precision, out: &Tensor) -> Result<()> {
-    let (x_rows, out_rows) = (Rows::of(OP, "x", x)?, Rows::of(OP, "out", out)?);
-    check(OP, x.dtype().is_float() && x_rows.len as usize == weight.columns, || {
-        format!("x: got {x:?}, wanted floats [.., {}]", weight.columns)
-    })?;
-    check(
-        OP,
-        out.dtype() == x.dtype() && out_rows.len as usize == weight.rows && out_rows.count == x_rows.count,
-        || format!("out: got {out:?}, wanted {} [{}, {}]", x.dtype(), x_rows.count, weight.rows),
-    )?;
-    if x_rows.count == 0 || weight.rows == 0 {
+    matmul_each_into(stream, x, [(weight, out)], precision)
+}
+
+/// [`matmul`] of one `x` with each of several weights. The CPU reads and rounds `x` once for all, in one launch.
+///
+/// # Errors
+///
+/// As [`matmul`].
+pub fn matmul_each<const N: usize>(
+    stream: &mut Stream,
+    x: &Tensor,
+    weights: [&Weight; N],
+    precision: Precision,
+) -> Result<[Tensor; N]> {
+    let mut shape = *x.shape();
+    check(OP, shape.rank() > 0, || format!("x: got {x:?}, wanted at least one axis"))?;
+    let last = shape.rank() - 1;
+    let mut outs = Vec::with_capacity(N);
+    for weight in weights {
+        shape[last] = weight.rows;
+        outs.push(stream.empty(x.dtype(), shape)?);
+    }
+    let outs: [Tensor; N] = outs.try_into().expect("there is one for each weight");
+    matmul_each_into::<N>(stream, x, std::array::from_fn(|i| (weights[i], &outs[i])), precision)?;
+    Ok(outs)
+}
+
+/// [`matmul_each`] into the tensors beside the weights, which share no memory with `x` or with each other.
+pub fn matmul_each_into<const N: usize>(
+    stream: &mut Stream,
+    x: &Tensor,
+    products: [(&Weight, &Tensor); N],
+    precision: Precision,
+) -> Result<()> {
+    let x_rows = Rows::of(OP, "x", x)?;
+    let mut strides = [0; N];
+    for (stride, (weight, out)) in strides.iter_mut().zip(products) {
+        let out_rows = Rows::of(OP, "out", out)?;
+        check(OP, weight.device() == stream.device(), || {
+            format!("weight: it is on device {:?}, the stream on another {:?}", weight.device(), stream.device())
+        })?;
+        check(OP, x.dtype().is_float() && x_rows.len as usize == weight.columns, || {
+            format!("x: got {x:?}, wanted floats [.., {}]", weight.columns)
+        })?;
+        check(
+            OP,
+            out.dtype() == x.dtype() && out_rows.len as usize == weight.rows && out_rows.count == x_rows.count,
+            || format!("out: got {out:?}, wanted {} [{}, {}]", x.dtype(), x_rows.count, weight.rows),
+        )?;
+        *stride = out_rows.stride;
+    }
+    if x_rows.count == 0 {
         return Ok(());
     }
-    let params = Params {
+    if stream.device().as_cpu().is_some() {
+        return launch_on_cpu(stream, x, &x_rows, products, strides, precision);
+    }
+    products.into_iter().zip(strides).filter(|((weight, _), _)| weight.rows > 0).try_for_each(
+        |((weight, out), stride)| {
+            let Form::Stored(matrix) = &weight.form else { unreachable!("a GPU's weights are stored") };
+            launch_on_gpu(stream, x, &x_rows, matrix, out, stride)
+        },
+    )
+}
+
+/// The parameters for the rows of `x` with weights of `n` rows in all.
+fn params(x: &Rows, n: usize) -> Result<Params> {
+    Ok(Params {
         code_stride: 0,
-        m: x_rows.count,
-        n: size(OP, "weight", weight.rows)?,
-        k: size(OP, "weight", weight.columns)?,
-        x_stride: x_rows.stride,
-        out_stride: out_rows.stride,
+        m: x.count,
+        n: size(OP, "weight", n)?,
+        k: x.len,
+        x_stride: x.stride,
+        out_stride: 0,
         group_size: 0,
         x_aligned: 0,
-    };
-    let flops = 2 * x_rows.count as usize * weight.rows * weight.columns;
-    match &weight.form {
-        Form::Packed { layout, bytes } => {
-            let launch = Launch::new(OP, &params).read(x).read(bytes).write(out).flops(flops);
-            let launch = launch.context(&Arc::new((layout.clone(), precision)));
-            let features = stream.device().as_cpu().map(|cpu| cpu.features()).unwrap_or_else(Features::detect);
-            let rows = params.m as usize;
-            let reason = Method::of(layout, features, precision, rows).reason(precision, rows);
-            let launch = launch.choice(format!("cpu {} {features}", weight.format), reason);
-            let entry: Entry = float_entry!(x.dtype(), T => run::<T>);
-            stream.launch(launch, entry, || unreachable!("packed weights are the CPU's"))
-        }
-        Form::Stored(matrix) => {
-            let MatrixParts { defines, group_size } = parts(matrix, x.dtype());
-            let params = Params {
-                code_stride: size(OP, "weight", matrix.code_stride())?,
-                group_size,
-                x_aligned: vectors_align(x, &x_rows).into(),
-                ..params
-            };
-            let form = GpuForm::of(params.m);
-            let launch = Launch::new(OP, &params)
-                .read(x)
-                .read(matrix.codes())
-                .read_optional(matrix.scales())
-                .read_optional(matrix.biases())
-                .write(out)
-                .flops(flops)
-                .choice(format!("{} {}", form.entry, weight.format), "");
-            stream.launch(
-                launch,
-                |_| unreachable!("stored weights are a GPU's"),
-                || Gpu {
-                    source: &SOURCE,
-                    defines,
-                    entry: form.entry.into(),
-                    threadgroups: [params.n.div_ceil(form.rows), params.m.div_ceil(form.tokens), 1],
-                    threads: [form.threads, 1, 1],
-                },
-            )
-        }
+    })
+}
+
+fn flops(p: &Params) -> usize {
+    2 * p.m as usize * p.n as usize * p.k as usize
+}
+
+/// What the CPU form of `N` products is given beside `x`, each packed weight and its output.
+struct Packed<const N: usize> {
+    precision: Precision,
+    layouts: [Arc<PackLayout>; N],
+    /// Between an output's rows.
+    strides: [usize; N],
+}
+
+fn launch_on_cpu<const N: usize>(
+    stream: &mut Stream,
+    x: &Tensor,
+    x_rows: &Rows,
+    products: [(&Weight, &Tensor); N],
+    strides: [u32; N],
+    precision: Precision,
+) -> Result<()> {
+    let params = params(x_rows, products.iter().map(|(weight, _)| weight.rows).sum())?;
+    let features = stream.device().as_cpu().map_or_else(Features::detect, |cpu| cpu.features());
+    let layouts = products.map(|(weight, _)| match &weight.form {
+        Form::Packed { layout, .. } => layout.clone(),
+        Form::Stored(_) => unreachable!("the CPU's weights are packed"),
+    });
+    let formats = listed(products.iter().map(|(weight, _)| weight.format.to_string()));
+    let rows = params.m as usize;
+    let reasons =
+        listed(layouts.iter().map(|layout| Method::of(layout, features, precision, rows).reason(precision, rows)));
+    let mut launch = Launch::new(OP, &params).read(x);
+    for (weight, out) in products {
+        let Form::Packed { bytes, .. } = &weight.form else { unreachable!("as above") };
+        launch = launch.read(bytes).write(out);
     }
+    let context = Arc::new(Packed { precision, layouts, strides: strides.map(|stride| stride as usize) });
+    let launch = launch.context(&context).flops(flops(&params)).choice(format!("cpu {formats} {features}"), reasons);
+    let entry: Entry = float_entry!(x.dtype(), T => run::<T, N>);
+    stream.launch(launch, entry, || unreachable!("the stream is the CPU's"))
+}
+
+/// What there is among some strings, each once.
+fn listed(all: impl Iterator<Item = String>) -> String {
+    let mut once: Vec<String> = Vec::new();
+    all.for_each(|s| if !once.contains(&s) { once.push(s) });
+    once.join(" and ")
+}
+
+fn launch_on_gpu(
+    stream: &mut Stream,
+    x: &Tensor,
+    x_rows: &Rows,
+    matrix: &Matrix,
+    out: &Tensor,
+    out_stride: u32,
+) -> Result<()> {
+    let MatrixParts { defines, group_size } = parts(matrix, x.dtype());
+    let params = Params {
+        code_stride: size(OP, "weight", matrix.code_stride())?,
+        out_stride,
+        group_size,
+        x_aligned: vectors_align(x, x_rows).into(),
+        ..params(x_rows, matrix.rows())?
+    };
+    let form = GpuForm::of(params.m);
+    let launch = Launch::new(OP, &params)
+        .read(x)
+        .read(matrix.codes())
+        .read_optional(matrix.scales())
+        .read_optional(matrix.biases())
+        .write(out)
+        .flops(flops(&params))
+        .choice(format!("{} {}", form.entry, matrix.format()), "");
+    stream.launch(
+        launch,
+        |_| unreachable!("the stream is a GPU's"),
+        || Gpu {
+            source: &SOURCE,
+            defines,
+            entry: form.entry.into(),
+            threadgroups: [params.n.div_ceil(form.rows), params.m.div_ceil(form.tokens), 1],
+            threads: [form.threads, 1, 1],
+        },
+    )
 }
 
 /// The CPU form: rows of another type than f32 are widened on the way in and rounded on the way out.
-fn run<T: Float>(call: &Call) {
+fn run<T: Float, const N: usize>(call: &Call) {
     let p: Params = call.params();
-    let (layout, precision): &(Arc<PackLayout>, Precision) = call.context();
-    let (m, n, k) = (p.m as usize, p.n as usize, p.k as usize);
-    let (x, out) = (call.view::<T>(0), call.view::<T>(2));
-    let (x_stride, out_stride) = (p.x_stride as usize, p.out_stride as usize);
-    let product = |x: &[f32], x_stride: usize, out: &mut [f32], out_stride: usize| {
+    let packed: &Packed<N> = call.context();
+    let (m, k, x_stride) = (p.m as usize, p.k as usize, p.x_stride as usize);
+    let product = |x: &[f32], x_stride: usize, outs: [(&mut [f32], usize); N]| {
+        let mut outs = outs.into_iter().enumerate();
+        let mut factors = std::array::from_fn::<_, N, _>(|_| {
+            let (i, (out, stride)) = outs.next().expect("there are as many");
+            let layout = &*packed.layouts[i];
+            let out = RowsMut::new(out, m, layout.rows(), stride).expect("rows were checked");
+            Factor { layout, weight: call.slice::<u8>(1 + 2 * i), out }
+        });
         let x = cpu::Rows::new(x, m, k, x_stride).expect("rows were checked");
-        let out = RowsMut::new(out, m, n, out_stride).expect("rows were checked");
-        cpu::matmul(call.pool, call.features, *precision, layout, call.slice::<u8>(1), x, out)
-            .expect("shapes were checked");
+        cpu::matmul(call.pool, call.features, packed.precision, x, &mut factors).expect("shapes were checked");
     };
-    // SAFETY: nothing writes x, and nobody else has the output.
-    let (x, out) = unsafe { (x.row(0, x.len()), out.row_mut(0, out.len())) };
+    let x = call.view::<T>(0);
+    // SAFETY: nothing writes x.
+    let x = unsafe { x.row(0, x.len()) };
+    let outs = std::array::from_fn::<_, N, _>(|i| {
+        let out = call.view::<T>(2 + 2 * i);
+        // SAFETY: nobody else has this output.
+        (unsafe { out.row_mut(0, out.len()) }, packed.strides[i])
+    });
     if T::DTYPE == DType::F32 {
-        return product(bytemuck::cast_slice(x), x_stride, bytemuck::cast_slice_mut(out), out_stride);
+        return product(bytemuck::cast_slice(x), x_stride, outs.map(|(out, s)| (bytemuck::cast_slice_mut(out), s)));
     }
-    with_scratch(m * (n + k), |scratch| {
-        let (wide_x, wide_out) = scratch.split_at_mut(m * k);
+    with_scratch(m * (p.n as usize + k), |scratch| {
+        let (wide_x, wide_outs) = scratch.split_at_mut(m * k);
         vectorized(
             #[inline(always)]
             || {
@@ -253,15 +356,27 @@ fn run<T: Float>(call: &Call) {
                 }
             },
         );
-        product(wide_x, k, wide_out, n);
-        vectorized(
-            #[inline(always)]
-            || {
-                for (row, wide) in wide_out.chunks_exact(n).enumerate() {
-                    narrow(wide, &mut out[row * out_stride..][..n]);
-                }
-            },
-        );
+        let mut rest = &mut *wide_outs;
+        let wide = packed.layouts.each_ref().map(|layout| {
+            let (out, after) = std::mem::take(&mut rest).split_at_mut(m * layout.rows());
+            rest = after;
+            (out, layout.rows())
+        });
+        product(wide_x, k, wide);
+        let mut rest = &*wide_outs;
+        for ((out, stride), layout) in outs.into_iter().zip(&packed.layouts) {
+            let n = layout.rows();
+            let (wide, after) = rest.split_at(m * n);
+            rest = after;
+            vectorized(
+                #[inline(always)]
+                || {
+                    for (row, wide) in wide.chunks_exact(n.max(1)).enumerate() {
+                        narrow(wide, &mut out[row * stride..][..n]);
+                    }
+                },
+            );
+        }
     });
 }
 

@@ -40,6 +40,11 @@ impl Activations {
     }
 }
 
+/// Whether products with two layouts take activations that are encoded alike.
+pub(super) fn alike(a: &PackLayout, b: &PackLayout) -> bool {
+    (a.group < UNIT, a.zero()) == (b.group < UNIT, b.zero())
+}
+
 /// Encodes rows as [`Activations`], whose buffers it fills.
 pub(super) struct Encode<'a> {
     pub(super) layout: &'a PackLayout,

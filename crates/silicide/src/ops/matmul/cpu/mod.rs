@@ -86,12 +86,16 @@ pub struct RowsMut<'a> {
     borrow: PhantomData<&'a mut [f32]>,
 }
 
+// SAFETY: a borrow of numbers; who writes through the pointer says why that is sound.
+unsafe impl Sync for RowsMut<'_> {}
+
 impl<'a> RowsMut<'a> {
     /// As [`Rows::new`]; rows may not overlap.
     ///
     /// # Errors
     /// [`Error::Argument`] where the last row would end past `data`, or rows overlap.
     pub fn new(data: &'a mut [f32], rows: usize, width: usize, stride: usize) -> Result<RowsMut<'a>> {
+        let stride = if width == 0 { 0 } else { stride };
         check_rows(data.len(), rows, width, stride)?;
         if rows > 1 && stride < width {
             return Err(Error::argument("matmul", format!("output rows of {width} overlap: stride {stride}")));
@@ -109,38 +113,52 @@ fn check_rows(len: usize, rows: usize, width: usize, stride: usize) -> Result<()
     Ok(())
 }
 
-/// `out = x * weight^T`: `x` is `[m, k]`, the packed weight `[n, k]`, `out` `[m, n]`.
+/// A packed weight, and room for the product with it.
+#[derive(Debug)]
+pub struct Factor<'a> {
+    /// How `weight` is packed.
+    pub layout: &'a PackLayout,
+    /// The packed weight: `[n, k]`.
+    pub weight: &'a [u8],
+    /// As many rows as the activations, of `n`.
+    pub out: RowsMut<'a>,
+}
+
+/// `out = x * weight^T` for each of some factors: `x` is `[m, k]`.
 ///
 /// With [`Precision::Reduced`] a NaN or infinity among a row's activations makes all of the row's outputs NaN where the
 /// activations become integers.
 ///
 /// # Errors
-/// [`Error::Argument`] where shapes differ, or `weight` has not the layout's length.
+/// [`Error::Argument`] where shapes differ, or a weight has not its layout's length.
 pub fn matmul(
     pool: &Pool,
     features: Features,
     precision: Precision,
-    layout: &PackLayout,
-    weight: &[u8],
     x: Rows<'_>,
-    out: RowsMut<'_>,
+    factors: &mut [Factor<'_>],
 ) -> Result<()> {
     let fail = |message| Err(Error::argument("matmul", message));
-    if weight.len() != layout.bytes() {
-        return fail(format!("packed weight has {} bytes, wanted {}", weight.len(), layout.bytes()));
+    for Factor { layout, weight, out } in &*factors {
+        if weight.len() != layout.bytes() {
+            return fail(format!("packed weight has {} bytes, wanted {}", weight.len(), layout.bytes()));
+        }
+        if x.width != layout.k {
+            return fail(format!("activations have {} columns, wanted the weight's {}", x.width, layout.k));
+        }
+        if (out.rows, out.width) != (x.rows, layout.n) {
+            return fail(format!("output is [{}, {}], wanted [{}, {}]", out.rows, out.width, x.rows, layout.n));
+        }
     }
-    if x.width != layout.k {
-        return fail(format!("activations have {} columns, wanted the weight's {}", x.width, layout.k));
-    }
-    if (out.rows, out.width) != (x.rows, layout.n) {
-        return fail(format!("output is [{}, {}], wanted [{}, {}]", out.rows, out.width, x.rows, layout.n));
-    }
-    let product = Call { pool, features, layout, weight, x, out: Out::new(&out, layout.n) };
-    match Method::of(layout, features, precision, x.rows) {
-        Method::Integer => product.integer(),
-        #[cfg(target_arch = "x86_64")]
-        Method::Bf16 => product.bf16(),
-        _ => product.float(),
+    let method = |factor: &Factor| Method::of(factor.layout, features, precision, x.rows);
+    for factors in factors.chunk_by(|a, b| method(a) == method(b)) {
+        let products = Call { pool, features, x, factors };
+        match method(&factors[0]) {
+            Method::Integer => products.integer(),
+            #[cfg(target_arch = "x86_64")]
+            Method::Bf16 => products.bf16(),
+            _ => products.float(),
+        }
     }
     Ok(())
 }
@@ -195,7 +213,7 @@ pub fn unpack_row(features: Features, layout: &PackLayout, weight: &[u8], row: u
     Ok(())
 }
 
-/// Where a product goes. Tasks write disjoint columns.
+/// Where a product goes. Tasks write disjoint columns, and [`matmul`] keeps the borrow until all have ended.
 #[derive(Clone, Copy)]
 struct Out {
     data: *mut f32,
@@ -203,12 +221,9 @@ struct Out {
     n: usize,
 }
 
-// SAFETY: tasks write to disjoint columns of it, and `matmul` keeps the borrow until all have ended.
-unsafe impl Sync for Out {}
-
 impl Out {
-    fn new(rows: &RowsMut<'_>, n: usize) -> Out {
-        Out { data: rows.data, stride: rows.stride, n }
+    fn new(factor: &Factor) -> Out {
+        Out { data: factor.out.data, stride: factor.out.stride, n: factor.layout.n }
     }
 
     /// The sums of a panel's rows; those past the last are zero.
@@ -263,39 +278,50 @@ impl<T: Copy> Shared<T> {
     }
 }
 
-/// A checked call of [`matmul`].
+/// A checked call of [`matmul`], with factors whose products are taken in the same way.
 struct Call<'a> {
     pool: &'a Pool,
     features: Features,
-    layout: &'a PackLayout,
-    weight: &'a [u8],
     x: Rows<'a>,
-    out: Out,
+    factors: &'a [Factor<'a>],
 }
 
 impl Call<'_> {
     fn integer(&self) {
-        let units = self.layout.units;
+        let units = self.factors[0].layout.units;
         let [quads, sums, scales] = Activations::bytes(self.x.rows, units);
-        with_scratch(quads + sums + scales, |scratch: &mut [u8]| {
-            let scratch = scratch.as_mut_ptr();
-            // SAFETY: the scratch holds all three, and what comes first is whole units of the largest alignment.
-            let (sums, scales) = unsafe { (scratch.add(quads).cast(), scratch.add(quads + sums).cast()) };
-            let to = Activations { quads: scratch, sums, scales, units };
-            // SAFETY: `to` has room for all rows.
-            unsafe {
-                simd::run(self.features, integer::Encode { layout: self.layout, x: self.x, rows: 0..self.x.rows, to })
+        let size = quads + sums + scales;
+        with_scratch(size * self.factors.len(), |scratch: &mut [u8]| {
+            let scratch = Shared(scratch.as_mut_ptr());
+            // Formats that take activations alike share those of the first of them.
+            let alike = |f: &Factor| self.factors.iter().position(|first| integer::alike(first.layout, f.layout));
+            let activations = |f: &Factor| {
+                let at = alike(f).expect("a layout is like itself") * size;
+                // SAFETY: the scratch holds all three for each factor, and what comes first is whole units of the largest
+                // alignment.
+                unsafe {
+                    let quads_at = scratch.get().add(at);
+                    let (sums, scales) = (quads_at.add(quads).cast(), quads_at.add(quads + sums).cast());
+                    Activations { quads: quads_at, sums, scales, units }
+                }
             };
-            let to = Shared(to);
-            self.each_panels(&|panels| {
+            for (i, factor) in self.factors.iter().enumerate() {
+                if alike(factor) == Some(i) {
+                    let (layout, to) = (factor.layout, activations(factor));
+                    let encode = integer::Encode { layout, x: self.x, rows: 0..self.x.rows, to };
+                    // SAFETY: `to` has room for all rows.
+                    unsafe { simd::run(self.features, encode) };
+                }
+            }
+            self.each_panels(&|factor, panels| {
                 let product = integer::Product {
-                    layout: self.layout,
-                    weight: self.weight.as_ptr(),
+                    layout: factor.layout,
+                    weight: factor.weight.as_ptr(),
                     panels,
                     // Only read from here on.
-                    x: to.get(),
+                    x: activations(factor),
                     rows: 0..self.x.rows,
-                    out: self.out,
+                    out: Out::new(factor),
                     level: self.features.level(),
                 };
                 // SAFETY: lengths were checked against the layout, and no other task has these panels.
@@ -308,16 +334,16 @@ impl Call<'_> {
         // A single pass over the rows wants its weights in the first cache, many want to read them from the second.
         let step = if self.x.rows <= 12 { 4 } else { 32 };
         let len = float::PANELS * step * UNIT * LANES;
-        self.each_tile(float::PANELS, 1, &|panels, rows| {
+        self.each_tile(float::PANELS, 1, &|factor, panels, rows| {
             with_scratch(len, |scratch: &mut [f32]| {
                 for first in panels.clone().step_by(float::PANELS) {
                     let product = float::Product {
-                        layout: self.layout,
-                        weight: self.weight.as_ptr(),
+                        layout: factor.layout,
+                        weight: factor.weight.as_ptr(),
                         panels: first..panels.end.min(first + float::PANELS),
                         x: self.x,
                         rows: rows.clone(),
-                        out: self.out,
+                        out: Out::new(factor),
                         scratch: scratch.as_mut_ptr(),
                         step,
                     };
@@ -330,7 +356,7 @@ impl Call<'_> {
 
     #[cfg(target_arch = "x86_64")]
     fn bf16(&self) {
-        let units = self.layout.units;
+        let units = self.factors[0].layout.units;
         let padded = self.x.rows.next_multiple_of(bf16::ROWS);
         with_scratch(padded * units * UNIT, |x: &mut [u16]| {
             let x = Shared(x.as_mut_ptr());
@@ -340,16 +366,16 @@ impl Call<'_> {
             });
             let step = units.min(128);
             let len = bf16::PANELS * step * UNIT * LANES;
-            self.each_tile(bf16::PANELS, bf16::ROWS, &|panels, rows| {
+            self.each_tile(bf16::PANELS, bf16::ROWS, &|factor, panels, rows| {
                 with_scratch(len, |scratch: &mut [u16]| {
                     for first in panels.clone().step_by(bf16::PANELS) {
                         let product = bf16::Product {
-                            layout: self.layout,
-                            weight: self.weight.as_ptr(),
+                            layout: factor.layout,
+                            weight: factor.weight.as_ptr(),
                             panels: first..panels.end.min(first + bf16::PANELS),
                             x: x.get(),
                             rows: rows.clone(),
-                            out: self.out,
+                            out: Out::new(factor),
                             scratch: scratch.as_mut_ptr(),
                             step,
                             level: self.features.level(),
@@ -362,29 +388,42 @@ impl Call<'_> {
         });
     }
 
-    /// Splits the panels for the pool.
-    fn each_panels(&self, task: &(dyn Fn(Range<usize>) + Sync)) {
+    /// Splits the panels of all factors, as one sequence, for the pool.
+    fn each_panels(&self, task: &(dyn Fn(&Factor, Range<usize>) + Sync)) {
         // A task begins with a wait for memory, so it should go on for some microseconds.
         const BYTES: usize = 64 << 10;
-        let (panels, threads) = (self.layout.panels(), self.pool.threads());
+        let sum = |f: fn(&PackLayout) -> usize| self.factors.iter().map(|factor| f(factor.layout)).sum::<usize>();
+        let (panels, threads) = (sum(PackLayout::panels), self.pool.threads());
         // Some tasks a thread even out what other programs take from the cores.
-        let tasks = (self.layout.bytes() / BYTES).next_multiple_of(threads).clamp(threads, threads * 6);
+        let tasks = (sum(PackLayout::bytes) / BYTES).next_multiple_of(threads).clamp(threads, threads * 6);
         let size = panels.div_ceil(tasks).max(1);
-        self.pool.parallel(panels.div_ceil(size), &|i| task(i * size..panels.min((i + 1) * size)));
+        self.pool.parallel(panels.div_ceil(size), &|i| {
+            let mut first = 0;
+            for factor in self.factors {
+                let end = first + factor.layout.panels();
+                let (from, to) = (first.max(i * size), end.min((i + 1) * size));
+                if from < to {
+                    task(factor, from - first..to - first);
+                }
+                first = end;
+            }
+        });
     }
 
-    /// Splits the panels, `grain` at a time, and where they are too few for the threads the rows as well.
-    fn each_tile(&self, grain: usize, row_grain: usize, task: &(dyn Fn(Range<usize>, Range<usize>) + Sync)) {
-        let (panels, rows) = (self.layout.panels(), self.x.rows);
-        let wanted = self.pool.threads() * 4;
-        let size = panels.div_ceil(wanted).next_multiple_of(grain).max(1);
-        let columns = panels.div_ceil(size);
-        // Each part of the rows dequantises the weight again, so a part is worth that.
-        let parts = wanted.div_ceil(columns.max(1)).min(rows / 128).max(1);
-        let height = rows.div_ceil(parts).next_multiple_of(row_grain).max(1);
-        self.pool.parallel(columns * rows.div_ceil(height), &|i| {
-            let (c, r) = (i % columns, i / columns);
-            task(c * size..panels.min((c + 1) * size), r * height..rows.min((r + 1) * height));
-        });
+    /// Splits each factor's panels, `grain` at a time, and where they are too few for the threads the rows as well.
+    fn each_tile(&self, grain: usize, row_grain: usize, task: &(dyn Fn(&Factor, Range<usize>, Range<usize>) + Sync)) {
+        for factor in self.factors {
+            let (panels, rows) = (factor.layout.panels(), self.x.rows);
+            let wanted = self.pool.threads() * 4;
+            let size = panels.div_ceil(wanted).next_multiple_of(grain).max(1);
+            let columns = panels.div_ceil(size);
+            // Each part of the rows dequantises the weight again, so a part is worth that.
+            let parts = wanted.div_ceil(columns.max(1)).min(rows / 128).max(1);
+            let height = rows.div_ceil(parts).next_multiple_of(row_grain).max(1);
+            self.pool.parallel(columns * rows.div_ceil(height), &|i| {
+                let (c, r) = (i % columns, i / columns);
+                task(factor, c * size..panels.min((c + 1) * size), r * height..rows.min((r + 1) * height));
+            });
+        }
     }
 }

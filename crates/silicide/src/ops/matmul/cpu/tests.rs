@@ -98,16 +98,10 @@ fn product(features: Features, precision: Precision, weight: &Weight, x: &[f32])
     }
     let mut out = vec![7.0; m * os];
     let pool = Pool::new(2);
-    matmul(
-        &pool,
-        features,
-        precision,
-        &weight.layout,
-        &weight.packed,
-        Rows::new(&wide, m, k, xs).unwrap(),
-        RowsMut::new(&mut out, m, n, os).unwrap(),
-    )
-    .unwrap();
+    let x = Rows::new(&wide, m, k, xs).unwrap();
+    let to = RowsMut::new(&mut out, m, n, os).unwrap();
+    let factor = Factor { layout: &weight.layout, weight: &weight.packed, out: to };
+    matmul(&pool, features, precision, x, &mut [factor]).unwrap();
     assert!(out.chunks(os).all(|row| row[n..].iter().all(|&x| x == 7.0)), "a write past the end of a row");
     out.chunks(os).flat_map(|row| row[..n].to_vec()).collect()
 }
@@ -264,7 +258,7 @@ fn misfits_are_errors() {
     let mut out = [0.0; 8];
     let call = |weight: &[u8], (m, k): (usize, usize), (om, on): (usize, usize), out: &mut [f32]| {
         let (x, out) = (Rows::new(&x, m, k, k)?, RowsMut::new(out, om, on, on)?);
-        matmul(&pool, features, Precision::F32, &layout, weight, x, out)
+        matmul(&pool, features, Precision::F32, x, &mut [Factor { layout: &layout, weight, out }])
     };
     assert!(call(&packed, (2, 8), (2, 4), &mut out).is_ok());
     assert!(call(&packed[1..], (2, 8), (2, 4), &mut out).is_err());
