@@ -1,10 +1,10 @@
 //! A thread pool for regions of a few microseconds: workers spin shortly for the next region, then park.
 
 use std::any::Any;
-use std::cell::Cell;
+use std::cell::{Cell, UnsafeCell};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicU32, AtomicUsize};
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle, Thread};
@@ -41,8 +41,11 @@ impl Pool {
     /// Where the system refuses to start a thread.
     pub fn new(threads: usize) -> Pool {
         let threads = threads.max(1);
-        let shared =
-            Arc::new(Shared { slots: (0..threads).map(|_| Slot::default()).collect(), waiter: Mutex::new(None) });
+        let shared = Arc::new(Shared {
+            slots: (0..threads).map(|_| Slot::default()).collect(),
+            panic: Mutex::new(None),
+            waiter: Mutex::new(None),
+        });
         let workers = (1..threads)
             .map(|i| {
                 let shared = shared.clone();
@@ -73,11 +76,12 @@ impl Pool {
         let _region = self.region.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: `close` below returns only when no worker holds the job any more, so the task outlives every use.
         let task = unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(task) };
-        let job = Job { task, n, threads: n.min(self.threads()), panic: Mutex::new(None) };
-        self.shared.open(&job, &self.workers);
-        self.shared.work(&job, 0);
-        self.shared.close(&job);
-        if let Some(payload) = job.panic.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        let job = Job { task, n, threads: n.min(self.threads()) };
+        self.shared.open(job, &self.workers);
+        self.shared.work(job, 0);
+        self.shared.close(job);
+        let panic = self.shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(payload) = panic {
             resume_unwind(payload);
         }
     }
@@ -108,13 +112,13 @@ thread_local! {
     static IN_TASK: Cell<bool> = const { Cell::new(false) };
 }
 
-/// One region; it lives on its caller's stack.
+/// One region. Its caller waits for all that hold it, so `task` lives as long.
+#[derive(Clone, Copy)]
 struct Job {
     task: &'static (dyn Fn(usize) + Sync),
     n: usize,
     /// Among how many threads the tasks are shared out.
     threads: usize,
-    panic: Mutex<Option<Box<dyn Any + Send>>>,
 }
 
 impl Job {
@@ -125,54 +129,61 @@ impl Job {
 }
 
 /// A thread's part in a region, on a cache line (and its neighbour, which processors fetch as well) of its own: a worker
-/// learns of a region, and of its share, with one transfer between cores.
+/// learns all that it must with one transfer between cores.
 #[derive(Default)]
 #[repr(align(128))]
 struct Slot {
-    /// One of the states below, or the address of a job that the worker may take.
-    state: AtomicUsize,
+    /// One of the states below.
+    state: AtomicU32,
     /// The next task of the thread's share.
     next: AtomicUsize,
+    /// The caller writes it while the worker holds no job, and the worker reads it while it does.
+    job: UnsafeCell<Option<Job>>,
 }
 
-/// The worker spins.
-const IDLE: usize = 0;
-/// The worker parks: who changes this unparks it.
-const SLEEPING: usize = 1;
-/// The worker holds a job.
-const TAKEN: usize = 2;
-/// So it does, and the caller parks until it leaves it.
-const AWAITED: usize = 3;
-/// The pool ends.
-const STOP: usize = 4;
+// SAFETY: `state` says whose `job` is.
+unsafe impl Sync for Slot {}
 
-// A job's address is none of the states.
-const _: () = assert!(align_of::<Job>() > STOP);
+/// The worker spins.
+const IDLE: u32 = 0;
+/// The worker parks: who changes this unparks it.
+const SLEEPING: u32 = 1;
+/// The worker may take the job.
+const OFFERED: u32 = 2;
+/// The worker holds the job.
+const TAKEN: u32 = 3;
+/// So it does, and the caller parks until it leaves it.
+const AWAITED: u32 = 4;
+/// The pool ends.
+const STOP: u32 = 5;
 
 struct Shared {
     /// Of each thread, the caller's first.
     slots: Vec<Slot>,
+    /// What the first task that panicked said.
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
     /// The caller, where it parks.
     waiter: Mutex<Option<Thread>>,
 }
 
 impl Shared {
     /// Offers a job to the workers and wakes those that park.
-    fn open(&self, job: &Job, workers: &[JoinHandle<()>]) {
+    fn open(&self, job: Job, workers: &[JoinHandle<()>]) {
         // All shares before the first offer: who is done with its own looks at the others'.
         for (thread, slot) in self.slots[..job.threads].iter().enumerate() {
             slot.next.store(job.share(thread).start, Relaxed);
         }
-        let address = std::ptr::from_ref(job).expose_provenance();
         for (slot, worker) in self.slots[1..job.threads].iter().zip(workers) {
-            if slot.state.swap(address, AcqRel) == SLEEPING {
+            // SAFETY: between regions no worker holds a job, as `close` sees to.
+            unsafe { *slot.job.get() = Some(job) };
+            if slot.state.swap(OFFERED, AcqRel) == SLEEPING {
                 worker.thread().unpark();
             }
         }
     }
 
     /// Runs the tasks of a thread's share, then what is left of the others'.
-    fn work(&self, job: &Job, thread: usize) {
+    fn work(&self, job: Job, thread: usize) {
         IN_TASK.set(true);
         let result = catch_unwind(AssertUnwindSafe(|| {
             for thread in (thread..job.threads).chain(0..thread) {
@@ -189,17 +200,16 @@ impl Shared {
         IN_TASK.set(false);
         if let Err(payload) = result {
             self.slots.iter().for_each(|slot| slot.next.store(job.n, Relaxed));
-            job.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(payload);
+            self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(payload);
         }
     }
 
     /// Takes back what no worker took, and waits for those that hold the job.
-    fn close(&self, job: &Job) {
-        let address = std::ptr::from_ref(job).addr();
+    fn close(&self, job: Job) {
         for slot in &self.slots[1..job.threads] {
             let state = &slot.state;
             let left = || !matches!(state.load(Acquire), TAKEN | AWAITED);
-            if state.load(Relaxed) == address && state.compare_exchange(address, IDLE, Acquire, Relaxed).is_ok() {
+            if state.load(Relaxed) == OFFERED && state.compare_exchange(OFFERED, IDLE, Acquire, Relaxed).is_ok() {
                 continue;
             }
             if spin_until(left) {
@@ -225,18 +235,16 @@ impl Shared {
                     thread::park();
                 }
             }
-            let address = match state.load(Relaxed) {
-                STOP => return,
+            if let Err(state) = state.compare_exchange(OFFERED, TAKEN, AcqRel, Relaxed) {
+                if state == STOP {
+                    return;
+                }
                 // Taken back meanwhile.
-                IDLE => continue,
-                address => address,
-            };
-            if state.compare_exchange(address, TAKEN, AcqRel, Relaxed).is_err() {
                 continue;
             }
-            // SAFETY: the exchange took a job that was on offer, so its caller waits for this worker to leave it.
-            let job = unsafe { &*std::ptr::with_exposed_provenance::<Job>(address) };
-            self.work(job, i);
+            // SAFETY: the worker holds the job now, so its caller waits and writes nothing.
+            let job = unsafe { *self.slots[i].job.get() };
+            self.work(job.expect("an offer comes with a job"), i);
             if state.swap(IDLE, AcqRel) == AWAITED {
                 let waiter = self.waiter.lock().unwrap_or_else(PoisonError::into_inner).clone();
                 waiter.expect("a caller that parks leaves its name").unpark();
