@@ -167,15 +167,14 @@ struct Tile {
     group: usize,
     /// The keys that each query sees.
     visible: [Range<usize>; TILE],
+    /// From the first to the last key that any of them sees.
+    keys: Range<usize>,
 }
 
 impl Tile {
     /// The parts in which there are keys that any of the queries sees.
     fn parts(&self) -> Range<usize> {
-        let seen = || self.visible[..self.rows / self.group].iter().filter(|r| !r.is_empty());
-        let start = seen().map(|r| r.start).min().unwrap_or(0);
-        let end = seen().map(|r| r.end).max().unwrap_or(0);
-        start / PART..end.div_ceil(PART)
+        self.keys.start / PART..self.keys.end.div_ceil(PART)
     }
 
     /// The keys that a row sees of `keys`; an empty range lies inside `keys` as well.
@@ -208,8 +207,11 @@ impl Work<'_> {
             let query = first + i;
             *range = p.visible(query as u32, self.positions.map_or(0, |p| p[query] as i32 as i64));
         }
+        let seen = || visible[..queries].iter().filter(|r| !r.is_empty());
+        let start = seen().map(|r| r.start).min().unwrap_or(0);
+        let end = seen().map(|r| r.end).max().unwrap_or(0);
         let group = (p.q_heads / p.kv_heads) as usize;
-        Tile { first, kv_head, rows: queries * group, group, visible }
+        Tile { first, kv_head, rows: queries * group, group, keys: start..end, visible }
     }
 
     /// Floats of a row's state: weighted values, and in the vector behind them the greatest score and the sum of weights.
@@ -254,7 +256,7 @@ impl Work<'_> {
 
     /// The state of the rows after the keys of one part alone.
     fn part(&self, tile: &Tile, part: usize, q: &[f32], states: &mut [f32], room: &mut [f32]) {
-        let keys = part * PART..(self.p.keys as usize).min((part + 1) * PART);
+        let keys = tile.keys.start.max(part * PART)..tile.keys.end.min((part + 1) * PART);
         // SAFETY: the slices have the sizes that `state` and `room` give.
         unsafe { simd::run(self.features, Part { work: self, tile, keys, q, states, room }) };
     }

@@ -277,7 +277,11 @@ fn launch_on_cpu<const N: usize>(
 /// What there is among some strings, each once.
 fn listed(all: impl Iterator<Item = String>) -> String {
     let mut once: Vec<String> = Vec::new();
-    all.for_each(|s| if !once.contains(&s) { once.push(s) });
+    all.for_each(|s| {
+        if !once.contains(&s) {
+            once.push(s)
+        }
+    });
     once.join(" and ")
 }
 
