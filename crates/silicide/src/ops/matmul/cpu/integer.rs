@@ -165,38 +165,50 @@ impl Product<'_> {
         row: usize,
         table: &[u8; 16],
     ) {
-        let panel_at = self.weight.add(panel * self.layout.panel_bytes);
         let x = self.x;
         let records = x.units.div_ceil(RECORD);
+        let unit_bytes = unpack::unit_bytes::<KIND>();
         // A group is some units, or half of one.
-        let per_group = (self.layout.group / UNIT).max(1);
+        let group_units = (self.layout.group / UNIT).max(1);
         let halves = if SMALL { 2 } else { 1 };
         let width = UNIT / 4 / halves;
+        let mut at = self.weight.add(panel * self.layout.panel_bytes);
         let mut out = [S::splat(0.0); M];
         // As many groups of 16 as a record has.
         let mut scales = [(S::splat(0.0), S::splat(0.0)); 2 * RECORD];
         for record in 0..records {
-            let (units, at) = self.layout.record(record);
-            let codes = panel_at.add(self.layout.codes_at(units.start));
-            unpack::ask_ahead::<S>(self.level, panel_at.add(at), codes.offset_from_unsigned(panel_at.add(at)));
+            let first = record * RECORD;
+            let units = RECORD.min(x.units - first);
+            let header = self.layout.header(units);
+            unpack::ask_ahead::<S>(self.level, at, header);
             // All of a record's scales come first, so that memory is read from front to back.
-            for group in 0..(units.len() * UNIT).div_ceil(self.layout.group) {
-                let (scale, bias) = unpack::scale::<S>(self.layout, panel_at.add(at), group);
-                scales[group] = (scale, bias.unwrap_or(S::splat(0.0)));
+            let mut unit = 0;
+            let mut group = 0;
+            while unit < units {
+                for _ in 0..halves {
+                    let (scale, bias) = unpack::scale::<S>(self.layout, at, group);
+                    scales[group] = (scale, bias.unwrap_or(S::splat(0.0)));
+                    group += 1;
+                }
+                unit += group_units;
             }
+            let codes = at.add(header);
             let mut products = [S::splat(0.0); M];
-            for (group, first) in units.clone().step_by(per_group).enumerate() {
+            let (mut unit, mut group) = (0, 0);
+            while unit < units {
+                let end = units.min(unit + group_units);
                 for half in 0..halves {
-                    let (scale, bias) = scales[group * halves + half];
+                    let (scale, bias) = scales[group];
+                    group += 1;
                     let mut sums = [S::sum_zero(); M];
-                    for unit in first..units.end.min(first + per_group) {
-                        let codes = codes.add((unit - units.start) * self.layout.unit_bytes);
+                    for unit in unit..end {
+                        let codes = codes.add(unit * unit_bytes);
                         if half == 0 {
-                            unpack::ask_ahead::<S>(self.level, codes, self.layout.unit_bytes);
+                            unpack::ask_ahead::<S>(self.level, codes, unit_bytes);
                         }
                         let w = unpack::quads::<S, KIND>(codes, table);
                         for m in 0..M {
-                            let at = (row + m) * x.units + unit;
+                            let at = (row + m) * x.units + first + unit;
                             let Sums { zeros, totals } = &*x.sums.add(at);
                             let quads = x.quads.add(at * UNIT_BYTES);
                             let mut sum = S::sum_add(sums[m], zeros[half]);
@@ -211,10 +223,12 @@ impl Product<'_> {
                         products[m] = S::fma(S::sum_to_f32(sums[m]), scale, products[m]);
                     }
                 }
+                unit = end;
             }
             for m in 0..M {
                 out[m] = S::fma(products[m], S::splat(*x.scales.add((row + m) * records + record)), out[m]);
             }
+            at = codes.add(units * unit_bytes);
         }
         for (m, out) in out.into_iter().enumerate() {
             self.out.store::<S>(row + m, panel, out);

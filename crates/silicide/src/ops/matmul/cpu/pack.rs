@@ -204,6 +204,12 @@ impl PackLayout {
         }
     }
 
+    /// Bytes before the codes of a record of `units` units.
+    #[inline(always)]
+    pub(super) fn header(&self, units: usize) -> usize {
+        self.scales.record_bytes(units, self.group)
+    }
+
     /// The units of record `record`, and where in a panel it begins.
     #[inline(always)]
     pub(super) fn record(&self, record: usize) -> (Range<usize>, usize) {
@@ -214,7 +220,7 @@ impl PackLayout {
     #[inline(always)]
     pub(super) fn codes_at(&self, unit: usize) -> usize {
         let (units, at) = self.record(unit / RECORD);
-        at + self.scales.record_bytes(units.len(), self.group) + (unit - units.start) * self.unit_bytes
+        at + self.header(units.len()) + (unit - units.start) * self.unit_bytes
     }
 
     /// Bytes of the packed form.

@@ -33,6 +33,12 @@ unsafe fn ask<S: Simd>(level: Level, from: *const u8, len: usize) {
     }
 }
 
+/// Bytes of a unit's codes of kind `KIND`.
+pub(super) const fn unit_bytes<const KIND: usize>() -> usize {
+    let bits = if KIND == TABLE { 4 } else { KIND };
+    UNIT * LANES / 8 * bits
+}
+
 /// The eight quads of a unit whose codes, of kind `KIND`, begin at `codes`.
 #[inline(always)]
 pub(super) unsafe fn quads<S: Simd, const KIND: usize>(codes: *const u8, table: &[u8; 16]) -> [S::I; 8] {
