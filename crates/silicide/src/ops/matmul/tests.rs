@@ -210,6 +210,40 @@ fn a_row_does_not_depend_on_its_company() {
 }
 
 #[test]
+fn several_weights_at_once_are_as_one_each() {
+    on_every_device(|stream| {
+        let device = &stream.device().clone();
+        let random = &mut Random::new(9);
+        let affine = |bits| MatrixFormat::Quantized(QuantFormat::Affine { bits, group_size: 64 }, DType::F32);
+        let ggml = |format| MatrixFormat::Quantized(QuantFormat::Ggml(format), DType::F32);
+        let dense = MatrixFormat::Dense(DType::BF16);
+        let k = 256;
+        // Of one format; of formats whose activations are encoded alike, otherwise, and not at all; with no rows.
+        for formats in [
+            [(affine(4), 64), (affine(4), 17), (affine(4), 1)],
+            [(ggml(GgmlFormat::Q4_K), 33), (ggml(GgmlFormat::Q6_K), 31), (dense, 65)],
+            [(affine(8), 33), (dense, 0), (affine(4), 31)],
+        ] {
+            let weights =
+                formats.map(|(format, n)| Weight::new(&StoredMatrix::random(format, n, k, random).on(device)).unwrap());
+            for (m, dtype) in [(0, DType::F32), (1, DType::F32), (1, DType::BF16), (5, DType::F16), (33, DType::F32)] {
+                let x = rounded(dtype, &random.values(m * k));
+                let x = random.tensor(device, dtype, &x, [m, k]);
+                for precision in PRECISIONS {
+                    let joined = matmul_each(stream, &x, [&weights[0], &weights[1], &weights[2]], precision).unwrap();
+                    for (weight, joined) in weights.iter().zip(&joined) {
+                        let alone = matmul(stream, &x, weight, precision).unwrap();
+                        let name = format!("{device:?} {weight:?}, {m} rows of {dtype}, {precision:?}");
+                        assert_eq!(joined.shape(), alone.shape(), "{name}");
+                        assert_eq!(values_of(stream, joined), values_of(stream, &alone), "{name}");
+                    }
+                }
+            }
+        }
+    });
+}
+
+#[test]
 fn nan_and_infinity_stay_in_their_row() {
     on_every_device(|stream| {
         let device = &stream.device().clone();
@@ -262,4 +296,13 @@ fn says_what_does_not_fit() {
     assert_eq!(message(DType::U32, [2, 4], DType::U32, [2, 3]), "matmul: x: got u32[2, 4], wanted floats [.., 4]");
     assert_eq!(message(DType::F32, [2, 4], DType::F16, [2, 3]), "matmul: out: got f16[2, 3], wanted f32 [2, 3]");
     assert_eq!(message(DType::F32, [2, 4], DType::F32, [1, 3]), "matmul: out: got f32[1, 3], wanted f32 [2, 3]");
+
+    let x = device.zeros(DType::F32, [2, 4]).unwrap();
+    let narrow = StoredMatrix::random(MatrixFormat::Dense(DType::F32), 3, 5, &mut Random::new(7));
+    let narrow = Weight::new(&narrow.on(&device)).unwrap();
+    let error = matmul_each(stream, &x, [&weight, &narrow], Precision::F32).unwrap_err().to_string();
+    assert_eq!(error, "matmul: x: got f32[2, 4], wanted floats [.., 5]");
+    let elsewhere = Weight::new(&matrix.on(&Device::cpu())).unwrap();
+    let error = matmul(stream, &x, &elsewhere, Precision::F32).unwrap_err().to_string();
+    assert!(error.starts_with("matmul: weight: it is on device"), "{error}");
 }
