@@ -334,7 +334,7 @@ impl Call<'_> {
         // A single pass over the rows wants its weights in the first cache, many want to read them from the second.
         let step = if self.x.rows <= 12 { 4 } else { 32 };
         let len = float::PANELS * step * UNIT * LANES;
-        self.each_tile(float::PANELS, 1, &|factor, panels, rows| {
+        self.each_tile(float::PANELS, 1, |factor, panels, rows| {
             with_scratch(len, |scratch: &mut [f32]| {
                 for first in panels.clone().step_by(float::PANELS) {
                     let product = float::Product {
@@ -366,7 +366,7 @@ impl Call<'_> {
             });
             let step = units.min(128);
             let len = bf16::PANELS * step * UNIT * LANES;
-            self.each_tile(bf16::PANELS, bf16::ROWS, &|factor, panels, rows| {
+            self.each_tile(bf16::PANELS, bf16::ROWS, |factor, panels, rows| {
                 with_scratch(len, |scratch: &mut [u16]| {
                     for first in panels.clone().step_by(bf16::PANELS) {
                         let product = bf16::Product {
@@ -411,7 +411,7 @@ impl Call<'_> {
     }
 
     /// Splits each factor's panels, `grain` at a time, and where they are too few for the threads the rows as well.
-    fn each_tile(&self, grain: usize, row_grain: usize, task: &(dyn Fn(&Factor, Range<usize>, Range<usize>) + Sync)) {
+    fn each_tile(&self, grain: usize, row_grain: usize, task: impl Fn(&Factor, Range<usize>, Range<usize>) + Sync) {
         for factor in self.factors {
             let (panels, rows) = (factor.layout.panels(), self.x.rows);
             let wanted = self.pool.threads() * 4;
