@@ -64,12 +64,14 @@ def main():
     for entry in args.models:
         name, our_model, their_model = entry.split("=")
         us, them = [], []
-        for i in range(args.rounds):
-            if i % 2 == 0:
-                us.append(ours(args.silicide, our_model, args.threads))
-            them.append(theirs(args.llama_bench, their_model, args.threads))
-            if i % 2 == 1:
-                us.append(ours(args.silicide, our_model, args.threads))
+        programs = [
+            lambda: us.append(ours(args.silicide, our_model, args.threads)),
+            lambda: them.append(theirs(args.llama_bench, their_model, args.threads)),
+        ]
+        for _ in range(args.rounds):
+            for measure in programs:
+                measure()
+            programs.reverse()
         cells = [name]
         for i in range(len(kinds)):
             mine, other = [u[i] for u in us], [t[i] for t in them]
