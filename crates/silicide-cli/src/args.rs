@@ -253,7 +253,7 @@ pub struct HardwareArgs {
     #[arg(long, value_enum, default_value_t, value_name = "DEVICE")]
     pub device: DeviceChoice,
 
-    /// Element type of activations.
+    /// Element type of activations, keys and values.
     #[arg(long, value_enum, default_value_t, value_name = "TYPE")]
     pub dtype: ActivationType,
 
@@ -279,7 +279,7 @@ pub enum DeviceChoice {
 /// Values of `--dtype`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum ActivationType {
-    /// What is best on the device: the model's own on a GPU, and on the CPU f32 that products may round.
+    /// The model's own on a GPU; on the CPU f32 that products may round, and f16 keys and values.
     #[default]
     Auto,
     /// f32, with scales and dense weights widened to it: for comparisons.

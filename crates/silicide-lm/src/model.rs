@@ -21,9 +21,11 @@ use crate::{gguf, load};
 /// How a model is loaded.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LoadOptions {
-    /// The type of activations; None for what is best on the device.
+    /// The type of activations, keys and values; None for what is best on the device.
     ///
-    /// With `F32` nothing is rounded to less than f32 anywhere, so that results can be held against an f32 reference.
+    /// On the CPU that is f32 activations that products may round, and keys and values in f16: a model whose values pass
+    /// 65504 wants `BF16`. With `F32` nothing is rounded to less than f32 anywhere, so that results can be held against an
+    /// f32 reference.
     pub dtype: Option<DType>,
 }
 
