@@ -198,6 +198,10 @@ impl<'a> Generator<'a> {
     }
 
     fn step(&mut self) -> Result<Token> {
+        // A token is run when the next is asked for, so that each is given as soon as it is known.
+        if let Some(&last) = self.tokens.last() {
+            self.run(last)?;
+        }
         let session = self.session.get();
         let (logits, history) = session.logits();
         let id = self.sampler.sample(logits, history)?;
@@ -217,13 +221,19 @@ impl<'a> Generator<'a> {
             stops.finish(&mut text);
         }
         // The last token's own logits are wanted only by those who keep them all.
-        if self.finish.is_none() || self.logits.is_some() {
-            session.decode(id)?;
-            if let Some(kept) = &mut self.logits {
-                kept.extend_from_slice(session.logits().0);
-            }
+        if self.finish.is_some() && self.logits.is_some() {
+            self.run(id)?;
         }
         Ok(Token { id, text })
+    }
+
+    fn run(&mut self, id: u32) -> Result<()> {
+        let session = self.session.get();
+        session.decode(id)?;
+        if let Some(kept) = &mut self.logits {
+            kept.extend_from_slice(session.logits().0);
+        }
+        Ok(())
     }
 }
 
