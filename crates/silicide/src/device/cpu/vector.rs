@@ -1,6 +1,10 @@
 //! Arithmetic on rows of `f32`, vectorised by the compiler at the width that the processor has.
 
-use crate::Float;
+use bytemuck::{cast_slice, cast_slice_mut};
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+
+use crate::{DType, Float};
 
 /// Lanes that reductions keep apart: fixed, so that a sum is the same on every processor.
 const LANES: usize = 16;
@@ -196,16 +200,21 @@ pub(crate) fn softplus(x: f32) -> f32 {
 /// Widens a row.
 #[inline(always)]
 pub(crate) fn widen<T: Float>(x: &[T], out: &mut [f32]) {
-    for (o, x) in out.iter_mut().zip(x) {
-        *o = x.to_f32();
+    let n = x.len().min(out.len());
+    match T::DTYPE {
+        // By the slice: `half` asks for the processor's conversion at every call.
+        DType::F16 => cast_slice::<T, f16>(&x[..n]).convert_to_f32_slice(&mut out[..n]),
+        _ => out.iter_mut().zip(x).for_each(|(o, x)| *o = x.to_f32()),
     }
 }
 
 /// Rounds a row.
 #[inline(always)]
 pub(crate) fn narrow<T: Float>(x: &[f32], out: &mut [T]) {
-    for (o, &x) in out.iter_mut().zip(x) {
-        *o = T::from_f32(x);
+    let n = x.len().min(out.len());
+    match T::DTYPE {
+        DType::F16 => cast_slice_mut::<T, f16>(&mut out[..n]).convert_from_f32_slice(&x[..n]),
+        _ => out.iter_mut().zip(x).for_each(|(o, &x)| *o = T::from_f32(x)),
     }
 }
 

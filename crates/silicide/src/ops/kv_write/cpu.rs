@@ -1,9 +1,11 @@
 //! A copy on the caller's thread: it moves little, and waking threads would cost more.
 
+use bytemuck::cast_slice;
+
 use super::Params;
-use crate::Float;
-use crate::device::cpu::vector::vectorized;
+use crate::device::cpu::vector::{narrow, vectorized};
 use crate::device::cpu::{Call, View};
+use crate::{DType, Float};
 
 pub(super) fn run<T: Float, C: Float>(call: &Call) {
     let p: Params = call.params();
@@ -33,8 +35,9 @@ fn write<T: Float, C: Float>(
             let to_at = slot as usize * to_strides[0] as usize + head * to_strides[1] as usize;
             // SAFETY: one thread copies, between memory that does not overlap.
             let (from, to) = unsafe { (from.row(at, dim), to.row_mut(to_at, dim)) };
-            for (to, from) in to.iter_mut().zip(from) {
-                *to = C::from_f32(from.to_f32());
+            match T::DTYPE {
+                DType::F32 => narrow(cast_slice(from), to),
+                _ => to.iter_mut().zip(from).for_each(|(to, from)| *to = C::from_f32(from.to_f32())),
             }
         }
     }
