@@ -38,6 +38,11 @@ template <typename T> struct __msl_cast {
   template <typename A> __attribute__((always_inline)) T operator->*(A a) const { return __msl_convert<T>(a); }
 };
 
+#define __msl_at(NAME) __msl_t.NAME
+#define __msl_bound(TABLE, INDEX) __msl_t.__msl_table_##TABLE[INDEX]
+#define __msl_table_buffers buffers
+#define __msl_table_shared shared
+#define __msl_table_constants buffers
 #define __msl_entry extern "C" __attribute__((visibility("default"))) void
 #define __msl_kernel static inline __attribute__((always_inline)) void
 // device and constant are distinct, so that Apple's errors are errors here; copies of structs need constant to be __global.

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-use crate::rewrite::{Entry, Parameter, ParameterKind, rewrite};
+use crate::cache::digest;
+use crate::rewrite::{Dialect, Entry, Parameter, ParameterKind, rewrite};
 use crate::{CompileOptions, Error};
 
 /// The shim in the order of its parts.
@@ -55,7 +56,7 @@ pub(crate) fn compile(source: &str, options: &CompileOptions) -> Result<Compiled
     }
 
     let plain = preprocess(clang.program, source, options)?;
-    let rewritten = rewrite(&plain, options)
+    let rewritten = rewrite(&plain, Dialect::OpenCl, &options.function_constants)
         .map_err(|(line, message)| Error::Compile { message: format!("{}:{line}: error: {message}", options.name) })?;
     let text = format!("# 1 \"<metal_stdlib>\"\n{SHIM}# 1 \"{}\"\n{}\n", options.name, rewritten.text);
 
@@ -267,7 +268,7 @@ fn cached(path: &Path) -> Option<Vec<Entry>> {
                     "c" => ParameterKind::Constant,
                     _ => ParameterKind::Threadgroup,
                 };
-                let parameter = Parameter { name: fields.next()?.to_owned(), index, kind };
+                let parameter = Parameter { name: fields.next()?.to_owned(), index, kind, base: None };
                 entries.last_mut()?.parameters.push(parameter);
             }
         }
@@ -278,15 +279,4 @@ fn cached(path: &Path) -> Option<Vec<Entry>> {
 fn hash(parts: &[&str]) -> u128 {
     let parts: Vec<&[u8]> = parts.iter().map(|part| part.as_bytes()).collect();
     digest(&parts)
-}
-
-/// FNV-1a of 128 bits over the parts and their lengths: names files, and finds damage, not malice.
-fn digest(parts: &[&[u8]]) -> u128 {
-    let mut state = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d_u128;
-    let mut add = |byte: u8| state = (state ^ u128::from(byte)).wrapping_mul(0x0100_0000_0000_0000_0000_013b);
-    for part in parts {
-        (part.len() as u64).to_le_bytes().into_iter().for_each(&mut add);
-        part.iter().copied().for_each(&mut add);
-    }
-    state
 }

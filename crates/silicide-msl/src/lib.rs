@@ -74,19 +74,23 @@
 
 mod abi;
 mod bindings;
+pub mod cache;
 mod collective;
 mod compile;
 mod context;
+mod cuda;
 mod error;
 mod group;
 mod launch;
 mod lex;
 mod library;
 mod memory;
+mod preprocess;
 mod random;
 mod rewrite;
 mod tokens;
 
+pub use cuda::{CUDA_OPTIONS, CudaKernel, CudaOptions, cuda_kernel, cuda_library};
 pub use error::{Error, Fault, FaultKind};
 pub use launch::{BufferArg, Launch, MAX_BINDINGS, MAX_INLINE_BYTES, MAX_THREADGROUP_BYTES, MAX_THREADS, Schedule};
 pub use library::{Binding, BindingKind, CompileOptions, Constant, Kernel, KernelInfo, Library};

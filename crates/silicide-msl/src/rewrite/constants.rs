@@ -26,7 +26,7 @@ impl Rewriter<'_> {
             Some(Constant::Bool(v)) => v.to_string(),
             Some(Constant::Int(v)) => format!("({v}l)"),
             Some(Constant::Uint(v)) => format!("{v}u"),
-            Some(Constant::Float(v)) => format!("__builtin_bit_cast(float, {}u)", v.to_bits()),
+            Some(Constant::Float(v)) => self.float(v),
             None if self.asks_whether_defined(name) => String::new(),
             None => {
                 let hint = "set it in CompileOptions::function_constants";
@@ -50,6 +50,6 @@ impl Rewriter<'_> {
     }
 
     pub(super) fn constant(&self, index: u32) -> Option<Constant> {
-        self.options.function_constants.iter().find(|(i, _)| *i == index).map(|(_, value)| *value)
+        self.constants.iter().find(|(i, _)| *i == index).map(|(_, value)| *value)
     }
 }

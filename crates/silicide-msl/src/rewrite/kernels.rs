@@ -1,6 +1,6 @@
 //! Kernels and their instantiations become entries.
 
-use super::{Complaint, Entry, Parameter, Rewriter};
+use super::{Complaint, Dialect, Entry, Parameter, ParameterKind, Rewriter};
 use crate::lex::Kind;
 use crate::tokens::Attribute;
 
@@ -59,7 +59,7 @@ impl<'a> Rewriter<'a> {
 
         self.edit(start, name_at, "__msl_kernel".into());
         self.edit(open, close, "(const __msl_thread &__msl_t)".into());
-        self.insert_after(body, signature.prologue());
+        self.insert_after(body, signature.prologue(self.dialect));
         let template = start > 0 && self.tokens.is(start - 1, ">");
         if template {
             self.templates.push((name, signature.parameters));
@@ -83,8 +83,23 @@ impl<'a> Rewriter<'a> {
             return Err((line, format!("two kernels are named \"{name}\"")));
         }
         let number = self.entries.len();
+        let text = match self.dialect {
+            Dialect::OpenCl => {
+                format!(" __msl_entry __msl_kernel_{number}(const __msl_thread &t) {{ {function}(t); }}")
+            }
+            Dialect::Cuda { entry } if entry.is_some_and(|entry| entry != name) => String::new(),
+            Dialect::Cuda { .. } => {
+                let constants = parameters.iter().find(|p| p.is_inline()).and_then(|p| p.base.as_deref());
+                let (slots, constants) = (slots(&parameters), constants.unwrap_or("__msl_none"));
+                format!(
+                    " __msl_entry {}(const __grid_constant__ __msl_arguments< {slots} , {constants} > a) \
+                     {{ {function}(__msl_thread(a.buffers, &a.constants)); }}",
+                    symbol(&name)
+                )
+            }
+        };
         self.entries.push(Entry { name, line, parameters });
-        Ok(format!(" __msl_entry __msl_kernel_{number}(const __msl_thread &t) {{ {function}(t); }}"))
+        Ok(text)
     }
 
     /// `template [[host_name("n")]] [[kernel]] decltype(f<float>) f<float>;` or with `void f<float>(...)`.
@@ -131,4 +146,16 @@ impl<'a> Rewriter<'a> {
         self.edit(start, semicolon + 1, entry);
         Ok(semicolon + 1)
     }
+}
+
+/// What a profiler shows.
+pub(crate) fn symbol(name: &str) -> String {
+    let word = |c: char| if c.is_ascii_alphanumeric() { c } else { '_' };
+    format!("msl_{}", name.chars().map(word).collect::<String>())
+}
+
+/// How many places a table of the bound tensors has.
+pub(crate) fn slots(parameters: &[Parameter]) -> u32 {
+    let bound = parameters.iter().filter(|p| p.kind != ParameterKind::Threadgroup && !p.is_inline());
+    bound.map(|p| p.index + 1).max().unwrap_or(0)
 }

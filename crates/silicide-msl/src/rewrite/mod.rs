@@ -10,14 +10,17 @@
 
 mod constants;
 mod kernels;
+mod literals;
 mod parameters;
 mod spaces;
 mod vectors;
 
+pub(crate) use self::kernels::{slots, symbol};
+
 use std::collections::HashSet;
 
 use self::vectors::{plain_types, type_names};
-use crate::CompileOptions;
+use crate::Constant;
 use crate::lex::{Kind, marker, tokens};
 use crate::tokens::Tokens;
 
@@ -41,6 +44,8 @@ pub(crate) struct Parameter {
     pub(crate) name: String,
     pub(crate) index: u32,
     pub(crate) kind: ParameterKind,
+    /// The type that a reference is to.
+    pub(crate) base: Option<String>,
 }
 
 /// The kind letter is also what the compiled library carries.
@@ -56,18 +61,35 @@ pub(crate) enum ParameterKind {
     Threadgroup = b't' as isize,
 }
 
+impl Parameter {
+    /// Whether its bytes come with the launch and not in a buffer, where the device has a place for them.
+    pub(crate) fn is_inline(&self) -> bool {
+        self.kind == ParameterKind::Constant && self.base.is_some()
+    }
+}
+
 /// A message and the line that it is about.
 pub(crate) type Complaint = (u32, String);
 
-/// Rewrites preprocessed text.
-pub(crate) fn rewrite(text: &str, options: &CompileOptions) -> Result<Rewritten, Complaint> {
+/// The language that the text is brought to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Dialect<'a> {
+    /// C++ for OpenCL, run by the emulator.
+    OpenCl,
+    /// CUDA C++, with this entry or all. Vectors are classes of the shim and need no edits; address spaces are dropped.
+    Cuda { entry: Option<&'a str> },
+}
+
+/// Rewrites preprocessed text, with these values of function constants.
+pub(crate) fn rewrite(text: &str, dialect: Dialect<'_>, constants: &[(u32, Constant)]) -> Result<Rewritten, Complaint> {
     let tokens = tokens(text);
     let mut rewriter = Rewriter {
         text,
         types: type_names(&tokens),
         plain_types: plain_types(&tokens),
         tokens: Tokens(tokens),
-        options,
+        dialect,
+        constants,
         edits: Vec::new(),
         templates: Vec::new(),
         entries: Vec::new(),
@@ -82,7 +104,8 @@ const SPACES: [&str; 4] = ["device", "constant", "threadgroup", "thread"];
 struct Rewriter<'a> {
     text: &'a str,
     tokens: Tokens<'a>,
-    options: &'a CompileOptions,
+    dialect: Dialect<'a>,
+    constants: &'a [(u32, Constant)],
     /// Names that may stand for a vector type: vector types, type parameters and aliases.
     types: HashSet<&'a str>,
     /// Other type names: scalars and structs.
@@ -100,8 +123,13 @@ impl<'a> Rewriter<'a> {
         let mut body_end = 0;
         while at < self.tokens.len() {
             let token = self.tokens[at];
+            let cuda = self.dialect != Dialect::OpenCl;
             if token.kind != Kind::Identifier && token.text != "[" {
-                at = if token.text == "(" { self.c_cast(at) } else { at + 1 };
+                at = match token.kind {
+                    Kind::Number if cuda => self.literal(at),
+                    _ if token.text == "(" && !cuda => self.c_cast(at),
+                    _ => at + 1,
+                };
                 continue;
             }
             match token.text {
@@ -122,7 +150,7 @@ impl<'a> Rewriter<'a> {
                 }
                 "constant" => at = self.function_constant(at)?,
                 "threadgroup" if at < body_end => at = self.threadgroup_variable(at),
-                "device" if self.is_method_qualifier(at) => {
+                "device" if !cuda && self.is_method_qualifier(at) => {
                     self.edit(at, at + 1, "__global".into());
                     at += 1;
                 }
@@ -133,6 +161,7 @@ impl<'a> Rewriter<'a> {
                     self.edit(at, end, defined.to_string());
                     at = end;
                 }
+                _ if cuda => at += 1,
                 "static_cast" => at = self.static_cast(at),
                 "struct" | "class" | "union" => {
                     self.methods(at);
@@ -185,7 +214,6 @@ impl<'a> Rewriter<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Constant;
 
     const SOURCE: &str = r#"
 template <typename T, int N = 4>
@@ -202,13 +230,13 @@ constant bool flag [[function_constant(0)]];
 kernel void g(device float* o [[buffer(2), function_constant(flag)]]) { if (is_function_constant_defined(flag)) o[0] = 1; }
 "#;
 
-    fn options() -> CompileOptions {
-        CompileOptions { function_constants: vec![(0, Constant::Bool(true))], ..Default::default() }
+    fn rewrite(text: &str) -> Result<Rewritten, Complaint> {
+        super::rewrite(text, Dialect::OpenCl, &[(0, Constant::Bool(true))])
     }
 
     #[test]
     fn entries_and_lines() {
-        let rewritten = rewrite(SOURCE, &options()).expect("rewrites");
+        let rewritten = rewrite(SOURCE).expect("rewrites");
         let names: Vec<_> = rewritten.kernels.iter().map(|k| (k.name.as_str(), k.line, k.parameters.len())).collect();
         assert_eq!(names, [("ab", 10, 3), ("c", 11, 3), ("g", 13, 1)]);
         assert_eq!(rewritten.text.lines().count(), SOURCE.lines().count());
@@ -228,7 +256,7 @@ kernel void g(device float* o [[buffer(2), function_constant(flag)]]) { if (is_f
         let text = "struct S { float a[2] = {1, 2}; int b = (3); S(int x) : b(x), c{x} { f(); } static int g(int x) { return x; }\n\
                     inline __attribute__((always_inline)) float f() const { return h(1); } void operator()(int i);\n\
                     float k() const device { return 0; } template <typename T> T m(T x) { return T(x); } };";
-        let got = rewrite(text, &options()).expect("rewrites").text;
+        let got = rewrite(text).expect("rewrites").text;
         for part in [
             "S(int x) __private : b(x)",
             "static int g(int x) {",
@@ -247,11 +275,11 @@ kernel void g(device float* o [[buffer(2), function_constant(flag)]]) { if (is_f
         let words = tokens(SOURCE);
         for (i, word) in words.iter().enumerate() {
             let without = format!("{}{}", &SOURCE[..word.start], &SOURCE[word.end()..]);
-            let _ = rewrite(&without, &options());
-            let _ = rewrite(&SOURCE[..word.end()], &options());
-            let _ = rewrite(&SOURCE[word.start..], &options());
+            let _ = rewrite(&without);
+            let _ = rewrite(&SOURCE[..word.end()]);
+            let _ = rewrite(&SOURCE[word.start..]);
             let other = words[(i * 7 + 3) % words.len()].text;
-            let _ = rewrite(&format!("{} {other} {}", &SOURCE[..word.start], &SOURCE[word.end()..]), &options());
+            let _ = rewrite(&format!("{} {other} {}", &SOURCE[..word.start], &SOURCE[word.end()..]));
         }
     }
 
@@ -266,7 +294,7 @@ kernel void g(device float* o [[buffer(2), function_constant(flag)]]) { if (is_f
             ("float x = float(y) * z; bool b = sizeof(float) * n & m;", true),
             ("auto q = (device T*)p + reinterpret_cast<threadgroup half4*>(r);", true),
         ] {
-            assert_eq!(rewrite(text, &options()).is_ok(), accepted, "{text}");
+            assert_eq!(rewrite(text).is_ok(), accepted, "{text}");
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::ops::Range;
 
-use super::{Complaint, Parameter, ParameterKind, Rewriter, SPACES};
+use super::{Complaint, Dialect, Parameter, ParameterKind, Rewriter, SPACES};
 use crate::Constant;
 use crate::lex::Kind;
 use crate::tokens::Attribute;
@@ -43,8 +43,11 @@ pub(super) struct Signature<'a> {
 
 impl Signature<'_> {
     /// What begins the body.
-    pub(super) fn prologue(&self) -> String {
-        format!(" if (__msl_t.query) {{ {}return; }} {}", self.sizes, self.locals)
+    pub(super) fn prologue(&self, dialect: Dialect<'_>) -> String {
+        match dialect {
+            Dialect::OpenCl => format!(" if (__msl_t.query) {{ {}return; }} {}", self.sizes, self.locals),
+            Dialect::Cuda { .. } => format!(" {}", self.locals),
+        }
     }
 }
 
@@ -131,10 +134,10 @@ impl<'a> Rewriter<'a> {
                 ));
             }
             signature.width = Some((this, position));
-            let _ = write!(signature.locals, "{ty} {name} = __msl_position<{ty}>(__msl_t.{position}); ");
+            let _ = write!(signature.locals, "{ty} {name} = __msl_position<{ty}>(__msl_at({position})); ");
         } else if let Some(Attribute { name: index, .. }) = find(&INDICES) {
             let bare = ty.trim_start_matches("const ");
-            let _ = write!(signature.locals, "{ty} {name} = __msl_index<{bare}>(__msl_t.{index}); ");
+            let _ = write!(signature.locals, "{ty} {name} = __msl_index<{bare}>(__msl_at({index})); ");
         } else {
             let spelled = attributes.first().map_or("", |a| a.name);
             return Err(format!("parameter `{name}`: attribute [[{spelled}]] is not supported"));
@@ -177,17 +180,23 @@ impl<'a> Rewriter<'a> {
         if let Some(other) = signature.parameters.iter().find(same) {
             return Err(format!("`{}` and `{name}` have the same index {index}", other.name));
         }
-        let table = if shared { "shared" } else { "buffers" };
-        if let Some(base) = ty.strip_suffix('&') {
+        let base = ty.strip_suffix('&');
+        let table = match kind {
+            ParameterKind::Threadgroup => "shared",
+            ParameterKind::Constant if base.is_some() => "constants",
+            _ => "buffers",
+        };
+        if let Some(base) = base {
             let slot = signature.parameters.len();
-            let _ = write!(signature.locals, "{ty} {name} = *({base} *)__msl_t.{table}[{index}]; ");
+            let _ = write!(signature.locals, "{ty} {name} = *({base} *)__msl_bound({table}, {index}); ");
             let _ = write!(signature.sizes, "__msl_t.query[{slot}] = sizeof({base}); ");
         } else if self.tokens[words.clone()].iter().any(|t| t.text == "*") {
-            let _ = write!(signature.locals, "{ty} {name} = ({ty})__msl_t.{table}[{index}]; ");
+            let _ = write!(signature.locals, "{ty} {name} = ({ty})__msl_bound({table}, {index}); ");
         } else {
             return Err(format!("parameter `{name}` is neither a pointer nor a reference"));
         }
-        signature.parameters.push(Parameter { name: (*name).to_owned(), index, kind });
+        let base = base.map(|base| base.trim().to_owned());
+        signature.parameters.push(Parameter { name: (*name).to_owned(), index, kind, base });
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Complaint, Rewriter, SPACES};
+use super::{Complaint, Dialect, Rewriter, SPACES};
 use crate::lex::{Kind, Token};
 
 impl Rewriter<'_> {
@@ -53,6 +53,10 @@ impl Rewriter<'_> {
         for (name, end) in names {
             let (id, dims, name) = (self.statics, self.tokens.spell(name + 1, end), self.tokens[name].text);
             self.statics += 1;
+            if self.dialect != Dialect::OpenCl {
+                let _ = write!(out, "__shared__ {ty} {name} {dims}; ");
+                continue;
+            }
             let _ = write!(
                 out,
                 "{ty} (&{name}){dims} = *({ty} (*){dims})__msl_static<{id}, sizeof({ty} {dims})>(__msl_t); "
