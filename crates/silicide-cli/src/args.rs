@@ -272,6 +272,8 @@ pub enum DeviceChoice {
     Cpu,
     /// Apple's GPU.
     Metal,
+    /// NVIDIA's GPU; needs its driver and NVRTC.
+    Cuda,
     /// The Metal kernels, run on the CPU and checked; slow, needs clang 19.
     EmulatedMetal,
 }

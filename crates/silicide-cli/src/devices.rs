@@ -27,6 +27,7 @@ pub fn devices(args: &DevicesArgs, out: &mut dyn Write) -> anyhow::Result<()> {
     let lines = [
         line("cpu", Ok(Device::cpu())),
         line("metal", Device::metal()),
+        line("cuda", Device::cuda()),
         line("emulated-metal", engine::emulated_metal()),
     ];
     if args.json {

@@ -14,9 +14,10 @@ pub fn device(options: &HardwareArgs) -> silicide::Result<Device> {
     let threads = options.threads.unwrap_or(0);
     let cpu = || Device::cpu_with(CpuOptions { threads, ..CpuOptions::default() });
     match options.device {
-        DeviceChoice::Auto => Ok(Device::metal().unwrap_or_else(|_| cpu())),
+        DeviceChoice::Auto => Ok(Device::metal().or_else(|_| Device::cuda()).unwrap_or_else(|_| cpu())),
         DeviceChoice::Cpu => Ok(cpu()),
         DeviceChoice::Metal => Device::metal(),
+        DeviceChoice::Cuda => Device::cuda(),
         DeviceChoice::EmulatedMetal => emulated_metal(),
     }
 }

@@ -69,7 +69,7 @@ pub fn explain(args: &ExplainArgs, library: &Library, out: &mut dyn Write) -> an
     // The emulated device's own speed says nothing about a GPU.
     let rates = match device.kind() {
         DeviceKind::EmulatedMetal => None,
-        DeviceKind::Cpu | DeviceKind::Metal => Some(measure(device)?),
+        DeviceKind::Cpu | DeviceKind::Metal | DeviceKind::Cuda => Some(measure(device)?),
     };
     let prompt = PROMPT.min(model.max_positions());
     let report = Report {

@@ -148,6 +148,16 @@ fn the_emulated_metal_device_gives_the_same() {
     gives_the_same(&device);
 }
 
+#[test]
+fn the_cuda_device_gives_the_same() {
+    let device = match Device::cuda() {
+        Ok(device) => device,
+        Err(e) if std::env::var_os("SILICIDE_REQUIRE_CUDA").is_some() => panic!("{e}"),
+        Err(e) => return eprintln!("left out: {e}"),
+    };
+    gives_the_same(&device);
+}
+
 #[cfg(target_os = "macos")]
 #[test]
 fn the_metal_device_gives_the_same() {

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use half::{bf16, f16};
 
@@ -12,10 +13,14 @@ use crate::quant::{GgmlFormat, QuantFormat, QuantView};
 use crate::{DType, Device, Matrix, MatrixFormat, Shape, Stream, Tensor};
 
 /// Runs `test` on every device here: the CPU with three threads, the emulated Metal device with checks under two shuffled
-/// schedules, and Metal on a Mac.
+/// schedules, Metal on a Mac, and an NVIDIA GPU.
 pub(crate) fn on_every_device(mut test: impl FnMut(&mut Stream)) {
     test(&mut Device::cpu_with(CpuOptions { threads: 3, ..CpuOptions::default() }).stream());
     on_schedules(0..2, &mut test);
+    if let Some(device) = cuda() {
+        eprintln!("cuda");
+        test(&mut device.stream());
+    }
     #[cfg(target_os = "macos")]
     test(&mut Device::metal().expect("a Mac has a Metal device").stream());
 }
@@ -47,6 +52,16 @@ fn emulated(seed: u64) -> Option<Device> {
         Err(e) if std::env::var_os("SILICIDE_REQUIRE_EMULATED").is_some() => panic!("{e}"),
         Err(_) => None,
     }
+}
+
+/// The NVIDIA GPU, opened once. `SILICIDE_REQUIRE_CUDA` says that it must be there.
+fn cuda() -> Option<&'static Device> {
+    static DEVICE: OnceLock<Option<Device>> = OnceLock::new();
+    let open = || match Device::cuda() {
+        Err(e) if std::env::var_os("SILICIDE_REQUIRE_CUDA").is_some() => panic!("{e}"),
+        device => device.ok(),
+    };
+    DEVICE.get_or_init(open).as_ref()
 }
 
 /// A small deterministic generator (SplitMix64), so that a failure can be repeated from its seed.

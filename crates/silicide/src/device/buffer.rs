@@ -1,12 +1,14 @@
 //! Device memory with an owner.
 
 use std::any::Any;
+use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::{Arc, Weak};
 
 use super::arena::Arena;
 use super::lock::Lock;
 use super::{Device, HostBytes};
+use crate::Result;
 
 /// A piece of device memory. Cloning gives another handle to the same memory.
 #[derive(Clone)]
@@ -54,12 +56,12 @@ impl Buffer {
         &self.storage
     }
 
-    /// Calls `f` with a range of the bytes, while nothing writes them.
-    pub(crate) fn host_read<R>(&self, range: std::ops::Range<usize>, f: impl FnOnce(&[u8]) -> R) -> R {
+    /// Calls `f` with a range of the bytes, which the host reaches, while nothing writes them.
+    pub(crate) fn host_read<R>(&self, range: Range<usize>, f: impl FnOnce(&[u8]) -> R) -> R {
         self.storage.read_locked(|memory| f(&memory[range]))
     }
 
-    /// Calls `f` to fill the bytes, while nothing else touches them.
+    /// Calls `f` to fill the bytes, which the host reaches, while nothing else touches them.
     pub(crate) fn host_fill<R>(&self, f: impl FnOnce(&mut [u8]) -> R) -> R {
         self.storage.write_locked(f)
     }
@@ -82,8 +84,8 @@ impl Buffer {
     }
 
     /// Copies host bytes in, while nothing else touches the buffer.
-    pub(super) fn host_write(&self, offset: usize, bytes: &[u8]) {
-        self.storage.write_locked(|memory| memory[offset..offset + bytes.len()].copy_from_slice(bytes));
+    pub(super) fn host_write(&self, offset: usize, bytes: &[u8]) -> Result<()> {
+        self.storage.write(offset, bytes)
     }
 }
 
@@ -101,8 +103,29 @@ impl Storage {
         Storage { device, memory, lock: Lock::default(), read_only }
     }
 
-    /// Calls `f` with the bytes while nothing writes them.
-    pub(super) fn read_locked<R>(&self, f: impl FnOnce(&[u8]) -> R) -> R {
+    /// Calls `f` with a range of the bytes, or a copy of it where the host does not reach the memory, while nothing writes
+    /// them.
+    pub(super) fn read<R>(&self, range: Range<usize>, f: impl FnOnce(&[u8]) -> R) -> Result<R> {
+        if self.device.0.shares_memory() {
+            return Ok(self.read_locked(|memory| f(&memory[range])));
+        }
+        let mut copy = vec![0; range.len()];
+        self.device.0.download(&self.memory, range.start, &mut copy)?;
+        Ok(f(&copy))
+    }
+
+    /// Copies host bytes in, while nothing else touches the memory.
+    pub(super) fn write(&self, offset: usize, bytes: &[u8]) -> Result<()> {
+        if self.device.0.shares_memory() {
+            self.write_locked(|memory| memory[offset..offset + bytes.len()].copy_from_slice(bytes));
+            return Ok(());
+        }
+        self.device.0.upload(&self.memory, offset, bytes)
+    }
+
+    /// Calls `f` with the bytes, which the host reaches, while nothing writes them.
+    fn read_locked<R>(&self, f: impl FnOnce(&[u8]) -> R) -> R {
+        assert!(self.device.0.shares_memory(), "the device has memory of its own");
         self.lock.acquire(false);
         // SAFETY: the memory is `len` bytes for as long as `self`; the lock keeps writers out.
         let bytes = unsafe { std::slice::from_raw_parts(self.memory.ptr.as_ptr(), self.memory.len) };
@@ -111,8 +134,9 @@ impl Storage {
         result
     }
 
-    /// Calls `f` with the bytes while nothing else touches them.
-    pub(super) fn write_locked<R>(&self, f: impl FnOnce(&mut [u8]) -> R) -> R {
+    /// Calls `f` with the bytes, which the host reaches, while nothing else touches them.
+    fn write_locked<R>(&self, f: impl FnOnce(&mut [u8]) -> R) -> R {
+        assert!(self.device.0.shares_memory(), "the device has memory of its own");
         assert!(!self.read_only, "adopted memory is never written");
         self.lock.acquire(true);
         // SAFETY: the memory is `len` bytes for as long as `self` and ours to write; the lock keeps everyone else out.
@@ -123,7 +147,7 @@ impl Storage {
     }
 }
 
-/// Host-visible memory and what keeps it alive.
+/// Memory by its address on the device, which most devices share with the host, and what keeps it alive.
 pub(crate) struct Memory {
     pub(super) ptr: NonNull<u8>,
     pub(super) len: usize,

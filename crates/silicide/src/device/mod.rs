@@ -13,15 +13,18 @@ mod plan;
 mod stream;
 
 pub mod cpu;
+pub(crate) mod cuda;
 pub(crate) mod emulated;
 #[cfg(target_os = "macos")]
 mod metal;
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 pub use self::buffer::Buffer;
 pub use self::cpu::CpuOptions;
+pub use self::cuda::CudaOptions;
 pub use self::emulated::EmulatedOptions;
 pub use self::launch::{Choice, Cost, Launch};
 pub use self::plan::Plan;
@@ -44,6 +47,8 @@ pub enum DeviceKind {
     Metal,
     /// Metal kernels run on the host, thread by thread, with checks.
     EmulatedMetal,
+    /// An NVIDIA GPU.
+    Cuda,
 }
 
 impl DeviceKind {
@@ -53,6 +58,7 @@ impl DeviceKind {
             DeviceKind::Cpu => "cpu",
             DeviceKind::Metal => "metal",
             DeviceKind::EmulatedMetal => "emulated-metal",
+            DeviceKind::Cuda => "cuda",
         }
     }
 }
@@ -92,9 +98,33 @@ impl Device {
         })
     }
 
-    /// The fastest device here: an Apple GPU where there is one, else the CPU.
+    /// The first NVIDIA GPU. Its driver and compiler are loaded when this is called, so a program that can use them also
+    /// runs where they are not.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Device`] where there is no GPU, no driver or no NVRTC, with what to do about it.
+    pub fn cuda() -> Result<Device> {
+        Device::cuda_with(CudaOptions::default())
+    }
+
+    /// The NVIDIA GPU that `options` name, used as they say.
+    ///
+    /// # Errors
+    ///
+    /// As for [`cuda`](Self::cuda).
+    pub fn cuda_with(options: CudaOptions) -> Result<Device> {
+        Ok(Device(Arc::new(cuda::Cuda::new(options)?)))
+    }
+
+    /// The fastest device here: an Apple or NVIDIA GPU where there is one, else the CPU.
     pub fn auto() -> Device {
-        Device::metal().unwrap_or_else(|_| Device::cpu())
+        Device::metal().or_else(|_| Device::cuda()).unwrap_or_else(|_| Device::cpu())
+    }
+
+    /// Bytes of its memory that can still be taken, where the device has memory of its own.
+    pub fn free_memory(&self) -> Option<usize> {
+        self.0.free_memory()
     }
 
     /// What kind of device it is.
@@ -140,7 +170,7 @@ impl Device {
             Some(memory) => Ok(Buffer::new(Storage::new(self.clone(), memory, true))),
             None => {
                 let buffer = self.allocate(bytes.as_ref().as_ref().len())?;
-                buffer.host_write(0, bytes.as_ref().as_ref());
+                buffer.host_write(0, bytes.as_ref().as_ref())?;
                 Ok(buffer)
             }
         }
@@ -168,7 +198,7 @@ impl Device {
                 format!("got {} bytes, wanted {} for {tensor:?}", bytes.len(), tensor.byte_range().len()),
             ));
         }
-        tensor.buffer().host_write(0, bytes);
+        tensor.buffer().host_write(0, bytes)?;
         Ok(tensor)
     }
 
@@ -206,6 +236,13 @@ pub trait HostBytes: AsRef<[u8]> + Send + Sync + 'static {}
 
 impl<T: AsRef<[u8]> + Send + Sync + 'static> HostBytes for T {}
 
+/// Where compiled kernels are kept between runs, unless a device's options say otherwise.
+fn default_cache_dir() -> Option<PathBuf> {
+    let home = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|dir| dir.is_absolute()).or(home);
+    cache.map(|dir| dir.join("silicide/kernels"))
+}
+
 /// What a back end does: memory and queues.
 pub(crate) trait Executor: Send + Sync {
     fn kind(&self) -> DeviceKind;
@@ -215,6 +252,21 @@ pub(crate) trait Executor: Send + Sync {
     /// Host bytes as device memory without a copy, where the device can.
     fn adopt(&self, bytes: &Arc<dyn HostBytes>) -> Result<Option<Memory>>;
     fn queue(&self) -> Box<dyn Queue>;
+    /// Whether the host reaches the device's memory by the same addresses.
+    fn shares_memory(&self) -> bool {
+        true
+    }
+    /// Copies host bytes to memory that is not shared, after all work given so far.
+    fn upload(&self, _: &Memory, _offset: usize, _: &[u8]) -> Result<()> {
+        unreachable!("the memory is shared")
+    }
+    /// Copies bytes of memory that is not shared to the host, after all work given so far.
+    fn download(&self, _: &Memory, _offset: usize, _: &mut [u8]) -> Result<()> {
+        unreachable!("the memory is shared")
+    }
+    fn free_memory(&self) -> Option<usize> {
+        None
+    }
     fn as_cpu(&self) -> Option<&cpu::Cpu> {
         None
     }

@@ -1,10 +1,12 @@
 //! A recorded list of launches, replayed with other inputs in the same memory.
 
-use std::sync::Arc;
+use std::any::Any;
+use std::sync::{Arc, OnceLock};
 
 use super::arena::Arena;
 use super::hazard::Hazards;
 use super::launch::{Cost, Launch, LockSet};
+use crate::Result;
 
 /// Launches with fixed shapes over fixed memory, made by [`Stream::record`](super::Stream::record) and run by
 /// [`Stream::replay`](super::Stream::replay).
@@ -16,6 +18,8 @@ pub struct Plan {
     /// Whether a barrier comes before each launch.
     barriers: Vec<bool>,
     locks: LockSet,
+    /// What a back end has made of the launches, to replay them as one. Dropped before their memory.
+    compiled: OnceLock<Box<dyn Any + Send + Sync>>,
     /// Keeps the temporaries' memory.
     _arena: Arc<Arena>,
 }
@@ -25,7 +29,7 @@ impl Plan {
         let mut hazards = Hazards::default();
         let barriers = launches.iter().map(|launch| hazards.note(&launch.args)).collect();
         let locks = LockSet::new(launches.iter().flat_map(|l| &l.args));
-        Plan { launches, barriers, locks, _arena: arena }
+        Plan { launches, barriers, locks, compiled: OnceLock::new(), _arena: arena }
     }
 
     /// The launches, in order.
@@ -45,6 +49,18 @@ impl Plan {
             written: sum.written + l.cost.written,
             flops: sum.flops + l.cost.flops,
         })
+    }
+
+    /// What a back end makes of the launches once, for all replays.
+    pub(super) fn compiled<T: Any + Send + Sync>(
+        &self,
+        make: impl FnOnce() -> Result<T>,
+    ) -> Result<&(dyn Any + Send + Sync)> {
+        if self.compiled.get().is_none() {
+            // Where another thread was faster its own serves as well.
+            let _ = self.compiled.set(Box::new(make()?));
+        }
+        Ok(&**self.compiled.get().expect("set above"))
     }
 
     /// The locks of every buffer that any launch touches.

@@ -109,15 +109,15 @@ impl Stream {
     pub fn read<T: Element>(&mut self, tensor: &Tensor, out: &mut [T]) -> Result<()> {
         self.check_host_copy("read", tensor, T::DTYPE, out.len())?;
         self.synchronize()?;
-        tensor.buffer().storage().read_locked(|bytes| {
+        let range = tensor.byte_range();
+        tensor.buffer().storage().read(range.clone(), |bytes| {
             let mut next = 0;
             for_each_run(tensor, |run| {
-                let run = &bytes[run];
+                let run = &bytes[run.start - range.start..run.end - range.start];
                 bytemuck::cast_slice_mut(out)[next..next + run.len()].copy_from_slice(run);
                 next += run.len();
             });
-        });
-        Ok(())
+        })
     }
 
     /// Replaces a tensor's elements, in row-major order, once the work that uses them is done.
@@ -130,16 +130,19 @@ impl Stream {
         if tensor.buffer().storage().read_only {
             return Err(Error::argument("write", "the tensor's memory is read-only (a mapped file)"));
         }
-        self.synchronize()?;
-        tensor.buffer().storage().write_locked(|bytes| {
-            let mut next = 0;
-            for_each_run(tensor, |run| {
-                let n = run.len();
-                bytes[run].copy_from_slice(&bytemuck::cast_slice(elements)[next..next + n]);
-                next += n;
-            });
+        let (storage, mut next) = (tensor.buffer().storage(), 0);
+        if self.device.0.shares_memory() {
+            self.synchronize()?;
+        }
+        let mut result = Ok(());
+        for_each_run(tensor, |run| {
+            let bytes = &bytemuck::cast_slice(elements)[next..next + run.len()];
+            next += run.len();
+            if result.is_ok() {
+                result = storage.write(run.start, bytes);
+            }
         });
-        Ok(())
+        result
     }
 
     /// Frees the memory of temporaries that nothing uses now.

@@ -12,6 +12,8 @@ mod glu;
 mod kv_write;
 mod layer_norm;
 pub mod matmul;
+#[cfg(test)]
+mod nvidia_tests;
 mod rms_norm;
 mod rope;
 mod rope_multi;

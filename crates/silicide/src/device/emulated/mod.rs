@@ -11,7 +11,7 @@ use silicide_msl::{BufferArg, CompileOptions, Kernel, Library, Schedule};
 
 use super::buffer::Memory;
 use super::launch::{Arg, Body, Gpu, Launch, LockSet};
-use super::{DeviceKind, Executor, HostBytes, Queue};
+use super::{DeviceKind, Executor, HostBytes, Queue, default_cache_dir};
 use crate::{Error, Result};
 
 /// How the emulated Metal device runs.
@@ -27,9 +27,7 @@ pub struct EmulatedOptions {
 
 impl Default for EmulatedOptions {
     fn default() -> Self {
-        let home = std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
-        let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|dir| dir.is_absolute()).or(home);
-        EmulatedOptions { checks: false, seed: None, cache_dir: cache.map(|dir| dir.join("silicide/kernels")) }
+        EmulatedOptions { checks: false, seed: None, cache_dir: default_cache_dir() }
     }
 }
 

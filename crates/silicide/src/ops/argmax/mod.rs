@@ -69,7 +69,7 @@ kernel_params! {
     }
 }
 
-static SOURCE: KernelSource = KernelSource {
+pub(super) static SOURCE: KernelSource = KernelSource {
     name: "argmax",
     params: &[Walk::DECLARATION, Params::DECLARATION],
     body: include_str!("kernel.metal"),

@@ -221,5 +221,5 @@ impl Params {
     }
 }
 
-static SOURCE: KernelSource =
+pub(super) static SOURCE: KernelSource =
     KernelSource { name: "attention", params: &[Params::DECLARATION], body: include_str!("kernel.metal") };

@@ -148,7 +148,7 @@ kernel_params! {
     }
 }
 
-static SOURCE: KernelSource = KernelSource {
+pub(super) static SOURCE: KernelSource = KernelSource {
     name: "binary",
     params: &[Walk::DECLARATION, Binary::DECLARATION, Params::DECLARATION],
     body: include_str!("kernel.metal"),

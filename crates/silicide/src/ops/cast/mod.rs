@@ -77,7 +77,7 @@ kernel_params! {
     }
 }
 
-static SOURCE: KernelSource = KernelSource {
+pub(super) static SOURCE: KernelSource = KernelSource {
     name: "cast",
     params: &[Walk::DECLARATION, DTYPE_DECLARATION, Params::DECLARATION],
     body: include_str!("kernel.metal"),

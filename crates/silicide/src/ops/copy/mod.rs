@@ -108,7 +108,7 @@ kernel_params! {
     }
 }
 
-static SOURCE: KernelSource = KernelSource {
+pub(super) static SOURCE: KernelSource = KernelSource {
     name: "copy",
     params: &[Walk::DECLARATION, Params::DECLARATION],
     body: include_str!("kernel.metal"),

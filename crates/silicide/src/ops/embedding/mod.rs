@@ -88,5 +88,5 @@ kernel_params! {
     }
 }
 
-static SOURCE: KernelSource =
+pub(super) static SOURCE: KernelSource =
     KernelSource { name: "embedding", params: &[Params::DECLARATION], body: include_str!("kernel.metal") };

@@ -97,7 +97,7 @@ kernel_params! {
     }
 }
 
-static SOURCE: KernelSource = KernelSource {
+pub(super) static SOURCE: KernelSource = KernelSource {
     name: "glu",
     params: &[Walk::DECLARATION, Gate::DECLARATION, Params::DECLARATION],
     body: include_str!("kernel.metal"),

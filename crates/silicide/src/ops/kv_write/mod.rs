@@ -112,5 +112,5 @@ kernel_params! {
     }
 }
 
-static SOURCE: KernelSource =
+pub(super) static SOURCE: KernelSource =
     KernelSource { name: "kv_write", params: &[Params::DECLARATION], body: include_str!("kernel.metal") };

@@ -120,5 +120,5 @@ kernel_params! {
     }
 }
 
-static SOURCE: KernelSource =
+pub(super) static SOURCE: KernelSource =
     KernelSource { name: "layer_norm", params: &[Params::DECLARATION], body: include_str!("kernel.metal") };

@@ -421,25 +421,35 @@ pub(crate) struct MatrixParts {
 
 /// How `kernels/matrix.h` reads this matrix, beside tensors of `scalar`.
 pub(crate) fn parts(matrix: &Matrix, scalar: DType) -> MatrixParts {
-    let msl = |dtype: DType| match dtype {
+    let group_size = match matrix.format() {
+        MatrixFormat::Dense(_) => 0,
+        MatrixFormat::Quantized(format, _) => format.group_size() as u32,
+    };
+    MatrixParts { defines: defines(&reader(matrix.format()), scalar), group_size }
+}
+
+/// The reader of a format in `kernels/matrix.h`.
+pub(super) fn reader(format: MatrixFormat) -> String {
+    match format {
+        MatrixFormat::Dense(dtype) => format!("Dense<{}>", msl(dtype)),
+        MatrixFormat::Quantized(QuantFormat::Affine { bits, .. }, dtype) => format!("Affine<{bits}, {}>", msl(dtype)),
+        MatrixFormat::Quantized(QuantFormat::Mxfp4, _) => "Mxfp4".into(),
+        MatrixFormat::Quantized(QuantFormat::Mxfp8, _) => "Mxfp8".into(),
+        MatrixFormat::Quantized(QuantFormat::Nvfp4, _) => "Nvfp4".into(),
+        MatrixFormat::Quantized(QuantFormat::Ggml(format), _) => format!("Blocks<{}>", format.name()),
+    }
+}
+
+pub(super) fn defines(reader: &str, scalar: DType) -> String {
+    format!("#define MATRIX {reader}\n#define SCALAR {}", msl(scalar))
+}
+
+fn msl(dtype: DType) -> &'static str {
+    match dtype {
         DType::F16 => "half",
         DType::BF16 => "bfloat",
         _ => "float",
-    };
-    let (reader, group_size) = match matrix.format() {
-        MatrixFormat::Dense(dtype) => (format!("Dense<{}>", msl(dtype)), 0),
-        MatrixFormat::Quantized(format, dtype) => {
-            let reader = match format {
-                QuantFormat::Affine { bits, .. } => format!("Affine<{bits}, {}>", msl(dtype)),
-                QuantFormat::Mxfp4 => "Mxfp4".into(),
-                QuantFormat::Mxfp8 => "Mxfp8".into(),
-                QuantFormat::Nvfp4 => "Nvfp4".into(),
-                QuantFormat::Ggml(format) => format!("Blocks<{}>", format.name()),
-            };
-            (reader, format.group_size() as u32)
-        }
-    };
-    MatrixParts { defines: format!("#define MATRIX {reader}\n#define SCALAR {}", msl(scalar)), group_size }
+    }
 }
 
 const OP: &str = "matmul";
@@ -458,5 +468,5 @@ kernel_params! {
     }
 }
 
-static SOURCE: KernelSource =
+pub(super) static SOURCE: KernelSource =
     KernelSource { name: "matmul", params: &[Params::DECLARATION], body: include_str!("kernel.metal") };

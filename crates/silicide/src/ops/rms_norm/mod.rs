@@ -148,5 +148,5 @@ kernel_params! {
     }
 }
 
-static SOURCE: KernelSource =
+pub(super) static SOURCE: KernelSource =
     KernelSource { name: "rms_norm", params: &[Params::DECLARATION], body: include_str!("kernel.metal") };

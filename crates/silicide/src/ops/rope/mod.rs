@@ -265,5 +265,5 @@ kernel_params! {
     }
 }
 
-static SOURCE: KernelSource =
+pub(super) static SOURCE: KernelSource =
     KernelSource { name: "rope", params: &[Params::DECLARATION], body: include_str!("kernel.metal") };

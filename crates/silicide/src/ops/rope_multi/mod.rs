@@ -171,5 +171,5 @@ pub fn rope_multi_in_place(
 
 const OP: &str = "rope_multi";
 
-static SOURCE: KernelSource =
+pub(super) static SOURCE: KernelSource =
     KernelSource { name: "rope_multi", params: &[Params::DECLARATION], body: include_str!("kernel.metal") };

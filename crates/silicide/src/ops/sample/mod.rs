@@ -140,7 +140,7 @@ kernel_params! {
     }
 }
 
-static SOURCE: KernelSource = KernelSource {
+pub(super) static SOURCE: KernelSource = KernelSource {
     name: "sample",
     params: &[Walk::DECLARATION, Params::DECLARATION],
     body: include_str!("kernel.metal"),

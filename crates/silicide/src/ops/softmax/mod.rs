@@ -102,7 +102,7 @@ kernel_params! {
     }
 }
 
-static SOURCE: KernelSource = KernelSource {
+pub(super) static SOURCE: KernelSource = KernelSource {
     name: "softmax",
     params: &[Walk::DECLARATION, Params::DECLARATION],
     body: include_str!("kernel.metal"),

@@ -83,7 +83,7 @@ kernel_params! {
     }
 }
 
-static SOURCE: KernelSource = KernelSource {
+pub(super) static SOURCE: KernelSource = KernelSource {
     name: "top_k",
     params: &[Walk::DECLARATION, Params::DECLARATION],
     body: include_str!("kernel.metal"),

@@ -128,7 +128,7 @@ kernel_params! {
     }
 }
 
-static SOURCE: KernelSource = KernelSource {
+pub(super) static SOURCE: KernelSource = KernelSource {
     name: "unary",
     params: &[Walk::DECLARATION, Unary::DECLARATION, Params::DECLARATION],
     body: include_str!("kernel.metal"),

@@ -1,0 +1,80 @@
+//! Every kernel compiles for NVIDIA GPUs, on a machine without one.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use super::*;
+use crate::device::cuda;
+use crate::kernels::KernelSource;
+use crate::testing::quantized_formats;
+use crate::{DType, MatrixFormat};
+
+const SOURCES: [&KernelSource; 17] = [
+    &argmax::SOURCE,
+    &attention::SOURCE,
+    &binary::SOURCE,
+    &cast::SOURCE,
+    &copy::SOURCE,
+    &embedding::SOURCE,
+    &glu::SOURCE,
+    &kv_write::SOURCE,
+    &layer_norm::SOURCE,
+    &matmul::SOURCE,
+    &rms_norm::SOURCE,
+    &rope::SOURCE,
+    &rope_multi::SOURCE,
+    &sample::SOURCE,
+    &softmax::SOURCE,
+    &top_k::SOURCE,
+    &unary::SOURCE,
+];
+
+/// What a source is compiled with: the formats of a matrix for those that read one.
+fn defines(source: &KernelSource) -> BTreeSet<String> {
+    if !source.body.contains("\"matrix.h\"") {
+        return [String::new()].into();
+    }
+    let dense = DType::FLOATS.map(MatrixFormat::Dense);
+    let formats = quantized_formats().into_iter().chain(dense);
+    // One type beside each format: which is beside which changes nothing in a reader.
+    let scalars = DType::FLOATS.into_iter().cycle();
+    formats
+        .map(matmul::reader)
+        .collect::<BTreeSet<_>>()
+        .into_iter()
+        .zip(scalars)
+        .map(|(reader, scalar)| matmul::defines(&reader, scalar))
+        .collect()
+}
+
+#[test]
+fn every_kernel_is_among_the_sources() {
+    let folders = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/ops")).unwrap();
+    let folders = folders.map(|entry| entry.unwrap().path()).filter(|path| path.join("kernel.metal").exists());
+    let folders: BTreeSet<_> = folders.map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect();
+    assert_eq!(folders, SOURCES.iter().map(|source| source.name.to_owned()).collect());
+}
+
+#[test]
+fn every_kernel_compiles_for_nvidia() {
+    if !cuda::is_present() {
+        assert!(std::env::var_os("SILICIDE_REQUIRE_NVRTC").is_none(), "NVRTC is not on the library path");
+        return eprintln!("NVRTC is not here, left out");
+    }
+    let mut architectures = ["sm_80", "sm_90a"].into_iter().cycle();
+    for source in SOURCES {
+        let all = defines(source);
+        for defines in &all {
+            let options = silicide_msl::CudaOptions { name: source.name, ..Default::default() };
+            let (text, entries) = silicide_msl::cuda_library(&source.assemble(defines), 1024, &options)
+                .unwrap_or_else(|e| panic!("{} {defines}: {e}", source.name));
+            assert!(!entries.is_empty(), "{} has no kernel", source.name);
+            // The many formats take turns, the others are compiled for both.
+            for architecture in architectures.by_ref().take(if all.len() > 1 { 1 } else { 2 }) {
+                if let Err(e) = cuda::compile(&text, architecture) {
+                    panic!("{} for {architecture} with {defines:?}:\n{e}", source.name);
+                }
+            }
+        }
+    }
+}
