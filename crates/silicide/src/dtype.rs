@@ -57,6 +57,15 @@ impl DType {
         matches!(self, DType::F32 | DType::F16 | DType::BF16)
     }
 
+    /// The floating-point type as Metal Shading Language names it.
+    pub(crate) const fn msl(self) -> &'static str {
+        match self {
+            DType::F16 => "half",
+            DType::BF16 => "bfloat",
+            _ => "float",
+        }
+    }
+
     /// The name used in kernel names and messages: `f32`, `bf16`, `u8` ...
     pub const fn name(self) -> &'static str {
         match self {

@@ -108,6 +108,13 @@ impl Tensor {
         self.offset
     }
 
+    /// Whether `n` consecutive elements of the last axis, from any multiple of `n` on, lie aligned for a vector load.
+    pub(crate) fn vectors_align(&self, n: usize) -> bool {
+        let start = self.buffer.address() + self.offset;
+        start.is_multiple_of(n * self.dtype.size())
+            && (1..self.rank()).all(|axis| self.shape[axis - 1] == 1 || self.strides[axis - 1].is_multiple_of(n))
+    }
+
     /// The range of the buffer's bytes that the view touches, gaps between strided rows included.
     pub fn byte_range(&self) -> Range<usize> {
         if self.elements() == 0 {

@@ -1,5 +1,21 @@
 // Vectors of 2, 3 and 4 elements, with swizzles of up to three components and operations element by element.
 
+// Moves a vector by one load or store: element by element the compiler would not always know of its alignment.
+template <int BYTES> struct __msl_word;
+template <> struct __msl_word<2> { using type = ushort; };
+template <> struct __msl_word<4> { using type = uint; };
+template <> struct __msl_word<8> { using type = ::uint2; };
+template <> struct __msl_word<16> { using type = ::uint4; };
+template <typename V> __msl_inline void __msl_move(V *to, const V *from) {
+  if constexpr (sizeof(V) <= 16) {
+    using W = typename __msl_word<sizeof(V)>::type;
+    *reinterpret_cast<W *>(to) = *reinterpret_cast<const W *>(from);
+  } else {
+    __msl_move(reinterpret_cast<::uint4 *>(to), reinterpret_cast<const ::uint4 *>(from));
+    __msl_move(reinterpret_cast<::uint4 *>(to) + 1, reinterpret_cast<const ::uint4 *>(from) + 1);
+  }
+}
+
 namespace metal {
 template <typename T, int N> struct vec;
 
@@ -7,7 +23,7 @@ template <typename T, int N> struct vec;
 template <typename T, int N, int... I> struct __msl_swizzle {
   T __at[N];
   operator vec<T, int(sizeof...(I))>() const { return {__at[I]...}; }
-  __msl_swizzle &operator=(const vec<T, int(sizeof...(I))> &from) {
+  __msl_swizzle &operator=(vec<T, int(sizeof...(I))> from) {
     int i = 0;
     ((__at[I] = from[i++]), ...);
     return *this;
@@ -26,13 +42,13 @@ template <typename T, int N, int... I> struct __msl_swizzle {
 
 #define __msl_vector_body(N) \
   vec() = default; \
-  vec(const vec &) = default; \
+  vec(const vec &from) { __msl_move(this, &from); } \
   vec &operator=(const vec &from) { \
-    for (int i = 0; i < N; i++) __at[i] = from.__at[i]; \
+    __msl_move(this, &from); \
     return *this; \
   } \
   vec(T x) { for (int i = 0; i < N; i++) __at[i] = x; } \
-  template <typename U, typename = enable_if_t<!is_same_v<T, U>>> explicit vec(const vec<U, N> &from) { \
+  template <typename U, typename = enable_if_t<!is_same_v<T, U>>> explicit vec(vec<U, N> from) { \
     for (int i = 0; i < N; i++) __at[i] = T(from[i]); \
   } \
   T &operator[](int i) { return __at[i]; } \

@@ -1,7 +1,8 @@
 // How kernels read a stored matrix, whatever its format.
 //
 // A reader stands for one row. `Reader::at(matrix, row)` makes it, `load(unit)` gives elements 16 * unit to 16 * unit + 15,
-// which in every format share a scale and a minimum. The host names the reader of a format in the macro MATRIX.
+// which in every format share a scale and a minimum. The host names the reader of a format in the macro MATRIX,
+// and says in WHOLE that rows are whole units and that vectors of four lie aligned, in the matrix and beside it.
 
 #include "silicide.h"
 
@@ -24,18 +25,17 @@ struct Stored {
   uint group_size;
 };
 
-// Elements first to first + 3 of a row, those past its end as zeros. `aligned` says that vectors of four lie aligned.
+// Elements first to first + 3 of a row, those past its end as zeros.
 template <typename T>
-inline float4 load_four(device const T* row, uint first, uint columns, bool aligned) {
-  if (first + 4 <= columns) {
-    device const T* at = row + first;
-    return aligned ? float4(*(device const vec<T, 4>*)at)
-                   : float4(float(at[0]), float(at[1]), float(at[2]), float(at[3]));
+inline float4 load_four(device const T* row, uint first, uint columns) {
+  device const T* at = row + first;
+  if (WHOLE) {
+    return float4(*(device const vec<T, 4>*)at);
   }
   float4 four = float4(0.0f);
   for (uint i = 0; i < 4; ++i) {
     if (first + i < columns) {
-      four[i] = float(row[first + i]);
+      four[i] = float(at[i]);
     }
   }
   return four;
@@ -56,7 +56,7 @@ struct Dense {
   Unit load(uint unit) const {
     Unit u;
     for (uint i = 0; i < 4; ++i) {
-      u.values[i] = load_four(row, unit * UNIT + i * 4, columns, columns % 4 == 0);
+      u.values[i] = load_four(row, unit * UNIT + i * 4, columns);
     }
     u.scale = 1.0f;
     u.minimum = 0.0f;

@@ -31,6 +31,15 @@ const SOURCES: [&KernelSource; 17] = [
 
 /// What a source is compiled with: the formats of a matrix for those that read one.
 fn defines(source: &KernelSource) -> BTreeSet<String> {
+    if source.name == "attention" {
+        let types =
+            [(DType::F32, DType::F32), (DType::F32, DType::F16), (DType::F16, DType::F16), (DType::BF16, DType::BF16)];
+        let forms = [(4, 4), (8, 1), (8, 4), (16, 2), (32, 4)];
+        let all = types.into_iter().zip(forms).chain(types.into_iter().zip(forms.into_iter().rev()));
+        return all
+            .map(|((q, cache), (lanes, heads))| attention::defines(q, cache, lanes, heads, lanes != 16))
+            .collect();
+    }
     if !source.body.contains("\"matrix.h\"") {
         return [String::new()].into();
     }
@@ -43,7 +52,7 @@ fn defines(source: &KernelSource) -> BTreeSet<String> {
         .collect::<BTreeSet<_>>()
         .into_iter()
         .zip(scalars)
-        .map(|(reader, scalar)| matmul::defines(&reader, scalar))
+        .map(|(reader, scalar)| matmul::defines(&reader, scalar, scalar == DType::BF16))
         .collect()
 }
 

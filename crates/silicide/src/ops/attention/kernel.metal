@@ -1,34 +1,66 @@
-// attention: one threadgroup for each query and head. Simdgroups take every eighth key, lanes take every 32nd element of
-// a head; each simdgroup keeps a running maximum, and the threadgroup joins them at the end.
+// attention: a threadgroup computes HEADS query heads that share a head of keys and values, for one query and one part of
+// the keys that it sees. LANES lanes have an element of 16 of a head each, so a simdgroup takes 32 / LANES keys at a time;
+// whoever takes a key keeps a running maximum, and all are joined at the end. Keys and values are read once.
+//
+// The host defines SCALAR and CACHE, the types of queries and of keys and values; LANES and HEADS; and WHOLE, which says
+// that heads are whole sixteens and that vectors of four lie aligned.
 
 #include "silicide.h"
 
 constant constexpr uint SIMDGROUPS = 8;
-constant constexpr uint MAX_PER_LANE = 16;  // head_dim up to 512
+constant constexpr uint SPAN = 16;  // elements of a head, a lane
+constant constexpr uint KEYS = 32 / LANES;
 
-template <typename T, typename C>
+// A lane's elements of a head of `dim`; those past its end as zeros.
+template <typename T>
+inline void load_span(device const T* head, uint first, uint dim, thread float4* span) {
+  for (uint i = 0; i < SPAN / 4; ++i) {
+    uint d = first + i * 4;
+    span[i] = float4(0.0f);
+    if (WHOLE) {
+      if (d < dim) {
+        span[i] = float4(*(device const vec<T, 4>*)(head + d));
+      }
+    } else {
+      for (uint j = 0; j < 4; ++j) {
+        if (d + j < dim) {
+          span[i][j] = float(head[d + j]);
+        }
+      }
+    }
+  }
+}
+
+// e^(x - most), where nothing was seen nothing.
+inline float share(float x, float most) { return x == -INFINITY ? 0.0f : metal::precise::exp(x - most); }
+
+// The greater; NaN where one is.
+inline float greater(float a, float b) { return a > b || a != a ? a : b; }
+
 kernel void attention(
-    device const T* q [[buffer(0)]],
-    device const C* k [[buffer(1)]],
-    device const C* v [[buffer(2)]],
+    device const SCALAR* q [[buffer(0)]],
+    device const CACHE* k [[buffer(1)]],
+    device const CACHE* v [[buffer(2)]],
     device const uint* positions [[buffer(3)]],
     device const float* sinks [[buffer(4)]],
-    device T* out [[buffer(5)]],
-    constant Params& p [[buffer(6)]],
+    device SCALAR* out [[buffer(5)]],
+    device float* partial [[buffer(6)]],
+    constant Params& p [[buffer(7)]],
     uint3 group [[threadgroup_position_in_grid]],
+    uint3 groups [[threadgroups_per_grid]],
     uint lane [[thread_index_in_simdgroup]],
     uint simdgroup [[simdgroup_index_in_threadgroup]]) {
   threadgroup float maxima[SIMDGROUPS];
   threadgroup float sums[SIMDGROUPS];
-  threadgroup float partial[SIMDGROUPS * 32];
+  threadgroup float joined[SIMDGROUPS * LANES * SPAN];
 
   uint query = group.x;
-  uint head = group.y;
-  uint kv_head = head / (p.q_heads / p.kv_heads);
-  q += ulong(query) * p.q_strides[0] + ulong(head) * p.q_strides[1];
+  uint first_head = group.y * HEADS;
+  uint kv_head = first_head / (p.q_heads / p.kv_heads);
+  q += ulong(query) * p.q_strides[0] + ulong(first_head) * p.q_strides[1];
   k += ulong(kv_head) * p.k_strides[1];
   v += ulong(kv_head) * p.v_strides[1];
-  out += ulong(query) * p.out_strides[0] + ulong(head) * p.out_strides[1];
+  out += ulong(query) * p.out_strides[0] + ulong(first_head) * p.out_strides[1];
 
   // The keys start..end are visible.
   uint end = p.keys;
@@ -39,77 +71,148 @@ kernel void attention(
     end = position < 0 ? 0 : min(uint(position) + 1, p.keys);
   }
   uint start = p.window != 0 && end > p.window ? end - p.window : 0;
+  // Of them this part has a share, which is a multiple of what is taken at a time.
+  uint step = SIMDGROUPS * KEYS;
+  uint chunk = ((end - start) / groups.z + step) / step * step;
+  start = min(start + group.z * chunk, end);
+  end = min(start + chunk, end);
 
-  float mine[MAX_PER_LANE];
-  float sum_v[MAX_PER_LANE];
-  uint per_lane = (p.dim + 31) / 32;
-  for (uint i = 0; i < per_lane; ++i) {
-    uint d = i * 32 + lane;
-    mine[i] = d < p.dim ? float(q[d]) * p.scale : 0.0f;
-    sum_v[i] = 0;
-  }
-
-  float maximum = -INFINITY;
-  float sum = 0;
-  for (uint key = start + simdgroup; key < end; key += SIMDGROUPS) {
-    device const C* key_row = k + ulong(key) * p.k_strides[0];
-    float score = 0;
-    for (uint i = 0; i < per_lane; ++i) {
-      uint d = i * 32 + lane;
-      score += d < p.dim ? mine[i] * float(key_row[d]) : 0.0f;
+  uint first = lane % LANES * SPAN;
+  float4 mine[HEADS][SPAN / 4];
+  float4 sum_v[HEADS][SPAN / 4];
+  float maximum[HEADS];
+  float sum[HEADS];
+  for (uint h = 0; h < HEADS; ++h) {
+    load_span(q + ulong(h) * p.q_strides[1], first, p.dim, mine[h]);
+    for (uint i = 0; i < SPAN / 4; ++i) {
+      mine[h][i] *= p.scale;
+      sum_v[h][i] = float4(0.0f);
     }
-    score = simd_sum(score);
-    if (p.softcap != 0) {
-      score = p.softcap * metal::precise::tanh(score / p.softcap);
-    }
-    float next = max(maximum, score);
-    // A score of minus infinity weighs nothing, and must not make NaN of the difference.
-    float old_weight = maximum == -INFINITY ? 0.0f : metal::precise::exp(maximum - next);
-    float weight = score == -INFINITY ? 0.0f : metal::precise::exp(score - next);
-    maximum = next;
-    sum = sum * old_weight + weight;
-    device const C* value_row = v + ulong(key) * p.v_strides[0];
-    for (uint i = 0; i < per_lane; ++i) {
-      uint d = i * 32 + lane;
-      sum_v[i] = sum_v[i] * old_weight + (d < p.dim ? weight * float(value_row[d]) : 0.0f);
-    }
+    maximum[h] = -INFINITY;
+    sum[h] = 0.0f;
   }
 
-  if (lane == 0) {
-    maxima[simdgroup] = maximum;
-    sums[simdgroup] = sum;
-  }
-  threadgroup_barrier(mem_flags::mem_threadgroup);
-  float highest = p.has_sinks ? sinks[head] : -INFINITY;
-  for (uint i = 0; i < SIMDGROUPS; ++i) {
-    highest = max(highest, maxima[i]);
-  }
-  float total = p.has_sinks ? metal::precise::exp(sinks[head] - highest) : 0.0f;
-  for (uint i = 0; i < SIMDGROUPS; ++i) {
-    total += maxima[i] == -INFINITY ? 0.0f : sums[i] * metal::precise::exp(maxima[i] - highest);
-  }
-  float weight = maximum == -INFINITY ? 0.0f : metal::precise::exp(maximum - highest) / total;
-
-  for (uint i = 0; i < per_lane; ++i) {
-    partial[simdgroup * 32 + lane] = sum_v[i] * weight;
-    threadgroup_barrier(mem_flags::mem_threadgroup);
-    uint d = i * 32 + lane;
-    if (simdgroup == 0 && d < p.dim) {
-      float value = 0;
-      for (uint s = 0; s < SIMDGROUPS; ++s) {
-        value += partial[s * 32 + lane];
+  // All lanes go as long as one has a key, since they talk to one another.
+  for (uint base = start + simdgroup * KEYS; base < end; base += step) {
+    uint key = base + lane / LANES;
+    bool seen = key < end;
+    ulong row = min(key, end - 1);
+    float4 span[SPAN / 4];
+    load_span(k + row * p.k_strides[0], first, p.dim, span);
+    float4 value[SPAN / 4];
+    load_span(v + row * p.v_strides[0], first, p.dim, value);
+    for (uint h = 0; h < HEADS; ++h) {
+      float4 dot = mine[h][0] * span[0];
+      for (uint i = 1; i < SPAN / 4; ++i) {
+        dot = fma(mine[h][i], span[i], dot);
       }
-      out[d] = T(value);
+      float score = (dot.x + dot.y) + (dot.z + dot.w);
+      for (uint other = 1; other < LANES; other *= 2) {
+        score += simd_shuffle_xor(score, other);
+      }
+      if (p.softcap != 0.0f) {
+        score = p.softcap * metal::precise::tanh(score / p.softcap);
+      }
+      score = seen ? score : -INFINITY;
+      float most = greater(score, maximum[h]);
+      float kept = share(maximum[h], most);
+      float weight = share(score, most);
+      maximum[h] = most;
+      sum[h] = sum[h] * kept + weight;
+      for (uint i = 0; i < SPAN / 4; ++i) {
+        // What is not seen weighs nothing, be it infinite.
+        float4 more = seen ? value[i] : float4(0.0f);
+        sum_v[h][i] = fma(more, float4(weight), sum_v[h][i] * kept);
+      }
+    }
+  }
+
+  for (uint h = 0; h < HEADS; ++h) {
+    // Those who took other keys, in this simdgroup and then in all.
+    float most = maximum[h];
+    for (uint other = LANES; other < 32; other *= 2) {
+      most = greater(most, simd_shuffle_xor(most, other));
+    }
+    float part = share(maximum[h], most);
+    float total = sum[h] * part;
+    for (uint i = 0; i < SPAN / 4; ++i) {
+      sum_v[h][i] *= part;
+    }
+    for (uint other = LANES; other < 32; other *= 2) {
+      total += simd_shuffle_xor(total, other);
+      for (uint i = 0; i < SPAN / 4; ++i) {
+        sum_v[h][i] += simd_shuffle_xor(sum_v[h][i], other);
+      }
+    }
+    if (lane == 0) {
+      maxima[simdgroup] = most;
+      sums[simdgroup] = total;
+    }
+    if (lane < LANES) {
+      for (uint i = 0; i < SPAN; ++i) {
+        joined[simdgroup * LANES * SPAN + first + i] = sum_v[h][i / 4][i % 4];
+      }
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+
+    uint head = first_head + h;
+    bool whole = groups.z == 1;
+    float highest = whole && p.has_sinks ? sinks[head] : -INFINITY;
+    for (uint s = 0; s < SIMDGROUPS; ++s) {
+      highest = greater(highest, maxima[s]);
+    }
+    float all = whole && p.has_sinks ? share(sinks[head], highest) : 0.0f;
+    for (uint s = 0; s < SIMDGROUPS; ++s) {
+      all += sums[s] * share(maxima[s], highest);
+    }
+    device float* to = partial + ((ulong(query) * p.q_heads + head) * groups.z + group.z) * (p.dim + 2);
+    for (uint d = simdgroup * 32 + lane; d < p.dim; d += SIMDGROUPS * 32) {
+      float element = 0.0f;
+      for (uint s = 0; s < SIMDGROUPS; ++s) {
+        element += joined[s * LANES * SPAN + d] * share(maxima[s], highest);
+      }
+      if (whole) {
+        out[ulong(h) * p.out_strides[1] + d] = SCALAR(all == 0.0f ? 0.0f : element / all);
+      } else {
+        to[d] = element;
+      }
+    }
+    if (!whole && simdgroup == 0 && lane == 0) {
+      to[p.dim] = highest;
+      to[p.dim + 1] = all;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
   }
 }
 
-#define instantiate_attention(name, T)                         \
-  instantiate_kernel("attention_" name "_f32", attention, T, float)  \
-  instantiate_kernel("attention_" name "_f16", attention, T, half)   \
-  instantiate_kernel("attention_" name "_bf16", attention, T, bfloat)
-
-instantiate_attention("f32", float)
-instantiate_attention("f16", half)
-instantiate_attention("bf16", bfloat)
+// Joins the parts of one query and head.
+kernel void attention_join(
+    device const float* partial [[buffer(0)]],
+    device const float* sinks [[buffer(1)]],
+    device SCALAR* out [[buffer(2)]],
+    constant Params& p [[buffer(3)]],
+    uint2 group [[threadgroup_position_in_grid]],
+    uint thread_index [[thread_index_in_threadgroup]],
+    uint2 threads [[threads_per_threadgroup]]) {
+  uint query = group.x;
+  uint head = group.y;
+  device const float* from = partial + (ulong(query) * p.q_heads + head) * p.parts * (p.dim + 2);
+  float highest = p.has_sinks ? sinks[head] : -INFINITY;
+  for (uint part = 0; part < p.parts; ++part) {
+    highest = greater(highest, from[part * (p.dim + 2) + p.dim]);
+  }
+  float all = p.has_sinks ? share(sinks[head], highest) : 0.0f;
+  for (uint part = 0; part < p.parts; ++part) {
+    device const float* of = from + part * (p.dim + 2) + p.dim;
+    all += of[1] * share(of[0], highest);
+  }
+  out += ulong(query) * p.out_strides[0] + ulong(head) * p.out_strides[1];
+  for (uint d = thread_index; d < p.dim; d += threads.x) {
+    float element = 0.0f;
+    for (uint part = 0; part < p.parts; ++part) {
+      device const float* of = from + part * (p.dim + 2);
+      element += of[d] * share(of[p.dim], highest);
+    }
+    out[d] = SCALAR(all == 0.0f ? 0.0f : element / all);
+  }
+}

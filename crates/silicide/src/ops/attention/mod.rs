@@ -4,6 +4,7 @@ mod cpu;
 #[cfg(test)]
 mod tests;
 
+use crate::device::cpu::Entry;
 use crate::device::{Gpu, Launch, Stream};
 use crate::kernels::{KernelParams, KernelSource, kernel_params};
 use crate::ops::check::{check, float_entry, size};
@@ -137,29 +138,83 @@ pub fn attention_into(
         has_sinks: sinks.is_some().into(),
         scale,
         softcap: softcap.unwrap_or(0.0),
+        parts: 1,
     };
-    let launch = Launch::new(OP, &params)
-        .read(q)
-        .read(k)
-        .read(v)
-        .read_optional(positions)
-        .read_optional(sinks)
-        .write(out)
-        .flops(4 * q.elements() * k_heads.tokens as usize);
-    let entry = float_entry!(q.dtype(), T => cpu::run::<T>);
-    stream.launch(launch, entry, || Gpu {
+    let launch = |params: &Params| {
+        let launch = Launch::new(OP, params).read(q).read(k).read(v).read_optional(positions).read_optional(sinks);
+        launch.flops(4 * q.elements() * k_heads.tokens as usize)
+    };
+    if stream.device().as_cpu().is_some() {
+        let entry = float_entry!(q.dtype(), T => cpu::run::<T>);
+        return stream.launch(launch(&params).write(out), entry, || unreachable!("the stream is the CPU's"));
+    }
+    let form = GpuForm::of(&params);
+    let params = Params { parts: form.parts, ..params };
+    let aligned = [q, k, v].iter().all(|t| t.vectors_align(4)) && dim.is_multiple_of(SPAN);
+    let gpu = |entry: &str, threadgroups, threads| Gpu {
         source: &SOURCE,
-        defines: String::new(),
-        entry: format!("attention_{}_{}", q.dtype(), k.dtype()),
-        threadgroups: [params.queries, params.q_heads, 1],
-        threads: [32 * SIMDGROUPS, 1, 1],
+        defines: defines(q.dtype(), k.dtype(), form.lanes, form.heads, aligned),
+        entry: entry.into(),
+        threadgroups,
+        threads: [threads, 1, 1],
+    };
+    let threadgroups = [params.queries, params.q_heads / form.heads, form.parts];
+    if form.parts == 1 {
+        // No part is written.
+        let launch = launch(&params).write(out).read_optional(None);
+        return stream.launch(launch, NO_CPU, || gpu("attention", threadgroups, 32 * SIMDGROUPS));
+    }
+    let shape = [params.queries, params.q_heads, form.parts, dim + 2].map(|n| n as usize);
+    let partial = stream.empty(DType::F32, shape)?;
+    let parts = launch(&params).read_optional(None).write(&partial);
+    let joined = Launch::new(OP, &params).read(&partial).read_optional(sinks).write(out);
+    stream.launch(parts, NO_CPU, || gpu("attention", threadgroups, 32 * SIMDGROUPS))?;
+    stream.launch(joined, NO_CPU, || {
+        gpu("attention_join", [params.queries, params.q_heads, 1], dim.next_multiple_of(32).min(256))
     })
+}
+
+const NO_CPU: Entry = |_| unreachable!("the stream is a GPU's");
+
+/// How a GPU shares the work out; `kernel.metal` says what the numbers are.
+struct GpuForm {
+    lanes: u32,
+    heads: u32,
+    parts: u32,
+}
+
+impl GpuForm {
+    fn of(p: &Params) -> GpuForm {
+        // So many threadgroups keep a large GPU busy; a part has some keys for every simdgroup.
+        const ENOUGH: u32 = 512;
+        const LEAST_KEYS: u32 = 128;
+        let lanes = p.dim.div_ceil(SPAN).next_power_of_two().max(4);
+        let shared = p.q_heads / p.kv_heads;
+        let heads = [4, 2].into_iter().find(|&h| shared.is_multiple_of(h)).unwrap_or(1);
+        let keys = if p.window == 0 { p.keys } else { p.window.min(p.keys) };
+        // Of a prompt there are enough queries. Otherwise their number has no say, so that one gives what a few give.
+        let parts = match p.queries {
+            ..=16 => ENOUGH.div_ceil(p.q_heads / heads).min(keys.div_ceil(LEAST_KEYS)).max(1),
+            _ => 1,
+        };
+        GpuForm { lanes, heads, parts }
+    }
+}
+
+/// What `kernel.metal` is compiled with.
+pub(super) fn defines(q: DType, cache: DType, lanes: u32, heads: u32, whole: bool) -> String {
+    format!(
+        "#define SCALAR {}\n#define CACHE {}\n#define LANES {lanes}\n#define HEADS {heads}\n#define WHOLE {whole}",
+        q.msl(),
+        cache.msl()
+    )
 }
 
 const OP: &str = "attention";
 const MAX_HEAD_DIM: u32 = 512;
-/// Simdgroups that share the keys of one query; `kernel.metal` has the same.
+/// Simdgroups that share the keys of one query, and elements of a head that a lane has; `kernel.metal` has the same.
 const SIMDGROUPS: u32 = 8;
+const SPAN: u32 = 16;
 
 const FULL: u32 = 0;
 const CAUSAL: u32 = 1;
@@ -205,6 +260,8 @@ kernel_params! {
         has_sinks: u32,
         scale: f32,
         softcap: f32,
+        /// That the keys of a query are computed in.
+        parts: u32,
     }
 }
 

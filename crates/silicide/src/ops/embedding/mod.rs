@@ -10,7 +10,7 @@ use crate::device::{Gpu, Launch, Stream};
 use crate::kernels::{KernelParams, KernelSource, kernel_params};
 use crate::matrix::Matrix;
 use crate::ops::check::{check, float_entry, size};
-use crate::ops::matmul::{MatrixParts, parts};
+use crate::ops::matmul::{MatrixParts, UNIT, parts};
 use crate::{DType, Result, Tensor};
 
 /// The rows of `table` that `ids` name, dequantised, times `scale`.
@@ -47,7 +47,7 @@ pub fn embedding(stream: &mut Stream, ids: &Tensor, table: &Matrix, scale: f32, 
     if out.elements() == 0 {
         return Ok(out);
     }
-    let MatrixParts { defines, group_size } = parts(table, dtype);
+    let MatrixParts { defines, group_size } = parts(table, dtype, table.columns().is_multiple_of(UNIT as usize));
     let params = Params {
         code_stride: size(OP, "table", table.code_stride())?,
         tokens: size(OP, "ids", tokens)?,

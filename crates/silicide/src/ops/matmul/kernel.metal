@@ -3,10 +3,44 @@
 
 #include "matrix.h"
 
-constant constexpr uint ROWS = 4;        // of the weight, a simdgroup
-constant constexpr uint SIMDGROUPS = 2;  // a threadgroup
+constant constexpr uint ROWS = 2;        // of the weight, a simdgroup
+constant constexpr uint SIMDGROUPS = 8;  // a threadgroup
 
-// Lanes take every 32nd unit of ROWS rows of the weight; TOKENS rows of x share what is read.
+// Adds the products of one unit of ROWS rows of the weight with TOKENS rows of x.
+template <uint TOKENS>
+inline void add_unit(
+    uint unit,
+    uint columns,
+    thread const Reader (&rows)[ROWS],
+    device const SCALAR* thread (&tokens)[TOKENS],
+    thread float (&sums)[TOKENS][ROWS]) {
+  float4 activations[TOKENS][4];
+  float totals[TOKENS];
+  for (uint t = 0; t < TOKENS; ++t) {
+    float4 total = float4(0.0f);
+    for (uint i = 0; i < 4; ++i) {
+      activations[t][i] = load_four(tokens[t], unit * UNIT + i * 4, columns);
+      total += activations[t][i];
+    }
+    totals[t] = (total.x + total.y) + (total.z + total.w);
+  }
+  for (uint r = 0; r < ROWS; ++r) {
+    Unit w = rows[r].load(unit);
+    for (uint t = 0; t < TOKENS; ++t) {
+      float4 dot = activations[t][0] * w.values[0];
+      dot = fma(activations[t][1], w.values[1], dot);
+      dot = fma(activations[t][2], w.values[2], dot);
+      dot = fma(activations[t][3], w.values[3], dot);
+      sums[t][r] = fma(w.scale, (dot.x + dot.y) + (dot.z + dot.w), sums[t][r]);
+      if (Reader::HAS_MINIMUM) {
+        sums[t][r] = fma(w.minimum, totals[t], sums[t][r]);
+      }
+    }
+  }
+}
+
+// ROWS rows of the weight are computed by `p.splits` simdgroups, whose lanes take every so manieth unit; TOKENS rows of x
+// share what is read.
 template <uint TOKENS>
 kernel void matmul_few(
     device const SCALAR* x [[buffer(0)]],
@@ -18,12 +52,11 @@ kernel void matmul_few(
     uint2 group [[threadgroup_position_in_grid]],
     uint lane [[thread_index_in_simdgroup]],
     uint simdgroup [[simdgroup_index_in_threadgroup]]) {
+  threadgroup float partial[SIMDGROUPS][TOKENS][ROWS];
   Stored weight = {codes, scales, biases, p.code_stride, p.k, p.group_size};
-  uint first_row = (group.x * SIMDGROUPS + simdgroup) * ROWS;
+  uint split = simdgroup % p.splits;
+  uint first_row = (group.x * (SIMDGROUPS / p.splits) + simdgroup / p.splits) * ROWS;
   uint first_token = group.y * TOKENS;
-  if (first_row >= p.n) {
-    return;
-  }
   // What is past the last row is computed from the last row, and not stored.
   Reader rows[ROWS];
   for (uint r = 0; r < ROWS; ++r) {
@@ -38,39 +71,36 @@ kernel void matmul_few(
     }
   }
 
+  // Two at once, so that more is under way.
   uint units = (p.k + UNIT - 1) / UNIT;
-  for (uint unit = lane; unit < units; unit += 32) {
-    float4 activations[TOKENS][4];
-    float totals[TOKENS];
-    for (uint t = 0; t < TOKENS; ++t) {
-      float4 total = float4(0.0f);
-      for (uint i = 0; i < 4; ++i) {
-        activations[t][i] = load_four(tokens[t], unit * UNIT + i * 4, p.k, p.x_aligned);
-        total += activations[t][i];
-      }
-      totals[t] = (total.x + total.y) + (total.z + total.w);
-    }
-    for (uint r = 0; r < ROWS; ++r) {
-      Unit w = rows[r].load(unit);
-      for (uint t = 0; t < TOKENS; ++t) {
-        float4 dot = activations[t][0] * w.values[0];
-        dot = fma(activations[t][1], w.values[1], dot);
-        dot = fma(activations[t][2], w.values[2], dot);
-        dot = fma(activations[t][3], w.values[3], dot);
-        sums[t][r] = fma(w.scale, (dot.x + dot.y) + (dot.z + dot.w), sums[t][r]);
-        if (Reader::HAS_MINIMUM) {
-          sums[t][r] = fma(w.minimum, totals[t], sums[t][r]);
-        }
-      }
-    }
+  uint step = 32 * p.splits;
+  uint unit = split * 32 + lane;
+  for (; unit + step < units; unit += 2 * step) {
+    add_unit(unit, p.k, rows, tokens, sums);
+    add_unit(unit + step, p.k, rows, tokens, sums);
+  }
+  if (unit < units) {
+    add_unit(unit, p.k, rows, tokens, sums);
   }
 
   for (uint t = 0; t < TOKENS; ++t) {
     for (uint r = 0; r < ROWS; ++r) {
       float sum = simd_sum(sums[t][r]);
-      if (lane == 0 && first_token + t < p.m && first_row + r < p.n) {
-        out[ulong(first_token + t) * p.out_stride + first_row + r] = SCALAR(sum);
+      if (lane == 0) {
+        partial[simdgroup][t][r] = sum;
       }
+    }
+  }
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  if (split == 0 && lane < TOKENS * ROWS) {
+    uint t = lane / ROWS;
+    uint r = lane % ROWS;
+    float sum = 0.0f;
+    for (uint s = 0; s < p.splits; ++s) {
+      sum += partial[simdgroup + s][t][r];
+    }
+    if (first_token + t < p.m && first_row + r < p.n) {
+      out[ulong(first_token + t) * p.out_stride + first_row + r] = SCALAR(sum);
     }
   }
 }
@@ -127,7 +157,7 @@ kernel void matmul_tiled(
 
   for (uint k = 0; k < p.k; k += TILE_K) {
     for (uint i = 0; i < 2; ++i) {
-      x_to[i] = load_four(x_from, k + x_column + i * 4, p.k, p.x_aligned);
+      x_to[i] = load_four(x_from, k + x_column + i * 4, p.k);
     }
     float4 elements[4] = {float4(0.0f), float4(0.0f), float4(0.0f), float4(0.0f)};
     if (k + w_unit * UNIT < p.k) {

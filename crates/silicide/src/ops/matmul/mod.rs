@@ -229,7 +229,7 @@ fn params(x: &Rows, n: usize) -> Result<Params> {
         x_stride: x.stride,
         out_stride: 0,
         group_size: 0,
-        x_aligned: 0,
+        splits: 1,
     })
 }
 
@@ -293,15 +293,17 @@ fn launch_on_gpu(
     out: &Tensor,
     out_stride: u32,
 ) -> Result<()> {
-    let MatrixParts { defines, group_size } = parts(matrix, x.dtype());
+    let whole = x_rows.len.is_multiple_of(UNIT) && x.vectors_align(4);
+    let MatrixParts { defines, group_size } = parts(matrix, x.dtype(), whole);
+    let plain = params(x_rows, matrix.rows())?;
+    let form = GpuForm::of(&plain);
     let params = Params {
         code_stride: size(OP, "weight", matrix.code_stride())?,
         out_stride,
         group_size,
-        x_aligned: vectors_align(x, x_rows).into(),
-        ..params(x_rows, matrix.rows())?
+        splits: form.splits,
+        ..plain
     };
-    let form = GpuForm::of(params.m);
     let launch = Launch::new(OP, &params)
         .read(x)
         .read(matrix.codes())
@@ -392,25 +394,38 @@ struct GpuForm {
     /// Rows of `x`.
     tokens: u32,
     threads: u32,
+    /// Simdgroups that share the columns of a row of the weight.
+    splits: u32,
 }
 
 impl GpuForm {
-    /// The form for `m` rows of `x`.
-    fn of(m: u32) -> GpuForm {
+    fn of(p: &Params) -> GpuForm {
+        // Rows that a simdgroup computes, and simdgroups of a threadgroup; `kernel.metal` has the same.
+        const ROWS: u32 = 2;
+        const SIMDGROUPS: u32 = 8;
+        // So many keep a large GPU's memory busy. Each lane must find a unit of its own.
+        const ENOUGH: u32 = 4096;
+        let wanted = (ENOUGH * ROWS).div_ceil(p.n.max(1)).next_power_of_two();
+        let useful = p.k.div_ceil(UNIT * 32).next_power_of_two();
+        let splits = wanted.min(useful).min(SIMDGROUPS);
+        let few = |entry, tokens| GpuForm {
+            entry,
+            rows: ROWS * SIMDGROUPS / splits,
+            tokens,
+            threads: 32 * SIMDGROUPS,
+            splits,
+        };
         // A tile computes 32 rows of x whether they are there or not; half of them pay for it.
-        match m {
-            1 => GpuForm { entry: "matmul_one", rows: 8, tokens: 1, threads: 64 },
-            2..=16 => GpuForm { entry: "matmul_few", rows: 8, tokens: 4, threads: 64 },
-            _ => GpuForm { entry: "matmul_tiled", rows: 64, tokens: 32, threads: 128 },
+        match p.m {
+            1 => few("matmul_one", 1),
+            2..=16 => few("matmul_few", 4),
+            _ => GpuForm { entry: "matmul_tiled", rows: 64, tokens: 32, threads: 128, splits: 1 },
         }
     }
 }
 
-/// Whether four consecutive elements from any multiple of four on, in any row, lie aligned for a vector load.
-fn vectors_align(x: &Tensor, rows: &Rows) -> bool {
-    let start = x.buffer().address() + x.offset();
-    start.is_multiple_of(4 * x.dtype().size()) && (rows.count == 1 || rows.stride.is_multiple_of(4))
-}
+/// Elements that a kernel's reader gives at once.
+pub(super) const UNIT: u32 = 16;
 
 /// What a kernel that reads a stored matrix is compiled with.
 pub(crate) struct MatrixParts {
@@ -419,20 +434,21 @@ pub(crate) struct MatrixParts {
     pub(crate) group_size: u32,
 }
 
-/// How `kernels/matrix.h` reads this matrix, beside tensors of `scalar`.
-pub(crate) fn parts(matrix: &Matrix, scalar: DType) -> MatrixParts {
+/// How `kernels/matrix.h` reads this matrix, beside tensors of `scalar`; `whole` says that rows are whole units and that
+/// vectors of four lie aligned.
+pub(crate) fn parts(matrix: &Matrix, scalar: DType, whole: bool) -> MatrixParts {
     let group_size = match matrix.format() {
         MatrixFormat::Dense(_) => 0,
         MatrixFormat::Quantized(format, _) => format.group_size() as u32,
     };
-    MatrixParts { defines: defines(&reader(matrix.format()), scalar), group_size }
+    MatrixParts { defines: defines(&reader(matrix.format()), scalar, whole), group_size }
 }
 
 /// The reader of a format in `kernels/matrix.h`.
 pub(super) fn reader(format: MatrixFormat) -> String {
     match format {
-        MatrixFormat::Dense(dtype) => format!("Dense<{}>", msl(dtype)),
-        MatrixFormat::Quantized(QuantFormat::Affine { bits, .. }, dtype) => format!("Affine<{bits}, {}>", msl(dtype)),
+        MatrixFormat::Dense(dtype) => format!("Dense<{}>", dtype.msl()),
+        MatrixFormat::Quantized(QuantFormat::Affine { bits, .. }, dtype) => format!("Affine<{bits}, {}>", dtype.msl()),
         MatrixFormat::Quantized(QuantFormat::Mxfp4, _) => "Mxfp4".into(),
         MatrixFormat::Quantized(QuantFormat::Mxfp8, _) => "Mxfp8".into(),
         MatrixFormat::Quantized(QuantFormat::Nvfp4, _) => "Nvfp4".into(),
@@ -440,16 +456,8 @@ pub(super) fn reader(format: MatrixFormat) -> String {
     }
 }
 
-pub(super) fn defines(reader: &str, scalar: DType) -> String {
-    format!("#define MATRIX {reader}\n#define SCALAR {}", msl(scalar))
-}
-
-fn msl(dtype: DType) -> &'static str {
-    match dtype {
-        DType::F16 => "half",
-        DType::BF16 => "bfloat",
-        _ => "float",
-    }
+pub(super) fn defines(reader: &str, scalar: DType, whole: bool) -> String {
+    format!("#define MATRIX {reader}\n#define SCALAR {}\n#define WHOLE {whole}", scalar.msl())
 }
 
 const OP: &str = "matmul";
@@ -464,7 +472,8 @@ kernel_params! {
         x_stride: u32,
         out_stride: u32,
         group_size: u32,
-        x_aligned: u32,
+        /// Simdgroups that share the columns of a row of the weight.
+        splits: u32,
     }
 }
 
