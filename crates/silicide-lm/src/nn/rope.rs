@@ -28,8 +28,9 @@ pub(crate) enum Scaling {
 #[derive(Deserialize)]
 struct Json {
     rope_theta: Option<f64>,
-    #[serde(alias = "type")]
     rope_type: Option<String>,
+    /// Older files' name of `rope_type`; transformers writes both where it has read the older one.
+    r#type: Option<String>,
     factor: Option<f64>,
     low_freq_factor: Option<f64>,
     high_freq_factor: Option<f64>,
@@ -57,7 +58,7 @@ impl RopeArgs {
         let wrong = |message: String| Error::Config { field: key.into(), message };
         let json = Json::deserialize(value).map_err(|e| wrong(e.to_string()))?;
         let wanted = |value: Option<f64>, name: &str| value.ok_or_else(|| wrong(format!("{name} is missing")));
-        let scaling = match json.rope_type.as_deref().unwrap_or("default") {
+        let scaling = match json.rope_type.or(json.r#type).as_deref().unwrap_or("default") {
             "default" | "mrope" => Scaling::None,
             "linear" => Scaling::Linear(wanted(json.factor, "factor")?),
             "llama3" => Scaling::Llama3(Llama3Scaling {
