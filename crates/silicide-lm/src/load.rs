@@ -47,8 +47,18 @@ impl<'a> Weights<'a> {
 
     /// The configuration as the numbers that a model wants.
     pub(crate) fn args<T: DeserializeOwned>(&self) -> Result<T> {
-        serde_json::from_value(self.config.clone())
-            .map_err(|e| Error::Config { field: "file".into(), message: e.to_string() })
+        check_sizes(&self.config)?;
+        T::deserialize(&self.config).map_err(|e| {
+            let message = e.to_string();
+            // The error says what is wrong and not where; the key at fault brings it by itself as well.
+            let is_it = |(key, value): &(&String, &Value)| {
+                let alone = Value::Object([((*key).clone(), (*value).clone())].into_iter().collect());
+                T::deserialize(alone).is_err_and(|e| e.to_string() == message)
+            };
+            let at_fault = self.config.as_object().and_then(|config| config.iter().find(is_it));
+            let field = at_fault.filter(|_| !message.starts_with("missing")).map_or("file", |(key, _)| key);
+            Error::Config { field: field.into(), message }
+        })
     }
 
     pub(crate) fn is_gguf(&self) -> bool {
@@ -66,17 +76,14 @@ impl<'a> Weights<'a> {
         if let Some(divisors) = self.checkpoint.find("rope_freqs.weight") {
             args.scaling = Scaling::Divisors(to_f32(&divisors)?.into_iter().map(f64::from).collect());
         }
+        check_head_dim(head_dim)?;
         args.frequencies(head_dim)
     }
 
     /// Rotary frequencies of layers with a sliding window, which are never scaled.
     pub(crate) fn rope_local(&self, default_theta: f64, head_dim: usize) -> Result<RopeFrequencies> {
-        let newer = self.config.get("rope_parameters").and_then(|p| p.get("sliding_attention"));
-        let theta = match newer {
-            Some(parameters) => parameters.get("rope_theta"),
-            None => self.config.get("rope_local_base_freq"),
-        };
-        Ok(RopeFrequencies::new(head_dim, theta.and_then(Value::as_f64).unwrap_or(default_theta))?)
+        check_head_dim(head_dim)?;
+        RopeArgs::local(&self.config, default_theta)?.frequencies(head_dim)
     }
 
     /// The projection at a module path such as `model.layers.0.mlp.up_proj`, with its bias if it has one.
@@ -113,6 +120,10 @@ impl<'a> Weights<'a> {
 
     /// The norm at a module path.
     pub(crate) fn rms_norm(&self, path: &str, dim: usize, eps: f32, offset: f32) -> Result<RmsNorm> {
+        if !(0.0..f32::INFINITY).contains(&eps) {
+            let message = format!("got {eps}, wanted 0 or more");
+            return Err(Error::Config { field: "rms_norm_eps".into(), message });
+        }
         let weight = self.vector(&self.get(path, "weight")?, dim, DType::F32)?;
         Ok(RmsNorm { weight, offset, eps })
     }
@@ -129,7 +140,14 @@ impl<'a> Weights<'a> {
         let (format, scales, biases) = match &weight.dtype {
             StoredType::Ggml(format) => (MatrixFormat::Quantized(QuantFormat::Ggml(*format), DType::F16), None, None),
             _ => match self.checkpoint.quant_format(&self.name(path), columns)? {
-                None => (MatrixFormat::Dense(weight.dense()?), None, None),
+                None => {
+                    let dtype = weight.dense()?;
+                    if !dtype.is_float() {
+                        let message = format!("got {dtype} and no tensor of scales beside it, wanted floats or both");
+                        return Err(weight.error(message).into());
+                    }
+                    (MatrixFormat::Dense(dtype), None, None)
+                }
                 Some(format) => {
                     let scales = self.get(path, "scales")?;
                     let biases = self.find(path, "biases");
@@ -189,6 +207,34 @@ impl<'a> Weights<'a> {
         }
         format!("{}{path}", self.prefix)
     }
+}
+
+/// Refuses sizes that no model has, before anything is reckoned from them: products of two that pass fit 64 bits.
+fn check_sizes(config: &Value) -> Result<()> {
+    const MOST: u64 = 1 << 31;
+    let sizes = ["hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim"];
+    for field in sizes.into_iter().chain(["num_hidden_layers", "max_position_embeddings"]) {
+        let most = if field == "max_position_embeddings" { u64::MAX } else { MOST };
+        match config.get(field).and_then(Value::as_u64) {
+            Some(n) if n == 0 || n > most => {
+                let message =
+                    format!("got {n}, wanted {}", if n == 0 { "more".into() } else { format!("at most {most}") });
+                return Err(Error::Config { field: field.into(), message });
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Refuses heads that attention does not take, before tables are made for them.
+fn check_head_dim(head_dim: usize) -> Result<()> {
+    const MOST: usize = 512;
+    if head_dim.is_multiple_of(2) && (2..=MOST).contains(&head_dim) {
+        return Ok(());
+    }
+    let message = format!("got {head_dim}, wanted an even number from 2 to {MOST}");
+    Err(Error::Config { field: "head_dim".into(), message })
 }
 
 /// A small tensor's elements.
