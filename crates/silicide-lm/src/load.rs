@@ -86,6 +86,20 @@ impl<'a> Weights<'a> {
         RopeArgs::local(&self.config, default_theta)?.frequencies(head_dim)
     }
 
+    /// The activation that the configuration names under `field`; `default` where it names none.
+    pub(crate) fn activation(&self, field: &str, default: Gate) -> Result<Gate> {
+        match self.config.get(field) {
+            None | Some(Value::Null) => Ok(default),
+            Some(Value::String(name)) if matches!(&**name, "silu" | "swish") => Ok(Gate::Silu),
+            Some(Value::String(name)) if matches!(&**name, "gelu_pytorch_tanh" | "gelu_new") => Ok(Gate::GeluTanh),
+            Some(Value::String(name)) if name == "gelu" => Ok(Gate::GeluErf),
+            Some(other) => {
+                let message = format!("got {other}, wanted silu, gelu or gelu_pytorch_tanh");
+                Err(Error::Config { field: field.into(), message })
+            }
+        }
+    }
+
     /// The projection at a module path such as `model.layers.0.mlp.up_proj`, with its bias if it has one.
     pub(crate) fn linear(&self, path: &str, rows: usize, columns: usize) -> Result<Linear> {
         let matrix = self.matrix(path, Some(rows), columns)?;

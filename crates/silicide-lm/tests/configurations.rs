@@ -53,6 +53,17 @@ fn a_key_may_stand_beside_its_older_name() {
 }
 
 #[test]
+fn the_activation_is_the_one_named() {
+    let with = |name: Value| edited("llama-hf-f16", |c| c["hidden_act"] = name);
+    let silu = logits(&tiny("llama-hf-f16"));
+    assert_eq!(logits(with(json!("swish")).path()), silu);
+    assert_eq!(logits(with(Value::Null).path()), silu);
+    let gelu = logits(with(json!("gelu")).path());
+    assert_ne!(gelu, silu);
+    assert_ne!(logits(with(json!("gelu_pytorch_tanh")).path()), gelu);
+}
+
+#[test]
 fn what_cannot_be_run_names_the_file_and_the_key() {
     let cases: &[(&str, Value)] = &[
         ("num_hidden_layers", json!(0)),
@@ -75,6 +86,8 @@ fn what_cannot_be_run_names_the_file_and_the_key() {
         ("rope_theta", json!(0)),
         ("rope_scaling", json!({"rope_type": "linear", "factor": 0})),
         ("rope_scaling", json!({"type": "llama3", "factor": -8})),
+        ("hidden_act", json!("relu2")),
+        ("hidden_act", json!(["silu"])),
     ];
     for (field, value) in cases {
         let folder = edited("llama-hf-f16", |config| {

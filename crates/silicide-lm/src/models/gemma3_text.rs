@@ -132,6 +132,7 @@ pub(super) fn load(w: &Weights) -> Result<Box<dyn Decoder>> {
     // Checkpoints hold the norms' weights less one; GGUF files hold them whole.
     let offset = if w.is_gguf() { 0.0 } else { 1.0 };
     let norm = |path: &str, dim: usize| w.rms_norm(path, dim, eps, offset);
+    let activation = w.activation("hidden_activation", Gate::GeluTanh)?;
     let block = |layer: usize| {
         let path = |name: &str| format!("model.layers.{layer}.{name}");
         let is_sliding = args.is_sliding(layer);
@@ -156,7 +157,7 @@ pub(super) fn load(w: &Weights) -> Result<Box<dyn Decoder>> {
             },
             post_attention_layernorm: norm(&path("post_attention_layernorm"), hidden)?,
             pre_feedforward_layernorm: norm(&path("pre_feedforward_layernorm"), hidden)?,
-            mlp: w.mlp(&path("mlp"), hidden, args.intermediate_size, Gate::GeluTanh)?,
+            mlp: w.mlp(&path("mlp"), hidden, args.intermediate_size, activation)?,
             post_feedforward_layernorm: norm(&path("post_feedforward_layernorm"), hidden)?,
         })
     };
