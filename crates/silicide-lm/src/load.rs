@@ -5,7 +5,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use silicide::formats::{Checkpoint, Kind, Mapped, RawTensor, StoredType};
 use silicide::ops::{Gate, Precision, RopeFrequencies, Weight};
-use silicide::quant::{QuantFormat, QuantView};
+use silicide::quant::{GgmlFormat, QuantFormat, QuantView};
 use silicide::{DType, Device, Matrix, MatrixFormat, Tensor};
 
 use crate::error::{Error, Result};
@@ -154,14 +154,20 @@ impl<'a> Weights<'a> {
         let (format, scales, biases) = match &weight.dtype {
             StoredType::Ggml(format) => (MatrixFormat::Quantized(QuantFormat::Ggml(*format), DType::F16), None, None),
             _ => match self.checkpoint.quant_format(&self.name(path), columns)? {
-                None => {
-                    let dtype = weight.dense()?;
-                    if !dtype.is_float() {
+                None => match &weight.dtype {
+                    StoredType::Dense(dtype) if dtype.is_float() => (MatrixFormat::Dense(*dtype), None, None),
+                    StoredType::Dense(dtype) => {
                         let message = format!("got {dtype} and no tensor of scales beside it, wanted floats or both");
                         return Err(weight.error(message).into());
                     }
-                    (MatrixFormat::Dense(dtype), None, None)
-                }
+                    other => {
+                        let blocks: &[GgmlFormat] = if self.is_gguf() { GgmlFormat::ALL } else { &[] };
+                        let blocks = blocks.iter().map(|format| format.name());
+                        let known: Vec<_> = DType::FLOATS.iter().map(|dtype| dtype.name()).chain(blocks).collect();
+                        let message = format!("is stored as {other}, wanted {}", known.join(", "));
+                        return Err(weight.error(message).into());
+                    }
+                },
                 Some(format) => {
                     let scales = self.get(path, "scales")?;
                     let biases = self.find(path, "biases");

@@ -123,6 +123,20 @@ fn a_missing_shard_is_named() {
 }
 
 #[test]
+fn a_type_of_blocks_that_is_not_computed_with_is_named_by_tensor() {
+    let mut bytes = std::fs::read(tiny("llama-gguf-q8_0").join("model.gguf")).unwrap();
+    let name = b"blk.0.attn_q.weight";
+    let at = bytes.windows(name.len()).position(|w| w == name).unwrap() + name.len();
+    // Behind the name: the number of axes, two axes, the type. 39 is MXFP4.
+    bytes[at + 20..][..4].copy_from_slice(&39u32.to_le_bytes());
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    std::fs::write(&path, bytes).unwrap();
+    let message = error(&path);
+    assert!(message.contains("blk.0.attn_q.weight: is stored as MXFP4, wanted f32, f16, bf16, Q4_0"), "{message}");
+}
+
+#[test]
 fn gguf_errors_name_the_metadata_key() {
     let whole = std::fs::read(tiny("llama-gguf-q8_0").join("model.gguf")).unwrap();
     let folder = tempfile::tempdir().unwrap();
