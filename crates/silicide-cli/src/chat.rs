@@ -124,7 +124,10 @@ pub fn converse(
             }
             Err(error) => {
                 messages.pop();
-                writeln!(notes, "error: {}", crate::explain_failure(&error))?;
+                // It may be that the conversation has outgrown the model's context.
+                let way_out =
+                    if messages.iter().any(|m| m.role == Role::Assistant) { "; /reset begins anew" } else { "" };
+                writeln!(notes, "error: {}{way_out}", crate::explain_failure(&error))?;
             }
         }
     }
@@ -272,7 +275,9 @@ mod tests {
         let it = run(None, &[line("stop"), Input::Interrupted, line("fail"), line("a")]);
         assert_eq!(it.out, "1 \n3 \n3 a\n");
         assert!(
-            it.notes.contains("(stopped)") && it.notes.contains("error: no such luck") && it.notes.contains("Ctrl-D"),
+            it.notes.contains("(stopped)")
+                && it.notes.contains("error: no such luck; /reset begins anew")
+                && it.notes.contains("Ctrl-D"),
             "{}",
             it.notes
         );

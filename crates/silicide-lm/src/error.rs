@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::gguf;
+
 /// The result of this crate's calls.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -42,13 +44,19 @@ pub enum Error {
 }
 
 impl Error {
-    /// Names the file that a configuration came from.
+    /// Names the file that a configuration came from, and what was odd about the checkpoint's files from the start.
     pub(crate) fn within(self, checkpoint: &silicide::formats::Checkpoint) -> Self {
+        let odd = || checkpoint.warnings().first().map(|w| format!(" ({w})")).unwrap_or_default();
         match self {
             Error::Config { field, message } => {
                 let path = checkpoint.path();
-                let path = if path.is_dir() { path.join("config.json") } else { path.into() };
-                Error::File { path, field, message }
+                match checkpoint.gguf() {
+                    Some(metadata) => Error::File { path: path.into(), field: gguf::key(metadata, &field), message },
+                    None => Error::File { path: path.join("config.json"), field, message },
+                }
+            }
+            Error::Silicide(silicide::Error::Format { path, field, message }) => {
+                silicide::Error::format(path, field, message + &odd()).into()
             }
             other => other,
         }

@@ -102,6 +102,8 @@ pub struct Generator<'a> {
     reused: usize,
     tokens: Vec<u32>,
     finish: Option<FinishReason>,
+    /// There was an error, and there is nothing after it.
+    failed: bool,
     logits: Option<Vec<f32>>,
 }
 
@@ -167,6 +169,7 @@ impl<'a> Generator<'a> {
             // No more than the cache has room for.
             tokens: Vec::with_capacity(max_tokens),
             finish: (max_tokens == 0).then_some(FinishReason::Length),
+            failed: false,
             logits,
         })
     }
@@ -186,7 +189,7 @@ impl<'a> Generator<'a> {
         &self.tokens
     }
 
-    /// Why it ended; None while it goes on.
+    /// Why it ended; None while it goes on, and after an error.
     pub fn finish_reason(&self) -> Option<FinishReason> {
         self.finish
     }
@@ -241,13 +244,11 @@ impl Iterator for Generator<'_> {
     type Item = Result<Token>;
 
     fn next(&mut self) -> Option<Result<Token>> {
-        if self.finish.is_some() {
+        if self.finish.is_some() || self.failed {
             return None;
         }
         let token = self.step();
-        if token.is_err() {
-            self.finish = Some(FinishReason::Stop);
-        }
+        self.failed = token.is_err();
         Some(token)
     }
 }

@@ -11,13 +11,17 @@ use crate::tokenizer::GgufVocab;
 const ARCHITECTURES: &[(&str, &str)] =
     &[("llama", "llama"), ("qwen2", "qwen2"), ("qwen3", "qwen3"), ("gemma3", "gemma3_text")];
 
-/// Metadata keys, less the architecture before them, and the configuration keys that mean the same.
+/// Metadata keys that every file has, less the architecture before them, and the configuration keys that mean the same.
 const INTEGERS: &[(&str, &str)] = &[
     ("block_count", "num_hidden_layers"),
     ("embedding_length", "hidden_size"),
     ("feed_forward_length", "intermediate_size"),
     ("context_length", "max_position_embeddings"),
     ("attention.head_count", "num_attention_heads"),
+];
+
+/// Those that a file may lack.
+const OPTIONAL_INTEGERS: &[(&str, &str)] = &[
     ("attention.head_count_kv", "num_key_value_heads"),
     ("attention.key_length", "head_dim"),
     ("attention.sliding_window", "sliding_window"),
@@ -54,6 +58,9 @@ pub(crate) fn config(checkpoint: &Checkpoint, metadata: &Metadata) -> Result<Val
     let mut config = Map::new();
     config.insert("model_type".into(), json!(model_type));
     for (key, name) in INTEGERS {
+        config.insert((*name).into(), json!(metadata.get::<u64>(&format!("{architecture}.{key}"))?));
+    }
+    for (key, name) in OPTIONAL_INTEGERS {
         if let Some(value) = metadata.find::<u64>(&format!("{architecture}.{key}"))? {
             config.insert((*name).into(), json!(value));
         }
@@ -79,6 +86,15 @@ pub(crate) fn config(checkpoint: &Checkpoint, metadata: &Metadata) -> Result<Val
             }),
         );
     }
+    let rope_dim = format!("{architecture}.rope.dimension_count");
+    let size = |name: &str| config.get(name).and_then(Value::as_u64);
+    let head_dim = size("head_dim").or_else(|| size("hidden_size")?.checked_div(size("num_attention_heads")?));
+    if let (Some(got), Some(head_dim)) = (metadata.find::<u64>(&rope_dim)?, head_dim)
+        && got != head_dim
+    {
+        let message = format!("got {got}, wanted the head dimension, {head_dim}: these models turn whole heads");
+        return Err(Error::Config { field: rope_dim, message });
+    }
     config.insert("tie_word_embeddings".into(), json!(!checkpoint.contains("output.weight")));
     if *model_type == "gemma3_text" {
         // llama.cpp derives these from the model's size; only the 27B differs from its head dimension.
@@ -92,6 +108,15 @@ pub(crate) fn config(checkpoint: &Checkpoint, metadata: &Metadata) -> Result<Val
         config.insert("query_pre_attn_scalar".into(), json!(scalar));
     }
     Ok(Value::Object(config))
+}
+
+/// GGUF's name of a configuration key, for messages; the name itself where GGUF has none for it.
+pub(crate) fn key(metadata: &Metadata, name: &str) -> String {
+    let known = INTEGERS.iter().chain(OPTIONAL_INTEGERS).chain(FLOATS).find(|(_, same)| *same == name);
+    match (known, metadata.get::<&str>("general.architecture")) {
+        (Some((key, _)), Ok(architecture)) => format!("{architecture}.{key}"),
+        _ => name.into(),
+    }
 }
 
 /// GGUF's name of the module that transformers calls `path`.

@@ -5,7 +5,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use silicide::formats::{Checkpoint, Kind, Mapped, RawTensor, StoredType};
 use silicide::ops::{Gate, Precision, RopeFrequencies, Weight};
-use silicide::quant::{QuantFormat, QuantView};
+use silicide::quant::{GgmlFormat, QuantFormat, QuantView};
 use silicide::{DType, Device, Matrix, MatrixFormat, Tensor};
 
 use crate::error::{Error, Result};
@@ -47,8 +47,18 @@ impl<'a> Weights<'a> {
 
     /// The configuration as the numbers that a model wants.
     pub(crate) fn args<T: DeserializeOwned>(&self) -> Result<T> {
-        serde_json::from_value(self.config.clone())
-            .map_err(|e| Error::Config { field: "file".into(), message: e.to_string() })
+        check_sizes(&self.config)?;
+        T::deserialize(&self.config).map_err(|e| {
+            let message = e.to_string();
+            // The error says what is wrong and not where; the key at fault brings it by itself as well.
+            let is_it = |(key, value): &(&String, &Value)| {
+                let alone = Value::Object([((*key).clone(), (*value).clone())].into_iter().collect());
+                T::deserialize(alone).is_err_and(|e| e.to_string() == message)
+            };
+            let at_fault = self.config.as_object().and_then(|config| config.iter().find(is_it));
+            let field = at_fault.filter(|_| !message.starts_with("missing")).map_or("file", |(key, _)| key);
+            Error::Config { field: field.into(), message }
+        })
     }
 
     pub(crate) fn is_gguf(&self) -> bool {
@@ -66,17 +76,28 @@ impl<'a> Weights<'a> {
         if let Some(divisors) = self.checkpoint.find("rope_freqs.weight") {
             args.scaling = Scaling::Divisors(to_f32(&divisors)?.into_iter().map(f64::from).collect());
         }
+        check_head_dim(head_dim)?;
         args.frequencies(head_dim)
     }
 
     /// Rotary frequencies of layers with a sliding window, which are never scaled.
     pub(crate) fn rope_local(&self, default_theta: f64, head_dim: usize) -> Result<RopeFrequencies> {
-        let newer = self.config.get("rope_parameters").and_then(|p| p.get("sliding_attention"));
-        let theta = match newer {
-            Some(parameters) => parameters.get("rope_theta"),
-            None => self.config.get("rope_local_base_freq"),
-        };
-        Ok(RopeFrequencies::new(head_dim, theta.and_then(Value::as_f64).unwrap_or(default_theta))?)
+        check_head_dim(head_dim)?;
+        RopeArgs::local(&self.config, default_theta)?.frequencies(head_dim)
+    }
+
+    /// The activation that the configuration names under `field`; `default` where it names none.
+    pub(crate) fn activation(&self, field: &str, default: Gate) -> Result<Gate> {
+        match self.config.get(field) {
+            None | Some(Value::Null) => Ok(default),
+            Some(Value::String(name)) if matches!(&**name, "silu" | "swish") => Ok(Gate::Silu),
+            Some(Value::String(name)) if matches!(&**name, "gelu_pytorch_tanh" | "gelu_new") => Ok(Gate::GeluTanh),
+            Some(Value::String(name)) if name == "gelu" => Ok(Gate::GeluErf),
+            Some(other) => {
+                let message = format!("got {other}, wanted silu, gelu or gelu_pytorch_tanh");
+                Err(Error::Config { field: field.into(), message })
+            }
+        }
     }
 
     /// The projection at a module path such as `model.layers.0.mlp.up_proj`, with its bias if it has one.
@@ -113,6 +134,10 @@ impl<'a> Weights<'a> {
 
     /// The norm at a module path.
     pub(crate) fn rms_norm(&self, path: &str, dim: usize, eps: f32, offset: f32) -> Result<RmsNorm> {
+        if !(0.0..f32::INFINITY).contains(&eps) {
+            let message = format!("got {eps}, wanted 0 or more");
+            return Err(Error::Config { field: "rms_norm_eps".into(), message });
+        }
         let weight = self.vector(&self.get(path, "weight")?, dim, DType::F32)?;
         Ok(RmsNorm { weight, offset, eps })
     }
@@ -129,7 +154,20 @@ impl<'a> Weights<'a> {
         let (format, scales, biases) = match &weight.dtype {
             StoredType::Ggml(format) => (MatrixFormat::Quantized(QuantFormat::Ggml(*format), DType::F16), None, None),
             _ => match self.checkpoint.quant_format(&self.name(path), columns)? {
-                None => (MatrixFormat::Dense(weight.dense()?), None, None),
+                None => match &weight.dtype {
+                    StoredType::Dense(dtype) if dtype.is_float() => (MatrixFormat::Dense(*dtype), None, None),
+                    StoredType::Dense(dtype) => {
+                        let message = format!("got {dtype} and no tensor of scales beside it, wanted floats or both");
+                        return Err(weight.error(message).into());
+                    }
+                    other => {
+                        let blocks: &[GgmlFormat] = if self.is_gguf() { GgmlFormat::ALL } else { &[] };
+                        let blocks = blocks.iter().map(|format| format.name());
+                        let known: Vec<_> = DType::FLOATS.iter().map(|dtype| dtype.name()).chain(blocks).collect();
+                        let message = format!("is stored as {other}, wanted {}", known.join(", "));
+                        return Err(weight.error(message).into());
+                    }
+                },
                 Some(format) => {
                     let scales = self.get(path, "scales")?;
                     let biases = self.find(path, "biases");
@@ -189,6 +227,34 @@ impl<'a> Weights<'a> {
         }
         format!("{}{path}", self.prefix)
     }
+}
+
+/// Refuses sizes that no model has, before anything is reckoned from them: products of two that pass fit 64 bits.
+fn check_sizes(config: &Value) -> Result<()> {
+    const MOST: u64 = 1 << 31;
+    let sizes = ["hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim"];
+    for field in sizes.into_iter().chain(["num_hidden_layers", "max_position_embeddings"]) {
+        let most = if field == "max_position_embeddings" { u64::MAX } else { MOST };
+        match config.get(field).and_then(Value::as_u64) {
+            Some(n) if n == 0 || n > most => {
+                let message =
+                    format!("got {n}, wanted {}", if n == 0 { "more".into() } else { format!("at most {most}") });
+                return Err(Error::Config { field: field.into(), message });
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Refuses heads that attention does not take, before tables are made for them.
+fn check_head_dim(head_dim: usize) -> Result<()> {
+    const MOST: usize = 512;
+    if head_dim.is_multiple_of(2) && (2..=MOST).contains(&head_dim) {
+        return Ok(());
+    }
+    let message = format!("got {head_dim}, wanted an even number from 2 to {MOST}");
+    Err(Error::Config { field: "head_dim".into(), message })
 }
 
 /// A small tensor's elements.

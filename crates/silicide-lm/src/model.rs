@@ -87,7 +87,7 @@ impl Model {
         // Keys and values are most of what a long context reads; f16 halves them where rounding is allowed, and rounds
         // eight times less than bf16.
         let cache_dtype = if options.dtype.is_none() && dtype == DType::F32 { DType::F16 } else { dtype };
-        let weights = Weights::new(&checkpoint, device, dtype, precision)?;
+        let weights = Weights::new(&checkpoint, device, dtype, precision).map_err(|e| e.within(&checkpoint))?;
         let decoder = models::load(&weights).map_err(|e| e.within(&checkpoint))?;
         let (tokenizer, mut defaults) = match checkpoint.gguf() {
             Some(metadata) => (Some(Tokenizer::from_gguf(gguf::vocabulary(metadata)?)?), GenerationConfig::default()),

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use silicide::Device;
 use silicide::formats::Checkpoint;
-use silicide_lm::{ChatTemplate, GgufVocab, Message, Model, TemplateOptions, Tokenizer};
+use silicide_lm::{ChatTemplate, GenerateOptions, GgufVocab, Message, Model, TemplateOptions, Tokenizer};
 
 fn small(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../oracle/vectors/tokenizers/byte_level").join(name);
@@ -107,6 +107,10 @@ type Damage = fn(&mut [u8]);
 
 /// A checkpoint of `oracle/tiny` with one tensor's bytes changed, and what loading it says.
 fn error_of_damaged(model: &str, file: &str, tensor: &str, change: Damage) -> String {
+    load_damaged(model, file, tensor, change).err().map_or("no error".into(), |e| e.to_string())
+}
+
+fn load_damaged(model: &str, file: &str, tensor: &str, change: Damage) -> silicide_lm::Result<Model> {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../oracle/tiny").join(model);
     let folder = tempfile::tempdir().expect("a folder");
     for entry in std::fs::read_dir(&source).expect("a checkpoint") {
@@ -119,7 +123,19 @@ fn error_of_damaged(model: &str, file: &str, tensor: &str, change: Damage) -> St
     let mut bytes = std::fs::read(&path).expect("a file");
     change(&mut bytes[span]);
     std::fs::write(&path, bytes).expect("a file");
-    Model::load(&opened, &Device::cpu()).err().map_or("no error".into(), |e| e.to_string())
+    Model::load(&opened, &Device::cpu())
+}
+
+#[test]
+fn an_error_ends_a_generation_and_is_no_reason_to_stop() {
+    let nan: Damage = |b| b[..2].copy_from_slice(&[0xc0, 0x7f]);
+    let model =
+        load_damaged("llama-mlx-4bit-gs64-bf16", "model.safetensors", "model.norm.weight", nan).expect("a model");
+    let mut generator = model.generate(vec![3, 4, 5], GenerateOptions::default()).expect("a generator");
+    let error = generator.next().expect("an outcome").expect_err("logits are NaN");
+    assert!(error.to_string().contains("NaN"), "{error}");
+    assert!(generator.next().is_none());
+    assert_eq!(generator.finish_reason(), None);
 }
 
 #[test]

@@ -10,6 +10,9 @@ use crate::formats::Mapped;
 use crate::quant::{QuantFormat, QuantView};
 use crate::{DType, Device, DeviceKind, Error, Result, Tensor};
 
+/// The widest load of a kernel, in bytes.
+const ALIGNMENT: usize = 16;
+
 /// How the elements of a [`Matrix`] are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum MatrixFormat {
@@ -95,6 +98,40 @@ impl Matrix {
         })
     }
 
+    /// The dense matrix that a tensor of two axes is, in the same memory.
+    ///
+    /// Work in a stream that writes the tensor has to be done: [`synchronize`](crate::Stream::synchronize) it first.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Argument`] where the tensor is not of floats, not `[rows, columns]`, or has gaps, and where a GPU would
+    /// have to read it from an odd address.
+    ///
+    /// ```
+    /// use silicide::{Device, Matrix};
+    /// # fn main() -> silicide::Result<()> {
+    /// let matrix = Matrix::from_tensor(&Device::cpu().tensor(&[1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0], [2, 3])?)?;
+    /// assert_eq!((matrix.rows(), matrix.columns()), (2, 3));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn from_tensor(tensor: &Tensor) -> Result<Matrix> {
+        let &[rows, columns] = &tensor.shape()[..] else {
+            return Err(Error::argument("Matrix::from_tensor", format!("got {tensor:?}, wanted [rows, columns]")));
+        };
+        if !tensor.dtype().is_float() || !tensor.is_contiguous() {
+            let message = format!("got {tensor:?}, wanted f32, f16 or bf16, contiguous");
+            return Err(Error::argument("Matrix::from_tensor", message));
+        }
+        if tensor.device().kind() != DeviceKind::Cpu && !tensor.offset().is_multiple_of(ALIGNMENT) {
+            let message = format!("got a view from byte {}, wanted a multiple of {ALIGNMENT}", tensor.offset());
+            return Err(Error::argument("Matrix::from_tensor", message + "; copy it first"));
+        }
+        let bytes = tensor.elements() * tensor.dtype().size();
+        let codes = Tensor::new(tensor.buffer().clone(), tensor.offset(), DType::U8, [bytes])?;
+        Ok(Matrix { format: MatrixFormat::Dense(tensor.dtype()), rows, columns, codes, scales: None, biases: None })
+    }
+
     /// How its elements are stored.
     pub fn format(&self) -> MatrixFormat {
         self.format
@@ -157,8 +194,6 @@ impl fmt::Debug for Matrix {
 fn on_device(device: &Device, bytes: &Mapped) -> Result<Tensor> {
     /// GPUs share whole pages; no page is larger.
     const PAGE: usize = 16384;
-    /// The widest load of a kernel.
-    const ALIGNMENT: usize = 16;
     let range = bytes.range();
     if device.kind() != DeviceKind::Cpu && !range.start.is_multiple_of(ALIGNMENT) {
         return device.tensor(&bytes[..], [bytes.len()]);

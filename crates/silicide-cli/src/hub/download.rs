@@ -73,7 +73,9 @@ impl Hub {
         begun: u64,
     ) -> Result<(), Stopped> {
         let mut answer = self.client.get_from(&file.url, part.len).map_err(|error| match error {
-            Error::Unreachable { reason, .. } => Stopped::Connection(reason),
+            Error::Unreachable { endpoint, reason } if self.client.has_reached(&endpoint) => {
+                Stopped::Connection(reason)
+            }
             error => Stopped::Fatal(error),
         })?;
         match answer.status().as_u16() {

@@ -15,7 +15,7 @@ pub enum Error {
     /// No answer: no network, no such host, nothing listening, or silence.
     #[error("cannot reach {endpoint}: {reason}; check the network, or set HTTPS_PROXY or HF_ENDPOINT")]
     Unreachable {
-        /// The hub's address.
+        /// The address of the hub, or of the host where it keeps its files.
         endpoint: String,
         /// What happened.
         reason: String,

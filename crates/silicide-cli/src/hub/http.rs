@@ -1,5 +1,7 @@
 //! Requests to the hub: redirects, the token and deadlines.
 
+use std::collections::HashSet;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use ureq::http::{HeaderMap, Response, Uri, header};
@@ -10,9 +12,10 @@ use super::error::Error;
 /// How long the hub may take.
 #[derive(Debug, Clone)]
 pub struct Timeouts {
-    /// The first request, name lookup to last byte: what an unreachable hub costs.
+    /// The first request, name lookup to last byte: what an unreachable hub costs. A host that the hub sends us to has as long for
+    /// its first answer.
     pub probe: Duration,
-    /// A connection, or the head of an answer, while downloading.
+    /// A connection to a host that has answered before, or the head of its answer.
     pub answer: Duration,
     /// Silence in the middle of a download.
     pub silence: Duration,
@@ -39,6 +42,8 @@ pub(super) struct Client {
     endpoint: String,
     token: Option<String>,
     timeouts: Timeouts,
+    /// The origins that have answered.
+    reached: Mutex<HashSet<String>>,
 }
 
 /// A chain of redirects longer than this leads nowhere.
@@ -57,7 +62,8 @@ impl Client {
             .timeout_recv_response(Some(timeouts.answer))
             .timeout_per_read(Some(timeouts.silence))
             .build();
-        Self { agent: config.new_agent(), endpoint: endpoint.trim_end_matches('/').to_owned(), token, timeouts }
+        let endpoint = endpoint.trim_end_matches('/').to_owned();
+        Self { agent: config.new_agent(), endpoint, token, timeouts, reached: Mutex::default() }
     }
 
     pub(super) fn endpoint(&self) -> &str {
@@ -79,7 +85,7 @@ impl Client {
             let left = self.timeouts.probe.saturating_sub(begun.elapsed()).max(Duration::from_millis(1));
             self.agent.get(url).config().timeout_global(Some(left)).build().header(header::ACCEPT_ENCODING, "identity")
         })?;
-        let text = answer.body_mut().read_to_string().map_err(|e| self.unreachable(&e))?;
+        let text = answer.body_mut().read_to_string().map_err(|e| unreachable(&self.endpoint, &e))?;
         Ok((answer, text))
     }
 
@@ -121,7 +127,25 @@ impl Client {
             Some(token) if self.is_hub(url) => request.header(header::AUTHORIZATION, format!("Bearer {token}")),
             _ => request,
         };
-        request.call().map_err(|e| self.unreachable(&e))
+        let origin = origin(url);
+        let known = self.has_reached(origin);
+        let request = if known { request } else { self.hurry(request) };
+        let answer = request.call().map_err(|e| unreachable(origin, &e))?;
+        if !known {
+            self.reached.lock().unwrap_or_else(PoisonError::into_inner).insert(origin.to_owned());
+        }
+        Ok(answer)
+    }
+
+    /// Whether a host has ever answered: what it does now may pass then.
+    pub(super) fn has_reached(&self, origin: &str) -> bool {
+        self.reached.lock().unwrap_or_else(PoisonError::into_inner).contains(origin)
+    }
+
+    /// Gives a host that may never answer no more time than the hub has at first.
+    fn hurry(&self, request: RequestBuilder<WithoutBody>) -> RequestBuilder<WithoutBody> {
+        let longest = Some(self.timeouts.probe.min(self.timeouts.answer));
+        request.config().timeout_resolve(longest).timeout_connect(longest).timeout_recv_response(longest).build()
     }
 
     /// Whether a URL is served by the hub itself: same scheme, host and port.
@@ -129,10 +153,16 @@ impl Client {
         let origin = |url: &str| url.parse::<Uri>().ok().map(|uri| (uri.scheme().cloned(), uri.authority().cloned()));
         origin(url).is_some_and(|it| Some(it) == origin(&self.endpoint))
     }
+}
 
-    fn unreachable(&self, error: &ureq::Error) -> Error {
-        Error::Unreachable { endpoint: self.endpoint.clone(), reason: reason(error) }
-    }
+fn unreachable(endpoint: &str, error: &ureq::Error) -> Error {
+    Error::Unreachable { endpoint: endpoint.to_owned(), reason: reason(error) }
+}
+
+/// Scheme, host and port: a URL without its path.
+fn origin(url: &str) -> &str {
+    let host = url.find("://").map_or(0, |i| i + 3);
+    url[host..].find('/').map_or(url, |end| &url[..host + end])
 }
 
 /// What went wrong, in words that a user knows.
@@ -159,11 +189,7 @@ fn redirect(answer: &Answer, url: &str) -> Result<Option<String>, Error> {
     let bad = |reason: &str| Error::Protocol { url: url.to_owned(), reason: reason.to_owned() };
     let location = text(answer.headers(), "location").ok_or_else(|| bad("a redirect that does not say where to"))?;
     let next = match location.strip_prefix('/') {
-        Some(path) if !path.starts_with('/') => {
-            let origin_end =
-                url.find("://").and_then(|i| url[i + 3..].find('/').map(|j| i + 3 + j)).unwrap_or(url.len());
-            format!("{}/{path}", &url[..origin_end])
-        }
+        Some(path) if !path.starts_with('/') => format!("{}/{path}", origin(url)),
         _ => location.to_owned(),
     };
     if next.starts_with("https://") || (next.starts_with("http://") && url.starts_with("http://")) {

@@ -26,9 +26,9 @@ struct Args {
     sliding_window: Option<usize>,
     /// `sliding_attention` or `full_attention`, layer by layer.
     layer_types: Option<Vec<String>>,
-    /// Older files: every so-manieth layer sees all.
-    #[serde(alias = "_sliding_window_pattern", default = "default_pattern")]
-    sliding_window_pattern: usize,
+    /// Older files, under either name: every so-manieth layer sees all.
+    sliding_window_pattern: Option<usize>,
+    _sliding_window_pattern: Option<usize>,
     attn_logit_softcapping: Option<f32>,
     #[serde(default = "default_tie")]
     tie_word_embeddings: bool,
@@ -46,10 +46,6 @@ fn default_head_dim_f32() -> f32 {
 
 fn default_eps() -> f32 {
     1e-6
-}
-
-fn default_pattern() -> usize {
-    6
 }
 
 fn default_tie() -> bool {
@@ -120,7 +116,10 @@ impl Args {
     fn is_sliding(&self, layer: usize) -> bool {
         match &self.layer_types {
             Some(types) => types.get(layer).is_some_and(|t| t == "sliding_attention"),
-            None => !(layer + 1).is_multiple_of(self.sliding_window_pattern.max(1)),
+            None => {
+                let pattern = self.sliding_window_pattern.or(self._sliding_window_pattern).unwrap_or(6);
+                !(layer + 1).is_multiple_of(pattern.max(1))
+            }
         }
     }
 }
@@ -133,6 +132,7 @@ pub(super) fn load(w: &Weights) -> Result<Box<dyn Decoder>> {
     // Checkpoints hold the norms' weights less one; GGUF files hold them whole.
     let offset = if w.is_gguf() { 0.0 } else { 1.0 };
     let norm = |path: &str, dim: usize| w.rms_norm(path, dim, eps, offset);
+    let activation = w.activation("hidden_activation", Gate::GeluTanh)?;
     let block = |layer: usize| {
         let path = |name: &str| format!("model.layers.{layer}.{name}");
         let is_sliding = args.is_sliding(layer);
@@ -157,7 +157,7 @@ pub(super) fn load(w: &Weights) -> Result<Box<dyn Decoder>> {
             },
             post_attention_layernorm: norm(&path("post_attention_layernorm"), hidden)?,
             pre_feedforward_layernorm: norm(&path("pre_feedforward_layernorm"), hidden)?,
-            mlp: w.mlp(&path("mlp"), hidden, args.intermediate_size, Gate::GeluTanh)?,
+            mlp: w.mlp(&path("mlp"), hidden, args.intermediate_size, activation)?,
             post_feedforward_layernorm: norm(&path("post_feedforward_layernorm"), hidden)?,
         })
     };

@@ -98,6 +98,7 @@ pub(super) fn load(w: &Weights) -> Result<Box<dyn Decoder>> {
     let frequencies = w.rope(None, 10_000.0, head_dim)?;
     // GGUF files hold Llama's query and key rows in the order that interleaved pairs want.
     let pairing = if w.is_gguf() { Pairing::Interleaved } else { Pairing::Halves };
+    let activation = w.activation("hidden_act", Gate::Silu)?;
     let block = |layer: usize| {
         let path = |name: &str| format!("model.layers.{layer}.{name}");
         Ok(Block {
@@ -120,7 +121,7 @@ pub(super) fn load(w: &Weights) -> Result<Box<dyn Decoder>> {
                 rope: Rope::new(w.device(), &frequencies, pairing)?,
             },
             post_attention_layernorm: w.rms_norm(&path("post_attention_layernorm"), hidden, eps, 0.0)?,
-            mlp: w.mlp(&path("mlp"), hidden, args.intermediate_size, Gate::Silu)?,
+            mlp: w.mlp(&path("mlp"), hidden, args.intermediate_size, activation)?,
         })
     };
     let (embed_tokens, lm_head) = w.embedding_and_head(args.tie_word_embeddings, hidden, 1.0)?;

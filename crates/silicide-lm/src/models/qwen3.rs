@@ -106,6 +106,7 @@ pub(super) fn load(w: &Weights) -> Result<Box<dyn Decoder>> {
     let args: Args = w.args()?;
     let (hidden, eps, head_dim) = (args.hidden_size, args.rms_norm_eps, args.head_dim);
     let frequencies = w.rope(None, 10_000.0, head_dim)?;
+    let activation = w.activation("hidden_act", Gate::Silu)?;
     let block = |layer: usize| {
         let path = |name: &str| format!("model.layers.{layer}.{name}");
         Ok(Block {
@@ -131,7 +132,7 @@ pub(super) fn load(w: &Weights) -> Result<Box<dyn Decoder>> {
                 rope: Rope::new(w.device(), &frequencies, Pairing::Halves)?,
             },
             post_attention_layernorm: w.rms_norm(&path("post_attention_layernorm"), hidden, eps, 0.0)?,
-            mlp: w.mlp(&path("mlp"), hidden, args.intermediate_size, Gate::Silu)?,
+            mlp: w.mlp(&path("mlp"), hidden, args.intermediate_size, activation)?,
         })
     };
     let (embed_tokens, lm_head) = w.embedding_and_head(args.tie_word_embeddings, hidden, 1.0)?;

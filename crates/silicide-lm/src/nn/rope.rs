@@ -11,6 +11,8 @@ use crate::error::{Error, Result};
 pub(crate) struct RopeArgs {
     pub(crate) theta: f64,
     pub(crate) scaling: Scaling,
+    /// The key of the configuration that says so, for messages.
+    field: &'static str,
 }
 
 /// The kinds of `rope_scaling`.
@@ -28,8 +30,9 @@ pub(crate) enum Scaling {
 #[derive(Deserialize)]
 struct Json {
     rope_theta: Option<f64>,
-    #[serde(alias = "type")]
     rope_type: Option<String>,
+    /// Older files' name of `rope_type`; transformers writes both where it has read the older one.
+    r#type: Option<String>,
     factor: Option<f64>,
     low_freq_factor: Option<f64>,
     high_freq_factor: Option<f64>,
@@ -46,18 +49,19 @@ impl RopeArgs {
     /// Reads `rope_parameters`, or `rope_theta` and `rope_scaling` of older files. `kind` picks the entry of
     /// configurations that have one for each kind of layer.
     pub(crate) fn from_config(config: &Value, kind: Option<&str>, default_theta: f64) -> Result<RopeArgs> {
-        let theta = config.get("rope_theta").and_then(Value::as_f64);
+        const THETA: &str = "rope_theta";
+        let theta = number(config, THETA)?;
         let parameters = ["rope_parameters", "rope_scaling"].into_iter().find_map(|key| {
             let value = config.get(key).filter(|v| !v.is_null())?;
             Some((key, kind.and_then(|kind| value.get(kind)).unwrap_or(value)))
         });
         let Some((key, value)) = parameters else {
-            return Ok(RopeArgs { theta: theta.unwrap_or(default_theta), scaling: Scaling::None });
+            return Ok(RopeArgs { theta: theta.unwrap_or(default_theta), scaling: Scaling::None, field: THETA });
         };
         let wrong = |message: String| Error::Config { field: key.into(), message };
         let json = Json::deserialize(value).map_err(|e| wrong(e.to_string()))?;
         let wanted = |value: Option<f64>, name: &str| value.ok_or_else(|| wrong(format!("{name} is missing")));
-        let scaling = match json.rope_type.as_deref().unwrap_or("default") {
+        let scaling = match json.rope_type.or(json.r#type).as_deref().unwrap_or("default") {
             "default" | "mrope" => Scaling::None,
             "linear" => Scaling::Linear(wanted(json.factor, "factor")?),
             "llama3" => Scaling::Llama3(Llama3Scaling {
@@ -81,18 +85,42 @@ impl RopeArgs {
             }
             other => return Err(wrong(format!("got rope type {other:?}, wanted default, linear, llama3 or yarn"))),
         };
-        Ok(RopeArgs { theta: json.rope_theta.or(theta).unwrap_or(default_theta), scaling })
+        Ok(RopeArgs { theta: json.rope_theta.or(theta).unwrap_or(default_theta), scaling, field: key })
+    }
+
+    /// The base alone, of layers whose positions are never stretched: `sliding_attention` of `rope_parameters`, or
+    /// `rope_local_base_freq` of older files.
+    pub(crate) fn local(config: &Value, default_theta: f64) -> Result<RopeArgs> {
+        const LOCAL: &str = "rope_local_base_freq";
+        let newer = config.get("rope_parameters").and_then(|p| p.get("sliding_attention"));
+        let (theta, field) = match newer {
+            Some(parameters) => (number(parameters, "rope_theta")?, "rope_parameters"),
+            None => (number(config, LOCAL)?, LOCAL),
+        };
+        Ok(RopeArgs { theta: theta.unwrap_or(default_theta), scaling: Scaling::None, field })
     }
 
     /// The frequencies for heads of which `rope_dim` elements turn.
     pub(crate) fn frequencies(&self, rope_dim: usize) -> Result<RopeFrequencies> {
-        let plain = || RopeFrequencies::new(rope_dim, self.theta);
-        Ok(match &self.scaling {
-            Scaling::None => plain()?,
-            Scaling::Linear(factor) => plain()?.linear(*factor)?,
-            Scaling::Llama3(scaling) => plain()?.llama3(*scaling)?,
-            Scaling::Yarn(scaling) => RopeFrequencies::yarn(rope_dim, self.theta, *scaling)?,
-            Scaling::Divisors(divisors) => plain()?.divided_by(divisors)?,
-        })
+        let plain = RopeFrequencies::new(rope_dim, self.theta);
+        let scaled = match &self.scaling {
+            Scaling::None => plain,
+            Scaling::Linear(factor) => plain.and_then(|plain| plain.linear(*factor)),
+            Scaling::Llama3(scaling) => plain.and_then(|plain| plain.llama3(*scaling)),
+            Scaling::Yarn(scaling) => RopeFrequencies::yarn(rope_dim, self.theta, *scaling),
+            Scaling::Divisors(divisors) => plain.and_then(|plain| plain.divided_by(divisors)),
+        };
+        scaled.map_err(|e| Error::Config { field: self.field.into(), message: e.to_string() })
+    }
+}
+
+/// A number that may be absent.
+fn number(config: &Value, field: &str) -> Result<Option<f64>> {
+    match config.get(field).filter(|value| !value.is_null()) {
+        None => Ok(None),
+        Some(value) => value.as_f64().map(Some).ok_or_else(|| {
+            let message = format!("got {value}, wanted a number");
+            Error::Config { field: field.into(), message }
+        }),
     }
 }

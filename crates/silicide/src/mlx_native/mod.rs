@@ -66,7 +66,11 @@ pub use self::buffer::{HostSlice, MlxBuffer};
 pub use self::device::{CommandEncoder, MlxDevice};
 pub use self::ops::rope_multi::{RopeMultiMode, RopeMultiParams, build_rope_multi_buffers, dispatch_rope_multi};
 pub use self::registry::KernelRegistry;
-pub use crate::{DType, Device as DeviceRef};
+pub use crate::DType;
+
+/// What the device calls itself in metal-rs.
+// An alias and not a second export, which compilers might show for `Device` in messages.
+pub type DeviceRef = crate::Device;
 
 /// What can go wrong.
 #[non_exhaustive]

@@ -23,14 +23,11 @@ use crate::{DType, Result, Tensor};
 /// [`Error::Argument`](crate::Error::Argument) where shapes or types do not fit.
 ///
 /// ```
-/// use silicide::formats::Mapped;
-/// use silicide::{DType, Device, Matrix, MatrixFormat, ops};
-/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use silicide::{DType, Device, Matrix, ops};
+/// # fn main() -> silicide::Result<()> {
 /// let device = Device::cpu();
 /// let stream = &mut device.stream();
-/// let bytes: Vec<u8> = [1.0f32, 2.0, 3.0, 4.0].iter().flat_map(|w| w.to_le_bytes()).collect();
-/// let format = MatrixFormat::Dense(DType::F32);
-/// let table = Matrix::new(&device, format, 2, 2, &Mapped::copy_from(&bytes)?, None, None)?;
+/// let table = Matrix::from_tensor(&device.tensor(&[1.0f32, 2.0, 3.0, 4.0], [2, 2])?)?;
 /// let ids = device.tensor(&[1u32, 0, 1], [3])?;
 /// let rows = ops::embedding(stream, &ids, &table, 1.0, DType::F32)?;
 /// assert_eq!(rows.to_vec::<f32>(stream)?, [3.0, 4.0, 1.0, 2.0, 3.0, 4.0]);

@@ -132,15 +132,12 @@ fn pack(matrix: &Matrix) -> Result<Form> {
 /// [`Error::Argument`](crate::Error::Argument) where shapes or types do not fit.
 ///
 /// ```
-/// use silicide::formats::Mapped;
 /// use silicide::ops::{self, Precision, Weight};
-/// use silicide::{DType, Device, Matrix, MatrixFormat};
-/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use silicide::{Device, Matrix};
+/// # fn main() -> silicide::Result<()> {
 /// let device = Device::cpu();
 /// let stream = &mut device.stream();
-/// let bytes: Vec<u8> = [1.0f32, 2.0, 3.0, 4.0].iter().flat_map(|w| w.to_le_bytes()).collect();
-/// let format = MatrixFormat::Dense(DType::F32);
-/// let weight = Weight::new(&Matrix::new(&device, format, 2, 2, &Mapped::copy_from(&bytes)?, None, None)?)?;
+/// let weight = Weight::new(&Matrix::from_tensor(&device.tensor(&[1.0f32, 2.0, 3.0, 4.0], [2, 2])?)?)?;
 /// let x = device.tensor(&[10.0f32, 1.0], [1, 2])?;
 /// let y = ops::matmul(stream, &x, &weight, Precision::F32)?;
 /// assert_eq!(y.to_vec::<f32>(stream)?, [12.0, 34.0]);

@@ -10,6 +10,31 @@ use crate::testing::{
 
 const PRECISIONS: [Precision; 2] = [Precision::F32, Precision::Reduced];
 
+#[test]
+fn a_tensor_is_a_matrix() {
+    on_every_device(|stream| {
+        let device = &stream.device().clone();
+        let all = device.tensor(&(0..96).map(|i| i as f32).collect::<Vec<_>>(), [3, 32]).unwrap();
+        let x = device.tensor(&[1.0f32; 32], [1, 32]).unwrap();
+        let weight = Weight::new(&Matrix::from_tensor(&all.slice(0, 1..3).unwrap()).unwrap()).unwrap();
+        let sums = matmul(stream, &x, &weight, Precision::F32).unwrap().to_vec::<f32>(stream).unwrap();
+        assert_eq!(sums, [1520.0, 2544.0]);
+
+        let refused = |tensor: Tensor, why: &str| {
+            let message = Matrix::from_tensor(&tensor).unwrap_err().to_string();
+            assert!(message.contains(why), "{message}");
+        };
+        refused(all.slice(1, 0..8).unwrap(), "contiguous");
+        refused(all.reshape([96]).unwrap(), "[rows, columns]");
+        refused(device.tensor(&[1i32, 2], [1, 2]).unwrap(), "wanted f32");
+        let odd = all.reshape([1, 96]).unwrap().slice(1, 1..9).unwrap();
+        match device.kind() {
+            crate::DeviceKind::Cpu => assert!(Matrix::from_tensor(&odd).is_ok()),
+            _ => refused(odd, "a multiple of 16"),
+        }
+    });
+}
+
 /// Each output, and how far a result may be from it.
 fn reference(matrix: &StoredMatrix, x: &[f32], dtype: DType, precision: Precision) -> Vec<(f64, f64)> {
     let k = matrix.columns;
