@@ -16,11 +16,11 @@ const HEADERS: &[(&str, &str)] = &[
 
 /// The Metal Shading Language source of an op: one file, every entry point of the op.
 pub(crate) struct KernelSource {
-    /// The op's name, unique among sources.
+    /// The op's name, or the path of the file where it is not the op's `kernel.metal`; unique among sources.
     pub(crate) name: &'static str,
     /// The declaration of each parameter struct, from [`KernelParams::DECLARATION`].
     pub(crate) params: &'static [&'static str],
-    /// The text of `kernel.metal`.
+    /// The text of the file.
     pub(crate) body: &'static str,
 }
 
@@ -33,10 +33,15 @@ impl KernelSource {
         for declaration in self.params {
             writeln!(text, "{declaration}").expect("writing to a string");
         }
-        writeln!(text, "#line 1 \"{}/kernel.metal\"", self.name).expect("writing to a string");
+        writeln!(text, "#line 1 \"{}\"", self.path()).expect("writing to a string");
         let mut included = Vec::new();
-        expand(self.body, self.name, &mut included, &mut text);
+        expand(self.body, &self.path(), &mut included, &mut text);
         text
+    }
+
+    /// The file, as messages call it.
+    pub(crate) fn path(&self) -> String {
+        if self.name.contains('/') { self.name.into() } else { format!("{}/kernel.metal", self.name) }
     }
 }
 
@@ -55,8 +60,7 @@ fn expand(body: &str, name: &str, included: &mut Vec<&'static str>, text: &mut S
             writeln!(text, "#line 1 \"{header}\"").expect("writing to a string");
             expand(body, header, included, text);
         }
-        let file = if HEADERS.iter().any(|(h, _)| *h == name) { name.into() } else { format!("{name}/kernel.metal") };
-        writeln!(text, "#line {} \"{file}\"", number + 2).expect("writing to a string");
+        writeln!(text, "#line {} \"{name}\"", number + 2).expect("writing to a string");
     }
 }
 

@@ -9,7 +9,7 @@ use crate::kernels::KernelSource;
 use crate::testing::quantized_formats;
 use crate::{DType, MatrixFormat};
 
-const SOURCES: [&KernelSource; 17] = [
+const SOURCES: [&KernelSource; 18] = [
     &argmax::SOURCE,
     &attention::SOURCE,
     &binary::SOURCE,
@@ -20,6 +20,7 @@ const SOURCES: [&KernelSource; 17] = [
     &kv_write::SOURCE,
     &layer_norm::SOURCE,
     &matmul::SOURCE,
+    &matmul::NVIDIA,
     &rms_norm::SOURCE,
     &rope::SOURCE,
     &rope_multi::SOURCE,
@@ -46,7 +47,8 @@ fn defines(source: &KernelSource) -> BTreeSet<String> {
     let dense = DType::FLOATS.map(MatrixFormat::Dense);
     let formats = quantized_formats().into_iter().chain(dense);
     // One type beside each format: which is beside which changes nothing in a reader.
-    let scalars = DType::FLOATS.into_iter().cycle();
+    let types = if source.name == matmul::NVIDIA.name { &DType::FLOATS[1..] } else { &DType::FLOATS[..] };
+    let scalars = types.iter().copied().cycle();
     formats
         .map(matmul::reader)
         .collect::<BTreeSet<_>>()
@@ -61,7 +63,8 @@ fn every_kernel_is_among_the_sources() {
     let folders = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/ops")).unwrap();
     let folders = folders.map(|entry| entry.unwrap().path()).filter(|path| path.join("kernel.metal").exists());
     let folders: BTreeSet<_> = folders.map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect();
-    assert_eq!(folders, SOURCES.iter().map(|source| source.name.to_owned()).collect());
+    let metal = SOURCES.iter().map(|source| source.name).filter(|name| !name.contains('/'));
+    assert_eq!(folders, metal.map(str::to_owned).collect());
 }
 
 #[test]
@@ -74,8 +77,9 @@ fn every_kernel_compiles_for_nvidia() {
     for source in SOURCES {
         let all = defines(source);
         for defines in &all {
-            let options = silicide_msl::CudaOptions { name: source.name, ..Default::default() };
-            let (text, entries) = silicide_msl::cuda_library(&source.assemble(defines), 1024, &options)
+            let path = source.path();
+            let options = silicide_msl::CudaOptions { name: &path, ..Default::default() };
+            let (text, entries) = silicide_msl::cuda_library(&source.assemble(defines), 256, &options)
                 .unwrap_or_else(|e| panic!("{} {defines}: {e}", source.name));
             assert!(!entries.is_empty(), "{} has no kernel", source.name);
             // The many formats take turns, the others are compiled for both.

@@ -40,7 +40,7 @@ impl Compiler {
     /// The machine code of a kernel whose threadgroups have at most `threads` threads.
     pub(super) fn compile(&self, gpu: &Gpu, threads: u32) -> Result<(CudaKernel, Vec<u8>)> {
         let failed = |message: String| Error::Kernel { kernel: gpu.entry.clone(), message };
-        let name = format!("{}/kernel.metal", gpu.source.name);
+        let name = gpu.source.path();
         let options = CudaOptions { name: &name, ..CudaOptions::default() };
         let source = gpu.source.assemble(&gpu.defines);
         let kernel = cuda_kernel(&source, &gpu.entry, threads, &options).map_err(|e| failed(e.to_string()))?;

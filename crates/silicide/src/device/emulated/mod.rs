@@ -84,7 +84,7 @@ impl Shared {
         let options = CompileOptions {
             checks: self.options.checks,
             cache_dir: self.options.cache_dir.clone(),
-            name: format!("{}/kernel.metal", gpu.source.name),
+            name: gpu.source.path(),
             ..CompileOptions::default()
         };
         let library = Library::compile(&gpu.source.assemble(&gpu.defines), &options).map_err(failed)?;

@@ -17,7 +17,7 @@ use crate::kernels::{KernelParams, KernelSource, kernel_params};
 use crate::matrix::{Matrix, MatrixFormat};
 use crate::ops::check::{Rows, check, float_entry, size};
 use crate::quant::{QuantFormat, QuantView};
-use crate::{DType, Device, Float, Result, Tensor};
+use crate::{DType, Device, DeviceKind, Float, Result, Tensor};
 
 /// A matrix made ready for products on its device.
 ///
@@ -211,7 +211,7 @@ pub fn matmul_each_into<const N: usize>(
     products.into_iter().zip(strides).filter(|((weight, _), _)| weight.rows > 0).try_for_each(
         |((weight, out), stride)| {
             let Form::Stored(matrix) = &weight.form else { unreachable!("a GPU's weights are stored") };
-            launch_on_gpu(stream, x, &x_rows, matrix, out, stride)
+            launch_on_gpu(stream, x, &x_rows, matrix, out, stride, precision)
         },
     )
 }
@@ -289,11 +289,13 @@ fn launch_on_gpu(
     matrix: &Matrix,
     out: &Tensor,
     out_stride: u32,
+    precision: Precision,
 ) -> Result<()> {
     let whole = x_rows.len.is_multiple_of(UNIT) && x.vectors_align(4);
     let MatrixParts { defines, group_size } = parts(matrix, x.dtype(), whole);
     let plain = params(x_rows, matrix.rows())?;
-    let form = GpuForm::of(&plain);
+    let (tensor, why) = tensor_cores(stream.device(), x, whole, plain.m, precision);
+    let form = if tensor { GpuForm::tensor_cores(&plain) } else { GpuForm::of(&plain) };
     let params = Params {
         code_stride: size(OP, "weight", matrix.code_stride())?,
         out_stride,
@@ -308,12 +310,12 @@ fn launch_on_gpu(
         .read_optional(matrix.biases())
         .write(out)
         .flops(flops(&params))
-        .choice(format!("{} {}", form.entry, matrix.format()), "");
+        .choice(format!("{} {}", form.entry, matrix.format()), why);
     stream.launch(
         launch,
         |_| unreachable!("the stream is a GPU's"),
         || Gpu {
-            source: &SOURCE,
+            source: form.source,
             defines,
             entry: form.entry.into(),
             threadgroups: [params.n.div_ceil(form.rows), params.m.div_ceil(form.tokens), 1],
@@ -385,6 +387,7 @@ fn run<T: Float, const N: usize>(call: &Call) {
 
 /// An entry point of the kernel, and how much of the result one of its threadgroups computes.
 struct GpuForm {
+    source: &'static KernelSource,
     entry: &'static str,
     /// Output features.
     rows: u32,
@@ -406,6 +409,7 @@ impl GpuForm {
         let useful = p.k.div_ceil(UNIT * 32).next_power_of_two();
         let splits = wanted.min(useful).min(SIMDGROUPS);
         let few = |entry, tokens| GpuForm {
+            source: &SOURCE,
             entry,
             rows: ROWS * SIMDGROUPS / splits,
             tokens,
@@ -416,8 +420,31 @@ impl GpuForm {
         match p.m {
             1 => few("matmul_one", 1),
             2..=16 => few("matmul_few", 4),
-            _ => GpuForm { entry: "matmul_tiled", rows: 64, tokens: 32, threads: 128, splits: 1 },
+            _ => {
+                GpuForm { source: &SOURCE, entry: "matmul_tiled", rows: 64, tokens: 32, threads: 128, splits: 1 }
+            }
         }
+    }
+
+    /// The form of `kernel.cu`.
+    fn tensor_cores(p: &Params) -> GpuForm {
+        // Larger tiles read less, as long as there are enough of them for all processors.
+        let large = p.m.div_ceil(128) * p.n.div_ceil(128) >= 132;
+        let (entry, tokens) = if large { ("matmul_tensor_128", 128) } else { ("matmul_tensor_64", 64) };
+        GpuForm { source: &NVIDIA, entry, rows: 128, tokens, threads: 256, splits: 1 }
+    }
+}
+
+/// Whether `kernel.cu` takes the product, and why it does or does not.
+fn tensor_cores(device: &Device, x: &Tensor, whole: bool, m: u32, precision: Precision) -> (bool, &'static str) {
+    if device.kind() != DeviceKind::Cuda || m <= 16 {
+        return (false, "");
+    }
+    match x.dtype() {
+        DType::F32 => (false, "tensor cores take 16 bits, and x is f32"),
+        _ if precision == Precision::F32 => (false, "tensor cores would round the weight to 16 bits"),
+        _ if !whole || !x.vectors_align(8) => (false, "rows of x are not aligned to 16 bytes"),
+        _ => (true, "tensor cores, which the weight is rounded for"),
     }
 }
 
@@ -476,3 +503,7 @@ kernel_params! {
 
 pub(super) static SOURCE: KernelSource =
     KernelSource { name: "matmul", params: &[Params::DECLARATION], body: include_str!("kernel.metal") };
+
+/// What NVIDIA GPUs have of their own.
+pub(super) static NVIDIA: KernelSource =
+    KernelSource { name: "matmul/kernel.cu", params: &[Params::DECLARATION], body: include_str!("kernel.cu") };

@@ -1,0 +1,173 @@
+// matmul on NVIDIA's tensor cores, for many rows of x in a type of 16 bits. The text is Metal's but for the instructions
+// that only these GPUs have, and goes the same way; `matmul_tiled` in kernel.metal is its check.
+//
+// A threadgroup of eight simdgroups computes TILE_M rows of x by 128 rows of the weight. Tiles of x come by asynchronous
+// copies, three in flight; a thread dequantises one unit of the weight for the next step while products of this one run,
+// rounded to the type of x. Sums are f32.
+
+#include "matrix.h"
+
+constant constexpr uint TILE_N = 128;
+constant constexpr uint TILE_K = 32;
+constant constexpr uint STAGES = 3;
+
+// The place of eight elements in a tile whose rows have TILE_K: so that eight rows at one column lie in different banks.
+inline uint chunk_at(uint row, uint chunk) { return row * TILE_K + (chunk ^ (row >> 1 & 3)) * 8; }
+
+inline uint shared_address(threadgroup const SCALAR* at) { return uint(__cvta_generic_to_shared(at)); }
+
+// Sixteen bytes from device to threadgroup memory, or zeros.
+inline void copy_async(threadgroup SCALAR* to, device const SCALAR* from, bool there) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(there ? 16 : 0));
+}
+
+// Four 8x8 matrices, whose rows begin at the addresses of lanes 0 to 7, 8 to 15 ...
+inline void load_matrices(thread uint* m, threadgroup const SCALAR* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
+               : "r"(shared_address(row)));
+}
+
+// sums += a b, 16x8x16.
+inline void multiply(thread float* sums, thread const uint* a, thread const uint* b) {
+  if constexpr (is_same_v<SCALAR, half>) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  } else {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                 : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  }
+}
+
+// Two floats, rounded; the first in the low half.
+inline uint pack_two(float low, float high) {
+  uint packed;
+  if constexpr (is_same_v<SCALAR, half>) {
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  } else {
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  }
+  return packed;
+}
+
+template <uint TILE_M>
+kernel void matmul_tensor(
+    device const SCALAR* x [[buffer(0)]],
+    device const uchar* codes [[buffer(1)]],
+    device const uchar* scales [[buffer(2)]],
+    device const uchar* biases [[buffer(3)]],
+    device SCALAR* out [[buffer(4)]],
+    constant Params& p [[buffer(5)]],
+    uint2 group [[threadgroup_position_in_grid]],
+    uint thread_index [[thread_index_in_threadgroup]],
+    uint lane [[thread_index_in_simdgroup]],
+    uint simdgroup [[simdgroup_index_in_threadgroup]]) {
+  constexpr uint ROWS = TILE_M / 2;  // of a simdgroup's part, whose columns are 32
+  threadgroup uint4 staged_x[STAGES][TILE_M * TILE_K / 8];
+  threadgroup uint4 staged_w[2][TILE_N * TILE_K / 8];
+
+  Stored weight = {codes, scales, biases, p.code_stride, p.k, p.group_size};
+  uint first_token = group.y * TILE_M;
+  uint first_row = group.x * TILE_N;
+  uint units = p.k / UNIT;
+  uint steps = (p.k + TILE_K - 1) / TILE_K;
+
+  // What is past the last row is computed from the last row, and not stored.
+  uint w_row = thread_index / 2;
+  uint w_unit = thread_index % 2;
+  Reader reader = Reader::at(weight, min(first_row + w_row, p.n - 1));
+
+  auto fetch_x = [&](uint step) {
+    threadgroup SCALAR* tile = (threadgroup SCALAR*)staged_x[step % STAGES];
+    for (uint i = thread_index; i < TILE_M * TILE_K / 8; i += 256) {
+      uint row = i / 4;
+      uint chunk = i % 4;
+      uint column = step * TILE_K + chunk * 8;
+      device const SCALAR* from = x + ulong(min(first_token + row, p.m - 1)) * p.x_stride;
+      copy_async(tile + chunk_at(row, chunk), from + (column < p.k ? column : 0), column < p.k);
+    }
+    asm volatile("cp.async.commit_group;");
+  };
+  // Past the last column x is zero and any weight will do.
+  auto fetch_w = [&](uint step) { return reader.load(min(step * 2 + w_unit, units - 1)); };
+  auto store_w = [&](uint step, Unit u) {
+    float4 elements[4];
+    dequantize(u, elements);
+    threadgroup SCALAR* tile = (threadgroup SCALAR*)staged_w[step % 2];
+    for (uint half_unit = 0; half_unit < 2; ++half_unit) {
+      float4 low = elements[half_unit * 2];
+      float4 high = elements[half_unit * 2 + 1];
+      uint4 packed = uint4(pack_two(low.x, low.y), pack_two(low.z, low.w), pack_two(high.x, high.y), pack_two(high.z, high.w));
+      *(threadgroup uint4*)(tile + chunk_at(w_row, w_unit * 2 + half_unit)) = packed;
+    }
+  };
+
+  uint m = simdgroup / 4 * ROWS;
+  uint n = simdgroup % 4 * 32;
+  float sums[ROWS / 16][4][4];
+  for (uint i = 0; i < ROWS / 16; ++i) {
+    for (uint j = 0; j < 4; ++j) {
+      for (uint e = 0; e < 4; ++e) {
+        sums[i][j][e] = 0.0f;
+      }
+    }
+  }
+
+  for (uint step = 0; step + 1 < STAGES; ++step) {
+    fetch_x(step);
+  }
+  store_w(0, fetch_w(0));
+  for (uint step = 0; step < steps; ++step) {
+    asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 2));
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    // Past the end it is an empty group, or a tile that nothing reads.
+    fetch_x(step + STAGES - 1);
+    Unit next = fetch_w(step + 1);
+
+    threadgroup const SCALAR* tile_x = (threadgroup const SCALAR*)staged_x[step % STAGES];
+    threadgroup const SCALAR* tile_w = (threadgroup const SCALAR*)staged_w[step % 2];
+    for (uint k = 0; k < TILE_K / 8; k += 2) {
+      uint a[ROWS / 16][4];
+      uint b[4][2];
+      for (uint i = 0; i < ROWS / 16; ++i) {
+        load_matrices(a[i], tile_x + chunk_at(m + i * 16 + lane % 16, k + lane / 16));
+      }
+      for (uint j = 0; j < 4; j += 2) {
+        load_matrices(b[j], tile_w + chunk_at(n + j * 8 + lane / 16 * 8 + lane % 8, k + lane / 8 % 2));
+      }
+      for (uint i = 0; i < ROWS / 16; ++i) {
+        for (uint j = 0; j < 4; ++j) {
+          multiply(sums[i][j], a[i], b[j]);
+        }
+      }
+    }
+    store_w(step + 1, next);
+  }
+
+  bool pairs = p.out_stride % 2 == 0 && ulong(out) % 4 == 0;
+  for (uint i = 0; i < ROWS / 16; ++i) {
+    for (uint j = 0; j < 4; ++j) {
+      uint row = first_row + n + j * 8 + lane % 4 * 2;
+      for (uint h = 0; h < 2; ++h) {
+        uint token = first_token + m + i * 16 + h * 8 + lane / 4;
+        if (token >= p.m || row >= p.n) {
+          continue;
+        }
+        device SCALAR* to = out + ulong(token) * p.out_stride + row;
+        if (pairs && row + 1 < p.n) {
+          *(device uint*)to = pack_two(sums[i][j][h * 2], sums[i][j][h * 2 + 1]);
+        } else {
+          to[0] = SCALAR(sums[i][j][h * 2]);
+          if (row + 1 < p.n) {
+            to[1] = SCALAR(sums[i][j][h * 2 + 1]);
+          }
+        }
+      }
+    }
+  }
+}
+
+instantiate_kernel("matmul_tensor_64", matmul_tensor, 64)
+instantiate_kernel("matmul_tensor_128", matmul_tensor, 128)
