@@ -49,6 +49,13 @@ template <typename T> __msl_inline T __msl_index(uint v) {
   return T(v);
 }
 
+// Lets the next kernel's threads come up while this one's still run, and waits for all that the last one wrote.
+__msl_inline void __msl_begin() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;\n\tgriddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 #define __msl_entry extern "C" __global__ __launch_bounds__(__msl_threads) void
 #define __msl_kernel static __device__ __forceinline__ void
 

@@ -93,7 +93,7 @@ impl<'a> Rewriter<'a> {
                 let (slots, constants) = (slots(&parameters), constants.unwrap_or("__msl_none"));
                 format!(
                     " __msl_entry {}(const __grid_constant__ __msl_arguments< {slots} , {constants} > a) \
-                     {{ {function}(__msl_thread(a.buffers, &a.constants)); }}",
+                     {{ __msl_begin(); {function}(__msl_thread(a.buffers, &a.constants)); }}",
                     symbol(&name)
                 )
             }

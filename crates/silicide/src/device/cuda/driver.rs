@@ -208,23 +208,29 @@ impl Driver {
     ) -> Result<()> {
         self.enter()?;
         let mut parameters = [arguments.as_ptr() as *mut c_void];
-        // SAFETY: the driver copies the parameter before it returns; the rest is the caller's promise.
-        let result = unsafe {
-            sys::cuLaunchKernel(
-                function.function,
-                grid[0],
-                grid[1],
-                grid[2],
-                block[0],
-                block[1],
-                block[2],
-                0,
-                lane.0,
-                parameters.as_mut_ptr(),
-                std::ptr::null_mut(),
-            )
+        // Threads may come up while those of the launch before still run: every kernel begins by waiting for its end, and
+        // from 9.0 on that wait is an instruction.
+        let mut early = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
         };
-        check(result, "cuLaunchKernel")
+        let config = sys::CUlaunchConfig {
+            gridDimX: grid[0],
+            gridDimY: grid[1],
+            gridDimZ: grid[2],
+            blockDimX: block[0],
+            blockDimY: block[1],
+            blockDimZ: block[2],
+            sharedMemBytes: 0,
+            hStream: lane.0,
+            attrs: &mut early,
+            numAttrs: u32::from(self.capability >= (9, 0)),
+        };
+        // SAFETY: the driver copies configuration and parameter before it returns; the rest is the caller's promise.
+        let result =
+            unsafe { sys::cuLaunchKernelEx(&config, function.function, parameters.as_mut_ptr(), std::ptr::null_mut()) };
+        check(result, "cuLaunchKernelEx")
     }
 
     /// The launches that `f` gives to its lane, as a graph; they are not run.

@@ -420,9 +420,7 @@ impl GpuForm {
         match p.m {
             1 => few("matmul_one", 1),
             2..=16 => few("matmul_few", 4),
-            _ => {
-                GpuForm { source: &SOURCE, entry: "matmul_tiled", rows: 64, tokens: 32, threads: 128, splits: 1 }
-            }
+            _ => GpuForm { source: &SOURCE, entry: "matmul_tiled", rows: 64, tokens: 32, threads: 128, splits: 1 },
         }
     }
 
