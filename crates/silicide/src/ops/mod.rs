@@ -17,6 +17,7 @@ mod nvidia_tests;
 mod rms_norm;
 mod rope;
 mod rope_multi;
+mod router;
 mod sample;
 mod softmax;
 #[cfg(test)]
@@ -40,6 +41,7 @@ pub use rope::{Llama3Scaling, Pairing, Rope, RopeFrequencies, YarnScaling, rope,
 pub use rope_multi::{
     FallbackAxis, RopeMulti, RopeMultiMode, RopeSections, rope_multi, rope_multi_in_place, rope_multi_into,
 };
+pub use router::{ExpertGroups, GroupScore, Router, RouterScore, router, router_into};
 pub use sample::{Sampling, sample, sample_into, sample_state};
 pub use softmax::{Softmax, softmax, softmax_into};
 pub use top_k::{top_k, top_k_into};

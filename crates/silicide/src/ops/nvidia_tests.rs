@@ -9,7 +9,7 @@ use crate::kernels::KernelSource;
 use crate::testing::quantized_formats;
 use crate::{DType, MatrixFormat};
 
-const SOURCES: [&KernelSource; 17] = [
+const SOURCES: [&KernelSource; 18] = [
     &argmax::SOURCE,
     &attention::SOURCE,
     &binary::SOURCE,
@@ -23,14 +23,18 @@ const SOURCES: [&KernelSource; 17] = [
     &rms_norm::SOURCE,
     &rope::SOURCE,
     &rope_multi::SOURCE,
+    &router::SOURCE,
     &sample::SOURCE,
     &softmax::SOURCE,
     &top_k::SOURCE,
     &unary::SOURCE,
 ];
 
-/// What a source is compiled with: the formats of a matrix for those that read one.
+/// What a source is compiled with: the formats of a matrix for those that read one, for the router numbers of experts.
 fn defines(source: &KernelSource) -> BTreeSet<String> {
+    if source.name == "router" {
+        return [1, 4, 128].map(|n| format!("#define PER_LANE {n}")).into();
+    }
     if !source.body.contains("\"matrix.h\"") {
         return [String::new()].into();
     }

@@ -101,7 +101,7 @@ fn many_threads_give_what_one_gives() {
         assert!(one == run(3, &apart), "{name}");
         assert!(one == run(3, &in_place), "{name}, in place");
     }
-    let others: [(&str, Function); 6] = [
+    let others: [(&str, Function); 7] = [
         ("argmax", |s, x| argmax(s, x)),
         ("cast", |s, x| cast(s, x, DType::I8)),
         ("cast of integers", |s, x| {
@@ -109,6 +109,7 @@ fn many_threads_give_what_one_gives() {
             cast(s, &whole, DType::I64)
         }),
         ("copy", |s, x| copy(s, &x.permute(&[2, 0, 1])?)),
+        ("router", |s, x| router(s, x, Router { top_k: 2, ..Router::default() }).map(|(_, weights)| weights)),
         ("top_k, values", |s, x| top_k(s, x, 3).map(|(values, _)| values)),
         ("top_k, indices", |s, x| top_k(s, x, 3).map(|(_, indices)| indices)),
     ];
@@ -207,6 +208,10 @@ fn other_ops_write_to_memory_of_their_own() {
         ("kv_write, keys", kv_write(stream, &x, &apart, &slots, &x, &device.zeros(DType::F32, [4, 4, 4]).unwrap())),
         ("kv_write, caches", kv_write(stream, &apart, &apart, &slots, &x, &x)),
         ("matmul", matmul_into(stream, &rows, &weight, Precision::F32, &rows)),
+        (
+            "router",
+            router_into(stream, &rows, Router::default(), &ids(&[16, 1]), &device.zeros(DType::F32, [16, 1]).unwrap()),
+        ),
         ("sample, logits", sample_into(stream, &rows, draw, &state, &ids(&[16]))),
         (
             "sample, state",
