@@ -35,7 +35,7 @@ fn defines(source: &KernelSource) -> BTreeSet<String> {
     if source.name == "router" {
         return [1, 4, 128].map(|n| format!("#define PER_LANE {n}")).into();
     }
-    if !source.body.contains("\"matrix.h\"") {
+    if !["\"matrix.h\"", "\"product.h\""].iter().any(|header| source.body.contains(header)) {
         return [String::new()].into();
     }
     let dense = DType::FLOATS.map(MatrixFormat::Dense);
