@@ -10,6 +10,7 @@ from common import Cases, random
 
 def main():
     routers()
+    products()
 
 
 def f64(x):
@@ -246,6 +247,58 @@ def gemma4_mlx(logits, scale, top_k):
     Router.scale, Router.per_expert_scale = mx.ones(logits.shape[1]), mx.array(scale)
     ids, weights = gemma4_text.Router.__call__(Router(), mx.array(logits))
     return np.array(weights), np.array(ids)
+
+
+DTYPES = {"f32": mx.float32, "f16": mx.float16, "bf16": mx.bfloat16}
+
+
+def products():
+    """mlx's gather_mm and gather_qmm, with scales and biases widened to f32; sums in f64 of mlx's own elements.
+
+    `out` is of `x`, which the slots of a token share, `out_slots` of `x_slots`.
+    """
+    experts, n, k, tokens, slots = 5, 7, 128, 6, 3
+    cases = Cases("expert_matmul")
+    ids = np.stack([np.random.default_rng(i).permutation(experts)[:slots] for i in range(tokens)]).astype(np.uint32)
+    ids[1] = ids[0]
+    x, x_slots = random(50, tokens, k), random(51, tokens, slots, k)
+    w = random(52, experts, n, k, scale=0.05) + random(53, experts, n, 1, scale=0.02)
+
+    def outputs(elements, product):
+        """Both products, f64 sums that mlx's agree with."""
+        elements = f64(elements)[ids]
+        for name, inputs, each in [("out", x, x[:, None]), ("out_slots", x_slots, x_slots)]:
+            exact = np.einsum("tsnk,tsk->tsn", elements, np.broadcast_to(f64(each), (tokens, slots, k)))
+            inputs = mx.array(inputs)
+            inputs = inputs[:, None, None] if name == "out" else inputs[:, :, None]
+            ours = np.array(product(inputs)).squeeze(-2)
+            assert ours.shape == exact.shape and np.abs(ours - exact).max() < 2e-5, np.abs(ours - exact).max()
+            yield name, exact.astype(np.float32)
+
+    cases.share("ids", ids)
+    cases.share("x", x)
+    cases.share("x_slots", x_slots)
+    cases.share("weight", w)
+    dense = outputs(w, lambda x: mx.gather_mm(x, mx.array(w).swapaxes(-1, -2), rhs_indices=mx.array(ids)))
+    for name, out in dense:
+        cases.share(name, out)
+
+    formats = [("affine", bits, 64, "f32") for bits in (2, 3, 4, 5, 6, 8)]
+    formats += [("affine", 4, 32, "f16"), ("affine", 4, 128, "bf16"), ("affine", 8, 64, "bf16")]
+    formats += [("mxfp4", 4, 32, "f32"), ("mxfp8", 8, 32, "f32"), ("nvfp4", 4, 16, "f32")]
+    for mode, bits, group_size, dtype in formats:
+        q, *parts = mx.quantize(mx.array(w).astype(DTYPES[dtype]), group_size=group_size, bits=bits, mode=mode)
+        wide = [t.astype(mx.float32) if mode == "affine" else t for t in parts]
+        settings = {"group_size": group_size, "bits": bits, "mode": mode}
+        elements = mx.dequantize(q, *wide, **settings, dtype=mx.float32)
+        tensors = {"q": q, "scales": parts[0]} | ({"biases": parts[1]} if len(parts) > 1 else {})
+        tensors |= outputs(
+            elements,
+            lambda x: mx.gather_qmm(x, q, *wide, rhs_indices=mx.array(ids), transpose=True, **settings),
+        )
+        case = f"{mode}_{bits}_{group_size}_{dtype}" if mode == "affine" else mode
+        cases.add(case, settings, **tensors)
+    cases.save()
 
 
 if __name__ == "__main__":

@@ -9,13 +9,15 @@ use crate::kernels::KernelSource;
 use crate::testing::quantized_formats;
 use crate::{DType, MatrixFormat};
 
-const SOURCES: [&KernelSource; 18] = [
+const SOURCES: [&KernelSource; 20] = [
     &argmax::SOURCE,
     &attention::SOURCE,
     &binary::SOURCE,
     &cast::SOURCE,
     &copy::SOURCE,
     &embedding::SOURCE,
+    &expert_matmul::SOURCE,
+    &expert_schedule::SOURCE,
     &glu::SOURCE,
     &kv_write::SOURCE,
     &layer_norm::SOURCE,

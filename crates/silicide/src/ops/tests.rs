@@ -199,12 +199,16 @@ fn other_ops_write_to_memory_of_their_own() {
     let attend = Attention { scale: 1.0, mask: Mask::Full, window: None, softcap: None, sinks: None };
     let apart = device.zeros(DType::F32, [4, 4, 4]).unwrap();
     let state = sample_state(device, &[1; 16]).unwrap();
+    let experts = ExpertWeight::stacked(&matrix.on(device), 4).unwrap();
+    let schedule = expert_schedule(stream, &device.zeros(DType::U32, [4, 4]).unwrap(), 4).unwrap();
+    let columns = x.slice(2, 0..1).unwrap();
     let draw = Sampling { temperature: 1.0, ..Sampling::default() };
     let results = [
         ("argmax", argmax_into(stream, &rows, &ids(&[16]))),
         ("attention, q", attention_into(stream, &x, &apart, &apart, attend, &x)),
         ("attention, v", attention_into(stream, &apart, &apart, &x, attend, &x)),
         ("copy", copy_into(stream, &rows, &rows)),
+        ("expert_matmul", expert_matmul_into(stream, &x, &experts, &schedule, None, Precision::F32, &columns)),
         ("kv_write, keys", kv_write(stream, &x, &apart, &slots, &x, &device.zeros(DType::F32, [4, 4, 4]).unwrap())),
         ("kv_write, caches", kv_write(stream, &apart, &apart, &slots, &x, &x)),
         ("matmul", matmul_into(stream, &rows, &weight, Precision::F32, &rows)),
