@@ -11,6 +11,7 @@ from common import Cases, random
 def main():
     routers()
     products()
+    combinations()
 
 
 def f64(x):
@@ -298,6 +299,42 @@ def products():
         )
         case = f"{mode}_{bits}_{group_size}_{dtype}" if mode == "affine" else mode
         cases.add(case, settings, **tensors)
+    cases.save()
+
+
+def combinations():
+    """Weighted sums of experts' outputs as mlx-lm's blocks take them: qwen3_next with its shared expert's gate."""
+    from mlx_lm.models import qwen3_next
+
+    cases = Cases("weighted_reduce")
+    for i, (tokens, slots, n, dtype) in enumerate(
+        [(3, 4, 33, "f32"), (1, 8, 64, "f32"), (5, 2, 65, "f16"), (4, 10, 31, "bf16")]
+    ):
+        y = mx.array(random(60 + i, tokens, slots, n)).astype(DTYPES[dtype])
+        logits = mx.array(random(70 + i, tokens, slots))
+        shared = mx.array(random(80 + i, tokens, n)).astype(DTYPES[dtype])
+        # Far from zero and from one: the sigmoid of a sigmoid would show.
+        gate = mx.array(random(90 + i, tokens, 1, scale=2.0)).astype(DTYPES[dtype])
+        weights = softmax(f64(logits)).astype(np.float32)
+
+        class Block(qwen3_next.Qwen3NextSparseMoeBlock):
+            def __init__(self):
+                pass
+
+            # The router's own weights are a softmax of these logits, all of them chosen, in some order.
+            top_k, norm_topk_prob, sharding_group = slots, True, None
+            gate = staticmethod(lambda _: logits)
+            switch_mlp = staticmethod(lambda _, ids: mx.take_along_axis(y, ids[..., None], axis=-2))
+            shared_expert = staticmethod(lambda _: shared)
+
+        Block.shared_expert_gate = staticmethod(lambda _: gate)
+        out = qwen3_next.Qwen3NextSparseMoeBlock.__call__(Block(), y)
+        wide = lambda t: f64(np.array(t.astype(mx.float32)))
+        exact = (f64(weights)[..., None] * wide(y)).sum(-2) + sigmoid(wide(gate)) * wide(shared)
+        error = np.abs(wide(out) - exact).max()
+        assert error < {"f32": 1e-6, "f16": 4e-3, "bf16": 4e-2}[dtype], (i, error)
+        tensors = {"y": y, "weights": weights, "shared": shared, "shared_gate_logit": gate}
+        cases.add(f"{dtype}_{tokens}_{slots}_{n}", {}, **tensors, exact=exact)
     cases.save()
 
 

@@ -27,6 +27,7 @@ mod tests;
 mod top_k;
 mod unary;
 mod walk;
+mod weighted_reduce;
 
 pub use argmax::{argmax, argmax_into};
 pub use attention::{Attention, Mask, attention, attention_into};
@@ -50,3 +51,4 @@ pub use sample::{Sampling, sample, sample_into, sample_state};
 pub use softmax::{Softmax, softmax, softmax_into};
 pub use top_k::{top_k, top_k_into};
 pub use unary::{Unary, unary, unary_into};
+pub use weighted_reduce::{WeightedReduce, weighted_reduce, weighted_reduce_into};

@@ -9,7 +9,7 @@ use crate::kernels::KernelSource;
 use crate::testing::quantized_formats;
 use crate::{DType, MatrixFormat};
 
-const SOURCES: [&KernelSource; 20] = [
+const SOURCES: [&KernelSource; 21] = [
     &argmax::SOURCE,
     &attention::SOURCE,
     &binary::SOURCE,
@@ -30,6 +30,7 @@ const SOURCES: [&KernelSource; 20] = [
     &softmax::SOURCE,
     &top_k::SOURCE,
     &unary::SOURCE,
+    &weighted_reduce::SOURCE,
 ];
 
 /// What a source is compiled with: the formats of a matrix for those that read one, for the router numbers of experts.

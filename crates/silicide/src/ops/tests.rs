@@ -13,7 +13,7 @@ type Op = fn(&mut Stream, &Tensor, &Tensor) -> Result<()>;
 type Function = fn(&mut Stream, &Tensor) -> Result<Tensor>;
 
 /// Every way in which `out` may be `x` itself, `[tokens, heads, 4]`.
-const ALLOWED: [(&str, Op); 14] = [
+const ALLOWED: [(&str, Op); 16] = [
     ("binary, a", |s, x, out| binary_into(s, Binary::Sub, x, &other(s, x), out)),
     ("binary, b", |s, x, out| binary_into(s, Binary::Sub, &other(s, x), x, out)),
     ("binary, both", |s, x, out| binary_into(s, Binary::Mul, x, x, out)),
@@ -39,6 +39,12 @@ const ALLOWED: [(&str, Op); 14] = [
     }),
     ("softmax", |s, x, out| softmax_into(s, x, Softmax { scale: 2.0, mask: Some(&weight(s, x)) }, out)),
     ("unary", |s, x, out| unary_into(s, Unary::Exp, x, out)),
+    ("weighted_reduce, shared", |s, x, out| {
+        sum_of_slots(s, WeightedReduce { shared: Some(x), residual: Some(&other(s, x)), ..Default::default() }, out)
+    }),
+    ("weighted_reduce, residual", |s, x, out| {
+        sum_of_slots(s, WeightedReduce { residual: Some(x), ..Default::default() }, out)
+    }),
 ];
 
 fn other(stream: &Stream, x: &Tensor) -> Tensor {
@@ -52,6 +58,15 @@ fn weight(stream: &Stream, x: &Tensor) -> Tensor {
 fn positions(x: &Tensor, axes: i32) -> Tensor {
     let positions: Vec<i32> = (0..axes * x.dim(0) as i32).collect();
     x.device().tensor(&positions, [positions.len()]).unwrap()
+}
+
+/// With three rows of every token.
+fn sum_of_slots(stream: &mut Stream, options: WeightedReduce, out: &Tensor) -> Result<()> {
+    let (device, shape) = (stream.device(), out.shape());
+    let y = Random::new(8).values(3 * out.elements());
+    let y = tensor_of(device, out.dtype(), &y, [shape[0], shape[1], 3, shape[2]]);
+    let weights = device.tensor(&Random::new(2).values(3 * shape[0] * shape[1]), [shape[0], shape[1], 3])?;
+    weighted_reduce_into(stream, &y, &weights, options, out)
 }
 
 fn norm_of_sum(stream: &mut Stream, x: &Tensor, residual: &Tensor, sum: Option<&Tensor>, out: &Tensor) -> Result<()> {
@@ -223,6 +238,16 @@ fn other_ops_write_to_memory_of_their_own() {
         ),
         ("sample, greedy", sample_into(stream, &rows, Sampling::default(), &state, &ids(&[16]))),
         ("top_k", top_k_into(stream, &rows, &rows, &device.zeros(DType::U32, [16, 4]).unwrap())),
+        (
+            "weighted_reduce, y",
+            weighted_reduce_into(
+                stream,
+                &x,
+                &device.zeros(DType::F32, [4, 4]).unwrap(),
+                WeightedReduce::default(),
+                &x.slice(1, 0..1).unwrap().reshape([4, 4]).unwrap(),
+            ),
+        ),
         ("top_k, indices", top_k_into(stream, &rows, &apart.reshape([16, 4]).unwrap(), &ids(&[16, 4]))),
     ];
     for (name, result) in results {
