@@ -145,7 +145,7 @@ fn measure(pool: &Pool, name: &str, layout: &PackLayout, n: usize, k: usize, for
     let mut out = vec![0f32; 512 * n];
     let mut run = |precision, weight: &[u8], m| {
         let (x, out) = (Rows::new(&x, m, k, k).unwrap(), RowsMut::new(&mut out, m, n, n).unwrap());
-        matmul(pool, features, precision, x, &mut [Factor { layout, weight, out }]).unwrap();
+        matmul(pool, features, precision, x, &mut [Factor { layout, weight, rows: 0..m, out }]).unwrap();
     };
     print!("{name:<34} | pack {:5.2} GB/s", layout.bytes() as f64 / pack / 1e9);
     for (what, precision) in [("reduced", Precision::Reduced), ("f32", Precision::F32)] {

@@ -8,7 +8,7 @@ use memmap2::Mmap;
 
 use crate::formats::Mapped;
 use crate::quant::{QuantFormat, QuantView};
-use crate::{DType, Device, DeviceKind, Error, Result, Tensor};
+use crate::{DType, Device, DeviceKind, Error, Result, Tensor, ops};
 
 /// The widest load of a kernel, in bytes.
 const ALIGNMENT: usize = 16;
@@ -130,6 +130,21 @@ impl Matrix {
         let bytes = tensor.elements() * tensor.dtype().size();
         let codes = Tensor::new(tensor.buffer().clone(), tensor.offset(), DType::U8, [bytes])?;
         Ok(Matrix { format: MatrixFormat::Dense(tensor.dtype()), rows, columns, codes, scales: None, biases: None })
+    }
+
+    /// The rows of matrices of one format, one after another, in memory of their own.
+    pub(crate) fn concat(matrices: &[Matrix]) -> Result<Matrix> {
+        let first = &matrices[0];
+        let stream = &mut first.device().stream();
+        let mut join = |part: fn(&Matrix) -> Option<&Tensor>| {
+            let parts: Vec<&Tensor> = matrices.iter().filter_map(part).collect();
+            if parts.is_empty() { Ok(None) } else { ops::concat(stream, &parts, 0).map(Some) }
+        };
+        let codes = join(|m| Some(&m.codes))?.expect("every matrix has codes");
+        let (scales, biases) = (join(|m| m.scales.as_ref())?, join(|m| m.biases.as_ref())?);
+        stream.synchronize()?;
+        let rows = matrices.iter().map(|m| m.rows).sum();
+        Ok(Matrix { format: first.format, rows, columns: first.columns, codes, scales, biases })
     }
 
     /// How its elements are stored.

@@ -426,7 +426,19 @@ mod tests {
             }
         }
         cooperating.sort();
-        let want = ["argmax", "attention", "layer_norm", "matmul", "rms_norm", "sample", "softmax", "top_k"];
+        let want = [
+            "argmax",
+            "attention",
+            "expert_matmul",
+            "expert_schedule",
+            "layer_norm",
+            "matmul",
+            "rms_norm",
+            "router",
+            "sample",
+            "softmax",
+            "top_k",
+        ];
         assert_eq!(cooperating, want);
     }
 }

@@ -8,6 +8,8 @@ mod cast;
 mod check;
 mod copy;
 mod embedding;
+mod expert_matmul;
+mod expert_schedule;
 mod glu;
 mod kv_write;
 mod layer_norm;
@@ -17,6 +19,7 @@ mod nvidia_tests;
 mod rms_norm;
 mod rope;
 mod rope_multi;
+mod router;
 mod sample;
 mod softmax;
 #[cfg(test)]
@@ -24,6 +27,7 @@ mod tests;
 mod top_k;
 mod unary;
 mod walk;
+mod weighted_reduce;
 
 pub use argmax::{argmax, argmax_into};
 pub use attention::{Attention, Mask, attention, attention_into};
@@ -31,6 +35,8 @@ pub use binary::{Binary, Operand, binary, binary_into};
 pub use cast::{cast, cast_into};
 pub use copy::{concat, copy, copy_into};
 pub use embedding::embedding;
+pub use expert_matmul::{ExpertWeight, expert_matmul, expert_matmul_into};
+pub use expert_schedule::{ExpertSchedule, expert_schedule};
 pub use glu::{Gate, glu, glu_halves, glu_into};
 pub use kv_write::kv_write;
 pub use layer_norm::{layer_norm, layer_norm_into};
@@ -40,7 +46,9 @@ pub use rope::{Llama3Scaling, Pairing, Rope, RopeFrequencies, YarnScaling, rope,
 pub use rope_multi::{
     FallbackAxis, RopeMulti, RopeMultiMode, RopeSections, rope_multi, rope_multi_in_place, rope_multi_into,
 };
+pub use router::{ExpertGroups, GroupScore, Router, RouterScore, router, router_into};
 pub use sample::{Sampling, sample, sample_into, sample_state};
 pub use softmax::{Softmax, softmax, softmax_into};
 pub use top_k::{top_k, top_k_into};
 pub use unary::{Unary, unary, unary_into};
+pub use weighted_reduce::{WeightedReduce, weighted_reduce, weighted_reduce_into};

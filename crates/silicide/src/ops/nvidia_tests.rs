@@ -9,13 +9,15 @@ use crate::kernels::KernelSource;
 use crate::testing::quantized_formats;
 use crate::{DType, MatrixFormat};
 
-const SOURCES: [&KernelSource; 18] = [
+const SOURCES: [&KernelSource; 22] = [
     &argmax::SOURCE,
     &attention::SOURCE,
     &binary::SOURCE,
     &cast::SOURCE,
     &copy::SOURCE,
     &embedding::SOURCE,
+    &expert_matmul::SOURCE,
+    &expert_schedule::SOURCE,
     &glu::SOURCE,
     &kv_write::SOURCE,
     &layer_norm::SOURCE,
@@ -24,13 +26,15 @@ const SOURCES: [&KernelSource; 18] = [
     &rms_norm::SOURCE,
     &rope::SOURCE,
     &rope_multi::SOURCE,
+    &router::SOURCE,
     &sample::SOURCE,
     &softmax::SOURCE,
     &top_k::SOURCE,
     &unary::SOURCE,
+    &weighted_reduce::SOURCE,
 ];
 
-/// What a source is compiled with: the formats of a matrix for those that read one.
+/// What a source is compiled with: the formats of a matrix for those that read one, for the router numbers of experts.
 fn defines(source: &KernelSource) -> BTreeSet<String> {
     if source.name == "attention" {
         let types =
@@ -41,7 +45,10 @@ fn defines(source: &KernelSource) -> BTreeSet<String> {
             .map(|((q, cache), (lanes, heads))| attention::defines(q, cache, lanes, heads, lanes != 16))
             .collect();
     }
-    if !source.body.contains("\"matrix.h\"") {
+    if source.name == "router" {
+        return [1, 4, 128].map(|n| format!("#define PER_LANE {n}")).into();
+    }
+    if !["\"matrix.h\"", "\"product.h\""].iter().any(|header| source.body.contains(header)) {
         return [String::new()].into();
     }
     let dense = DType::FLOATS.map(MatrixFormat::Dense);

@@ -13,7 +13,7 @@ type Op = fn(&mut Stream, &Tensor, &Tensor) -> Result<()>;
 type Function = fn(&mut Stream, &Tensor) -> Result<Tensor>;
 
 /// Every way in which `out` may be `x` itself, `[tokens, heads, 4]`.
-const ALLOWED: [(&str, Op); 14] = [
+const ALLOWED: [(&str, Op); 16] = [
     ("binary, a", |s, x, out| binary_into(s, Binary::Sub, x, &other(s, x), out)),
     ("binary, b", |s, x, out| binary_into(s, Binary::Sub, &other(s, x), x, out)),
     ("binary, both", |s, x, out| binary_into(s, Binary::Mul, x, x, out)),
@@ -39,6 +39,12 @@ const ALLOWED: [(&str, Op); 14] = [
     }),
     ("softmax", |s, x, out| softmax_into(s, x, Softmax { scale: 2.0, mask: Some(&weight(s, x)) }, out)),
     ("unary", |s, x, out| unary_into(s, Unary::Exp, x, out)),
+    ("weighted_reduce, shared", |s, x, out| {
+        sum_of_slots(s, WeightedReduce { shared: Some(x), residual: Some(&other(s, x)), ..Default::default() }, out)
+    }),
+    ("weighted_reduce, residual", |s, x, out| {
+        sum_of_slots(s, WeightedReduce { residual: Some(x), ..Default::default() }, out)
+    }),
 ];
 
 fn other(stream: &Stream, x: &Tensor) -> Tensor {
@@ -52,6 +58,15 @@ fn weight(stream: &Stream, x: &Tensor) -> Tensor {
 fn positions(x: &Tensor, axes: i32) -> Tensor {
     let positions: Vec<i32> = (0..axes * x.dim(0) as i32).collect();
     x.device().tensor(&positions, [positions.len()]).unwrap()
+}
+
+/// With three rows of every token.
+fn sum_of_slots(stream: &mut Stream, options: WeightedReduce, out: &Tensor) -> Result<()> {
+    let (device, shape) = (stream.device(), out.shape());
+    let y = Random::new(8).values(3 * out.elements());
+    let y = tensor_of(device, out.dtype(), &y, [shape[0], shape[1], 3, shape[2]]);
+    let weights = device.tensor(&Random::new(2).values(3 * shape[0] * shape[1]), [shape[0], shape[1], 3])?;
+    weighted_reduce_into(stream, &y, &weights, options, out)
 }
 
 fn norm_of_sum(stream: &mut Stream, x: &Tensor, residual: &Tensor, sum: Option<&Tensor>, out: &Tensor) -> Result<()> {
@@ -101,7 +116,7 @@ fn many_threads_give_what_one_gives() {
         assert!(one == run(3, &apart), "{name}");
         assert!(one == run(3, &in_place), "{name}, in place");
     }
-    let others: [(&str, Function); 6] = [
+    let others: [(&str, Function); 7] = [
         ("argmax", |s, x| argmax(s, x)),
         ("cast", |s, x| cast(s, x, DType::I8)),
         ("cast of integers", |s, x| {
@@ -109,6 +124,7 @@ fn many_threads_give_what_one_gives() {
             cast(s, &whole, DType::I64)
         }),
         ("copy", |s, x| copy(s, &x.permute(&[2, 0, 1])?)),
+        ("router", |s, x| router(s, x, Router { top_k: 2, ..Router::default() }).map(|(_, weights)| weights)),
         ("top_k, values", |s, x| top_k(s, x, 3).map(|(values, _)| values)),
         ("top_k, indices", |s, x| top_k(s, x, 3).map(|(_, indices)| indices)),
     ];
@@ -198,15 +214,23 @@ fn other_ops_write_to_memory_of_their_own() {
     let attend = Attention { scale: 1.0, mask: Mask::Full, window: None, softcap: None, sinks: None };
     let apart = device.zeros(DType::F32, [4, 4, 4]).unwrap();
     let state = sample_state(device, &[1; 16]).unwrap();
+    let experts = ExpertWeight::stacked(&matrix.on(device), 4).unwrap();
+    let schedule = expert_schedule(stream, &device.zeros(DType::U32, [4, 4]).unwrap(), 4).unwrap();
+    let columns = x.slice(2, 0..1).unwrap();
     let draw = Sampling { temperature: 1.0, ..Sampling::default() };
     let results = [
         ("argmax", argmax_into(stream, &rows, &ids(&[16]))),
         ("attention, q", attention_into(stream, &x, &apart, &apart, attend, &x)),
         ("attention, v", attention_into(stream, &apart, &apart, &x, attend, &x)),
         ("copy", copy_into(stream, &rows, &rows)),
+        ("expert_matmul", expert_matmul_into(stream, &x, &experts, &schedule, None, Precision::F32, &columns)),
         ("kv_write, keys", kv_write(stream, &x, &apart, &slots, &x, &device.zeros(DType::F32, [4, 4, 4]).unwrap())),
         ("kv_write, caches", kv_write(stream, &apart, &apart, &slots, &x, &x)),
         ("matmul", matmul_into(stream, &rows, &weight, Precision::F32, &rows)),
+        (
+            "router",
+            router_into(stream, &rows, Router::default(), &ids(&[16, 1]), &device.zeros(DType::F32, [16, 1]).unwrap()),
+        ),
         ("sample, logits", sample_into(stream, &rows, draw, &state, &ids(&[16]))),
         (
             "sample, state",
@@ -214,6 +238,16 @@ fn other_ops_write_to_memory_of_their_own() {
         ),
         ("sample, greedy", sample_into(stream, &rows, Sampling::default(), &state, &ids(&[16]))),
         ("top_k", top_k_into(stream, &rows, &rows, &device.zeros(DType::U32, [16, 4]).unwrap())),
+        (
+            "weighted_reduce, y",
+            weighted_reduce_into(
+                stream,
+                &x,
+                &device.zeros(DType::F32, [4, 4]).unwrap(),
+                WeightedReduce::default(),
+                &x.slice(1, 0..1).unwrap().reshape([4, 4]).unwrap(),
+            ),
+        ),
         ("top_k, indices", top_k_into(stream, &rows, &apart.reshape([16, 4]).unwrap(), &ids(&[16, 4]))),
     ];
     for (name, result) in results {

@@ -2,7 +2,7 @@
 
 pub mod cpu;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::fmt;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::kernels::{KernelParams, KernelSource, kernel_params};
 use crate::matrix::{Matrix, MatrixFormat};
 use crate::ops::check::{Rows, check, float_entry, size};
 use crate::quant::{QuantFormat, QuantView};
-use crate::{DType, Device, DeviceKind, Float, Result, Tensor};
+use crate::{DType, Device, DeviceKind, Error, Float, Result, Tensor};
 
 /// A matrix made ready for products on its device.
 ///
@@ -31,9 +31,14 @@ pub struct Weight {
     form: Form,
 }
 
+/// One weight, or several of one shape and format.
 #[derive(Clone)]
-enum Form {
-    Packed { layout: Arc<PackLayout>, bytes: Tensor },
+pub(super) enum Form {
+    /// As the layout says, one after another.
+    Packed {
+        layout: Arc<PackLayout>,
+        bytes: Tensor,
+    },
     Stored(Box<Matrix>),
 }
 
@@ -42,11 +47,13 @@ impl Weight {
     ///
     /// # Errors
     ///
-    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory).
+    /// [`Error::OutOfMemory`].
     pub fn new(matrix: &Matrix) -> Result<Weight> {
         let (rows, columns, format) = (matrix.rows(), matrix.columns(), matrix.format());
-        let form =
-            if matrix.device().as_cpu().is_some() { pack(matrix)? } else { Form::Stored(Box::new(matrix.clone())) };
+        let form = match matrix.device().as_cpu() {
+            Some(_) => Form::packed(std::slice::from_ref(matrix), 1)?,
+            None => Form::Stored(Box::new(matrix.clone())),
+        };
         Ok(Weight { rows, columns, format, form })
     }
 
@@ -67,18 +74,12 @@ impl Weight {
 
     /// The device it is on.
     pub fn device(&self) -> &Device {
-        match &self.form {
-            Form::Packed { bytes, .. } => bytes.device(),
-            Form::Stored(matrix) => matrix.device(),
-        }
+        self.form.device()
     }
 
     /// Bytes that a product reads.
     pub fn bytes(&self) -> usize {
-        match &self.form {
-            Form::Packed { bytes, .. } => bytes.elements(),
-            Form::Stored(matrix) => matrix.bytes(),
-        }
+        self.form.bytes()
     }
 }
 
@@ -88,37 +89,75 @@ impl fmt::Debug for Weight {
     }
 }
 
-fn pack(matrix: &Matrix) -> Result<Form> {
-    let device = matrix.device();
-    let pool = device.as_cpu().expect("only the CPU packs").pool();
-    let (rows, columns) = (matrix.rows(), matrix.columns());
-    let layout = match matrix.format() {
-        MatrixFormat::Dense(dtype) => PackLayout::dense(dtype, rows, columns)?,
-        MatrixFormat::Quantized(format, scales) => PackLayout::quantized(format, scales, rows, columns)?,
-    };
-    let packed = Tensor::new(device.allocate_weight(layout.bytes())?, 0, DType::U8, [layout.bytes()])?;
-    let part = |t: Option<&Tensor>, f: &mut dyn FnMut(&[u8])| match t {
-        Some(t) => t.buffer().host_read(t.byte_range(), f),
-        None => f(&[]),
-    };
-    let mut result = Ok(());
-    part(Some(matrix.codes()), &mut |codes| {
-        part(matrix.scales(), &mut |scales| {
-            part(matrix.biases(), &mut |biases| {
-                packed.buffer().host_fill(|out| {
-                    result = match matrix.format() {
-                        MatrixFormat::Dense(dtype) => layout.pack_dense(DenseView { dtype, bytes: codes }, out, pool),
-                        MatrixFormat::Quantized(format, dtype) => {
-                            QuantView::new(format, rows, columns, codes, scales, biases, dtype)
-                                .and_then(|view| layout.pack_quantized(&view, out, pool))
-                        }
-                    };
+impl Form {
+    /// Packs matrices of one shape and format, each of them a stack of `each` weights, on the CPU.
+    pub(super) fn packed(matrices: &[Matrix], each: usize) -> Result<Form> {
+        let first = &matrices[0];
+        let device = first.device();
+        let pool = device.as_cpu().expect("only the CPU packs").pool();
+        let (rows, columns) = (first.rows() / each, first.columns());
+        let layout = match first.format() {
+            MatrixFormat::Dense(dtype) => PackLayout::dense(dtype, rows, columns)?,
+            MatrixFormat::Quantized(format, scales) => PackLayout::quantized(format, scales, rows, columns)?,
+        };
+        let size = layout.bytes();
+        let Some(bytes) = size.checked_mul(matrices.len() * each) else {
+            return Err(Error::argument(
+                "pack",
+                format!("{first:?}, {} times, is past the address space", matrices.len()),
+            ));
+        };
+        let packed = Tensor::new(device.allocate_weight(bytes)?, 0, DType::U8, [bytes])?;
+        let part = |t: Option<&Tensor>, f: &mut dyn FnMut(&[u8])| match t {
+            Some(t) => t.buffer().host_read(t.byte_range(), f),
+            None => f(&[]),
+        };
+        let mut result = Ok(());
+        for (i, matrix) in matrices.iter().enumerate() {
+            part(Some(matrix.codes()), &mut |codes| {
+                part(matrix.scales(), &mut |scales| {
+                    part(matrix.biases(), &mut |biases| {
+                        packed.buffer().host_fill(|out| {
+                            for e in 0..each {
+                                let of_one = |all: &[u8]| e * (all.len() / each)..(e + 1) * (all.len() / each);
+                                let out = &mut out[(i * each + e) * size..][..size];
+                                let codes = &codes[of_one(codes)];
+                                let packed = match matrix.format() {
+                                    MatrixFormat::Dense(dtype) => {
+                                        layout.pack_dense(DenseView { dtype, bytes: codes }, out, pool)
+                                    }
+                                    MatrixFormat::Quantized(format, dtype) => {
+                                        let (scales, biases) = (&scales[of_one(scales)], &biases[of_one(biases)]);
+                                        QuantView::new(format, rows, columns, codes, scales, biases, dtype)
+                                            .and_then(|view| layout.pack_quantized(&view, out, pool))
+                                    }
+                                };
+                                if result.is_ok() {
+                                    result = packed;
+                                }
+                            }
+                        });
+                    });
                 });
             });
-        });
-    });
-    result?;
-    Ok(Form::Packed { layout: Arc::new(layout), bytes: packed })
+        }
+        result?;
+        Ok(Form::Packed { layout: Arc::new(layout), bytes: packed })
+    }
+
+    pub(super) fn device(&self) -> &Device {
+        match self {
+            Form::Packed { bytes, .. } => bytes.device(),
+            Form::Stored(matrix) => matrix.device(),
+        }
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Form::Packed { bytes, .. } => bytes.elements(),
+            Form::Stored(matrix) => matrix.bytes(),
+        }
+    }
 }
 
 /// `x W^T`: every row of `x` times every row of the weight.
@@ -129,7 +168,7 @@ fn pack(matrix: &Matrix) -> Result<Form> {
 ///
 /// # Errors
 ///
-/// [`Error::Argument`](crate::Error::Argument) where shapes or types do not fit.
+/// [`Error::Argument`] where shapes or types do not fit.
 ///
 /// ```
 /// use silicide::ops::{self, Precision, Weight};
@@ -335,7 +374,7 @@ fn run<T: Float, const N: usize>(call: &Call) {
             let (i, (out, stride)) = outs.next().expect("there are as many");
             let layout = &*packed.layouts[i];
             let out = RowsMut::new(out, m, layout.rows(), stride).expect("rows were checked");
-            Factor { layout, weight: call.slice::<u8>(1 + 2 * i), out }
+            Factor { layout, weight: call.slice::<u8>(1 + 2 * i), rows: 0..m, out }
         });
         let x = cpu::Rows::new(x, m, k, x_stride).expect("rows were checked");
         cpu::matmul(call.pool, call.features, packed.precision, x, &mut factors).expect("shapes were checked");
@@ -400,14 +439,7 @@ struct GpuForm {
 
 impl GpuForm {
     fn of(p: &Params) -> GpuForm {
-        // Rows that a simdgroup computes, and simdgroups of a threadgroup; `kernel.metal` has the same.
-        const ROWS: u32 = 2;
-        const SIMDGROUPS: u32 = 8;
-        // So many keep a large GPU's memory busy. Each lane must find a unit of its own.
-        const ENOUGH: u32 = 4096;
-        let wanted = (ENOUGH * ROWS).div_ceil(p.n.max(1)).next_power_of_two();
-        let useful = p.k.div_ceil(UNIT * 32).next_power_of_two();
-        let splits = wanted.min(useful).min(SIMDGROUPS);
+        let splits = splits(p.n, p.k);
         let few = |entry, tokens| GpuForm {
             source: &SOURCE,
             entry,
@@ -431,6 +463,19 @@ impl GpuForm {
         let (entry, tokens) = if large { ("matmul_tensor_128", 128) } else { ("matmul_tensor_64", 64) };
         GpuForm { source: &NVIDIA, entry, rows: 128, tokens, threads: 256, splits: 1 }
     }
+}
+
+/// Rows of the weight that a simdgroup computes where there are few rows of `x`, and simdgroups of a threadgroup;
+/// `kernels/product.h` has the same.
+pub(super) const ROWS: u32 = 2;
+pub(super) const SIMDGROUPS: u32 = 8;
+
+/// How many simdgroups share the columns of a row where there are few rows of `x`, of `n` weight rows of `k`.
+pub(super) fn splits(n: u32, k: u32) -> u32 {
+    // So many simdgroups keep a large GPU's memory busy. Each lane must find a unit of its own.
+    const ENOUGH: u32 = 4096;
+    let wanted = (ENOUGH * ROWS).div_ceil(n.max(1)).next_power_of_two();
+    wanted.min(k.div_ceil(UNIT * 32).next_power_of_two()).min(SIMDGROUPS)
 }
 
 /// Whether `kernel.cu` takes the product, and why it does or does not.

@@ -8,7 +8,7 @@ use crate::testing::{
     Golden, Random, StoredMatrix, on_every_device, on_every_schedule, quantized_formats, rounded, values_of,
 };
 
-const PRECISIONS: [Precision; 2] = [Precision::F32, Precision::Reduced];
+pub(in crate::ops) const PRECISIONS: [Precision; 2] = [Precision::F32, Precision::Reduced];
 
 #[test]
 fn a_tensor_is_a_matrix() {
@@ -36,7 +36,12 @@ fn a_tensor_is_a_matrix() {
 }
 
 /// Each output, and how far a result may be from it.
-fn reference(matrix: &StoredMatrix, x: &[f32], dtype: DType, precision: Precision) -> Vec<(f64, f64)> {
+pub(in crate::ops) fn reference(
+    matrix: &StoredMatrix,
+    x: &[f32],
+    dtype: DType,
+    precision: Precision,
+) -> Vec<(f64, f64)> {
     let k = matrix.columns;
     let (elements, sizes) = (matrix.elements(), matrix.sizes());
     let rounding = match dtype {
@@ -67,7 +72,7 @@ fn reference(matrix: &StoredMatrix, x: &[f32], dtype: DType, precision: Precisio
 }
 
 #[track_caller]
-fn assert_products(name: &str, got: &[f32], wanted: &[(f64, f64)]) {
+pub(in crate::ops) fn assert_products(name: &str, got: &[f32], wanted: &[(f64, f64)]) {
     assert_eq!(got.len(), wanted.len(), "{name}");
     for (i, (&got, &(wanted, slack))) in got.iter().zip(wanted).enumerate() {
         let close = (got as f64 - wanted).abs() <= slack;
@@ -302,7 +307,9 @@ fn nothing_to_compute() {
         for (m, n, k) in [(0, 3, 4), (2, 3, 0), (40, 3, 0)] {
             let weight = Weight::new(&StoredMatrix::random(format, n, k, random).on(device)).unwrap();
             let x = device.zeros(DType::F32, [m, k]).unwrap();
-            let out = matmul(stream, &x, &weight, Precision::F32).unwrap();
+            // Over what was there before.
+            let out = device.tensor(&vec![7.0f32; m * n], [m, n]).unwrap();
+            matmul_into(stream, &x, &weight, Precision::F32, &out).unwrap();
             assert_eq!(out.to_vec::<f32>(stream).unwrap(), vec![0.0; m * n]);
         }
     });

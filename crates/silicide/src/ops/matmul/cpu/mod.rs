@@ -102,6 +102,14 @@ impl<'a> RowsMut<'a> {
         }
         Ok(RowsMut { data: data.as_mut_ptr(), rows, width, stride, borrow: PhantomData })
     }
+
+    /// Empty sums, which no kernel stores.
+    fn clear(&mut self) {
+        for row in 0..self.rows {
+            // SAFETY: the rows are inside the borrow, as was checked.
+            unsafe { self.data.add(row * self.stride).write_bytes(0, self.width) };
+        }
+    }
 }
 
 fn check_rows(len: usize, rows: usize, width: usize, stride: usize) -> Result<()> {
@@ -113,18 +121,20 @@ fn check_rows(len: usize, rows: usize, width: usize, stride: usize) -> Result<()
     Ok(())
 }
 
-/// A packed weight, and room for the product with it.
+/// A packed weight, the activations it is multiplied with, and room for the product.
 #[derive(Debug)]
 pub struct Factor<'a> {
     /// How `weight` is packed.
     pub layout: &'a PackLayout,
     /// The packed weight: `[n, k]`.
     pub weight: &'a [u8],
-    /// As many rows as the activations, of `n`.
+    /// The rows of the activations.
+    pub rows: Range<usize>,
+    /// As many rows, of `n`.
     pub out: RowsMut<'a>,
 }
 
-/// `out = x * weight^T` for each of some factors: `x` is `[m, k]`.
+/// `out = x * weight^T` for each of some factors, of its rows of `x`: `x` is `[m, k]`.
 ///
 /// With [`Precision::Reduced`] a NaN or infinity among a row's activations makes all of the row's outputs NaN where the
 /// activations become integers.
@@ -139,18 +149,24 @@ pub fn matmul(
     factors: &mut [Factor<'_>],
 ) -> Result<()> {
     let fail = |message| Err(Error::argument("matmul", message));
-    for Factor { layout, weight, out } in &*factors {
+    for Factor { layout, weight, rows, out } in &mut *factors {
         if weight.len() != layout.bytes() {
             return fail(format!("packed weight has {} bytes, wanted {}", weight.len(), layout.bytes()));
         }
         if x.width != layout.k {
             return fail(format!("activations have {} columns, wanted the weight's {}", x.width, layout.k));
         }
-        if (out.rows, out.width) != (x.rows, layout.n) {
-            return fail(format!("output is [{}, {}], wanted [{}, {}]", out.rows, out.width, x.rows, layout.n));
+        if rows.start > rows.end || rows.end > x.rows {
+            return fail(format!("rows {rows:?} of {} activations", x.rows));
+        }
+        if (out.rows, out.width) != (rows.len(), layout.n) {
+            return fail(format!("output is [{}, {}], wanted [{}, {}]", out.rows, out.width, rows.len(), layout.n));
+        }
+        if layout.k == 0 {
+            out.clear();
         }
     }
-    let method = |factor: &Factor| Method::of(factor.layout, features, precision, x.rows);
+    let method = |factor: &Factor| Method::of(factor.layout, features, precision, factor.rows.len());
     for factors in factors.chunk_by(|a, b| method(a) == method(b)) {
         let products = Call { pool, features, x, factors };
         match method(&factors[0]) {
@@ -165,7 +181,7 @@ pub fn matmul(
 
 /// The way in which a product is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Method {
+pub(crate) enum Method {
     /// Codes times activations, both integers.
     Integer,
     /// Weights and activations as bf16.
@@ -175,7 +191,7 @@ pub(super) enum Method {
 }
 
 impl Method {
-    pub(super) fn of(layout: &PackLayout, features: Features, precision: Precision, rows: usize) -> Method {
+    pub(crate) fn of(layout: &PackLayout, features: Features, precision: Precision, rows: usize) -> Method {
         let integers = matches!(layout.codes, Codes::Bits { .. } | Codes::Table { .. });
         let bf16 = layout.codes != Codes::F32 && cfg!(target_arch = "x86_64") && features.level() >= Level::Avx512Bf16;
         match precision {
@@ -217,13 +233,15 @@ pub fn unpack_row(features: Features, layout: &PackLayout, weight: &[u8], row: u
 #[derive(Clone, Copy)]
 struct Out {
     data: *mut f32,
+    /// The row of the activations whose sums come first.
+    first: usize,
     stride: usize,
     n: usize,
 }
 
 impl Out {
     fn new(factor: &Factor) -> Out {
-        Out { data: factor.out.data, stride: factor.out.stride, n: factor.layout.n }
+        Out { data: factor.out.data, first: factor.rows.start, stride: factor.out.stride, n: factor.layout.n }
     }
 
     /// The sums of a panel's rows; those past the last are zero.
@@ -235,7 +253,7 @@ impl Out {
         let lanes = LANES.min(self.n - panel * LANES);
         // SAFETY: `lanes` columns from the panel's first are inside the row.
         unsafe {
-            let from = self.data.add(row * self.stride + panel * LANES);
+            let from = self.data.add((row - self.first) * self.stride + panel * LANES);
             if lanes == LANES {
                 return S::load(from);
             }
@@ -254,7 +272,7 @@ impl Out {
         let lanes = LANES.min(self.n - panel * LANES);
         // SAFETY: `lanes` columns from the panel's first are inside the row.
         unsafe {
-            let to = self.data.add(row * self.stride + panel * LANES);
+            let to = self.data.add((row - self.first) * self.stride + panel * LANES);
             if lanes == LANES {
                 return S::store(to, x);
             }
@@ -291,14 +309,18 @@ impl Call<'_> {
         let units = self.factors[0].layout.units;
         let [quads, sums, scales] = Activations::bytes(self.x.rows, units);
         let size = quads + sums + scales;
-        with_scratch(size * self.factors.len(), |scratch: &mut [u8]| {
+        // Formats that take activations alike share those of the first of them.
+        let alike = |f: &Factor| {
+            let like = |first: &Factor| integer::alike(first.layout, f.layout);
+            self.factors.iter().position(like).expect("a layout is like itself")
+        };
+        let last = self.factors.iter().map(alike).max().unwrap_or(0);
+        with_scratch(size * (last + 1), |scratch: &mut [u8]| {
             let scratch = Shared(scratch.as_mut_ptr());
-            // Formats that take activations alike share those of the first of them.
-            let alike = |f: &Factor| self.factors.iter().position(|first| integer::alike(first.layout, f.layout));
             let activations = |f: &Factor| {
-                let at = alike(f).expect("a layout is like itself") * size;
-                // SAFETY: the scratch holds all three for each factor, and what comes first is whole units of the largest
-                // alignment.
+                let at = alike(f) * size;
+                // SAFETY: the scratch holds all three up to the last that others share, and what comes first is whole
+                // units of the largest alignment.
                 unsafe {
                     let quads_at = scratch.get().add(at);
                     let (sums, scales) = (quads_at.add(quads).cast(), quads_at.add(quads + sums).cast());
@@ -306,11 +328,14 @@ impl Call<'_> {
                 }
             };
             for (i, factor) in self.factors.iter().enumerate() {
-                if alike(factor) == Some(i) {
-                    let (layout, to) = (factor.layout, activations(factor));
-                    let encode = integer::Encode { layout, x: self.x, rows: 0..self.x.rows, to };
-                    // SAFETY: `to` has room for all rows.
-                    unsafe { simd::run(self.features, encode) };
+                if alike(factor) == i {
+                    // A few rows are encoded sooner than a thread is woken.
+                    self.pool.parallel_ranges(self.x.rows, FEW_ROWS, &|rows| {
+                        let encode =
+                            integer::Encode { layout: factor.layout, x: self.x, rows, to: activations(factor) };
+                        // SAFETY: there is room for all rows, and tasks have disjoint ones.
+                        unsafe { simd::run(self.features, encode) };
+                    });
                 }
             }
             self.each_panels(&|factor, panels| {
@@ -320,7 +345,7 @@ impl Call<'_> {
                     panels,
                     // Only read from here on.
                     x: activations(factor),
-                    rows: 0..self.x.rows,
+                    rows: factor.rows.clone(),
                     out: Out::new(factor),
                     level: self.features.level(),
                 };
@@ -331,11 +356,10 @@ impl Call<'_> {
     }
 
     fn float(&self) {
-        // A single pass over the rows wants its weights in the first cache, many want to read them from the second.
-        let step = if self.x.rows <= 12 { 4 } else { 32 };
-        let len = float::PANELS * step * UNIT * LANES;
         self.each_tile(float::PANELS, 1, |factor, panels, rows| {
-            with_scratch(len, |scratch: &mut [f32]| {
+            // A single pass over the rows wants its weights in the first cache, many want to read them from the second.
+            let step = if factor.rows.len() <= 12 { 4 } else { 32 };
+            with_scratch(float::PANELS * step * UNIT * LANES, |scratch: &mut [f32]| {
                 for first in panels.clone().step_by(float::PANELS) {
                     let product = float::Product {
                         layout: factor.layout,
@@ -357,7 +381,8 @@ impl Call<'_> {
     #[cfg(target_arch = "x86_64")]
     fn bf16(&self) {
         let units = self.factors[0].layout.units;
-        let padded = self.x.rows.next_multiple_of(bf16::ROWS);
+        // A tile reads as many rows, whichever it starts at.
+        let padded = self.x.rows + bf16::ROWS - 1;
         with_scratch(padded * units * UNIT, |x: &mut [u16]| {
             let x = Shared(x.as_mut_ptr());
             self.pool.parallel_ranges(padded, 8, &|rows| {
@@ -412,18 +437,42 @@ impl Call<'_> {
 
     /// Splits each factor's panels, `grain` at a time, and where they are too few for the threads the rows as well.
     fn each_tile(&self, grain: usize, row_grain: usize, task: impl Fn(&Factor, Range<usize>, Range<usize>) + Sync) {
-        for factor in self.factors {
-            let (panels, rows) = (factor.layout.panels(), self.x.rows);
-            let wanted = self.pool.threads() * 4;
-            let size = panels.div_ceil(wanted).next_multiple_of(grain).max(1);
+        // Dequantising a panel is worth some rows' products with it.
+        let cost = |f: &Factor| f.layout.panels() * (f.rows.len() + 8);
+        let wanted = self.pool.threads() * 4;
+        let goal = self.factors.iter().map(cost).sum::<usize>().div_ceil(wanted).max(1);
+        let tiling = |f: &Factor| {
+            let (panels, rows) = (f.layout.panels(), f.rows.len());
+            let wanted = cost(f).div_ceil(goal);
+            let size = panels.div_ceil(wanted.max(1)).next_multiple_of(grain).max(1);
             let columns = panels.div_ceil(size);
             // Each part of the rows dequantises the weight again, so a part is worth that.
             let parts = wanted.div_ceil(columns.max(1)).min(rows / 128).max(1);
             let height = rows.div_ceil(parts).next_multiple_of(row_grain).max(1);
-            self.pool.parallel(columns * rows.div_ceil(height), &|i| {
-                let (c, r) = (i % columns, i / columns);
-                task(factor, c * size..panels.min((c + 1) * size), r * height..rows.min((r + 1) * height));
-            });
-        }
+            Tiling { size, columns, height, count: columns * rows.div_ceil(height) }
+        };
+        let tiles = self.factors.iter().map(|factor| tiling(factor).count).sum();
+        self.pool.parallel(tiles, &|mut i| {
+            for factor in self.factors {
+                let Tiling { size, columns, height, count } = tiling(factor);
+                if i < count {
+                    let (c, r) = (i % columns, factor.rows.start + i / columns * height);
+                    let panels = c * size..factor.layout.panels().min((c + 1) * size);
+                    return task(factor, panels, r..factor.rows.end.min(r + height));
+                }
+                i -= count;
+            }
+        });
     }
+}
+
+/// How a factor's product is split.
+struct Tiling {
+    /// Panels of a tile.
+    size: usize,
+    /// Tiles side by side.
+    columns: usize,
+    /// Rows of a tile.
+    height: usize,
+    count: usize,
 }

@@ -100,7 +100,7 @@ fn product(features: Features, precision: Precision, weight: &Weight, x: &[f32])
     let pool = Pool::new(2);
     let x = Rows::new(&wide, m, k, xs).unwrap();
     let to = RowsMut::new(&mut out, m, n, os).unwrap();
-    let factor = Factor { layout: &weight.layout, weight: &weight.packed, out: to };
+    let factor = Factor { layout: &weight.layout, weight: &weight.packed, rows: 0..m, out: to };
     matmul(&pool, features, precision, x, &mut [factor]).unwrap();
     assert!(out.chunks(os).all(|row| row[n..].iter().all(|&x| x == 7.0)), "a write past the end of a row");
     out.chunks(os).flat_map(|row| row[..n].to_vec()).collect()
@@ -258,7 +258,7 @@ fn misfits_are_errors() {
     let mut out = [0.0; 8];
     let call = |weight: &[u8], (m, k): (usize, usize), (om, on): (usize, usize), out: &mut [f32]| {
         let (x, out) = (Rows::new(&x, m, k, k)?, RowsMut::new(out, om, on, on)?);
-        matmul(&pool, features, Precision::F32, x, &mut [Factor { layout: &layout, weight, out }])
+        matmul(&pool, features, Precision::F32, x, &mut [Factor { layout: &layout, weight, rows: 0..m, out }])
     };
     assert!(call(&packed, (2, 8), (2, 4), &mut out).is_ok());
     assert!(call(&packed[1..], (2, 8), (2, 4), &mut out).is_err());
@@ -271,4 +271,37 @@ fn misfits_are_errors() {
     assert!(PackLayout::dense(DType::F32, usize::MAX / 8, 1 << 40).is_err());
     let other = DenseView { dtype: DType::F32, bytes: &[0; 4] };
     assert!(layout.pack_dense(other, &mut vec![0; layout.bytes()], &pool).is_err());
+}
+
+#[test]
+fn factors_take_their_own_rows() {
+    let random = &mut Random::new(12);
+    let affine = MatrixFormat::Quantized(QuantFormat::Affine { bits: 4, group_size: 64 }, DType::F32);
+    let (n, k) = (37, 320);
+    for format in [affine, MatrixFormat::Dense(DType::BF16)] {
+        let weights: Vec<_> = (0..5).map(|_| Weight::new(format, n, k, random)).collect();
+        let ranges = [3..4, 0..3, 20..20, 4..60, 60..65];
+        let x = random.values(65 * k);
+        for &features in Features::all() {
+            for precision in [Precision::F32, Precision::Reduced] {
+                let mut outs: Vec<_> = ranges.iter().map(|rows| vec![7.0; rows.len() * n]).collect();
+                let mut factors: Vec<_> = weights
+                    .iter()
+                    .zip(&ranges)
+                    .zip(&mut outs)
+                    .map(|((weight, rows), out)| Factor {
+                        layout: &weight.layout,
+                        weight: &weight.packed,
+                        rows: rows.clone(),
+                        out: RowsMut::new(out, rows.len(), n, n).unwrap(),
+                    })
+                    .collect();
+                matmul(&Pool::new(3), features, precision, Rows::new(&x, 65, k, k).unwrap(), &mut factors).unwrap();
+                for ((weight, rows), out) in weights.iter().zip(&ranges).zip(&outs) {
+                    let alone = product(features, precision, weight, &x[rows.start * k..rows.end * k]);
+                    assert!(*out == alone, "{format} {features} {precision:?}: rows {rows:?}");
+                }
+            }
+        }
+    }
 }
