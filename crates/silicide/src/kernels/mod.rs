@@ -10,6 +10,7 @@ const HEADERS: &[(&str, &str)] = &[
     ("matrix_mlx.h", include_str!("matrix_mlx.h")),
     ("order.h", include_str!("order.h")),
     ("product.h", include_str!("product.h")),
+    ("products.h", include_str!("products.h")),
     ("rope.h", include_str!("rope.h")),
     ("silicide.h", include_str!("silicide.h")),
     ("walk.h", include_str!("walk.h")),

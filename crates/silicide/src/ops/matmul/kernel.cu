@@ -6,6 +6,7 @@
 // rounded to the type of x. Sums are f32.
 
 #include "matrix.h"
+#include "products.h"
 
 constant constexpr uint TILE_N = 128;
 constant constexpr uint TILE_K = 32;
@@ -54,12 +55,7 @@ inline uint pack_two(float low, float high) {
 
 template <uint TILE_M>
 kernel void matmul_tensor(
-    device const SCALAR* x [[buffer(0)]],
-    device const uchar* codes [[buffer(1)]],
-    device const uchar* scales [[buffer(2)]],
-    device const uchar* biases [[buffer(3)]],
-    device SCALAR* out [[buffer(4)]],
-    constant Params& p [[buffer(5)]],
+    PRODUCTS,
     uint2 group [[threadgroup_position_in_grid]],
     uint thread_index [[thread_index_in_threadgroup]],
     uint lane [[thread_index_in_simdgroup]],
@@ -68,16 +64,16 @@ kernel void matmul_tensor(
   threadgroup uint4 staged_x[STAGES][TILE_M * TILE_K / 8];
   threadgroup uint4 staged_w[2][TILE_N * TILE_K / 8];
 
-  Stored weight = {codes, scales, biases, p.code_stride, p.k, p.group_size};
+  Product product = PICK_PRODUCT(group.x);
   uint first_token = group.y * TILE_M;
-  uint first_row = group.x * TILE_N;
+  uint first_row = product.block * TILE_N;
   uint units = p.k / UNIT;
   uint steps = (p.k + TILE_K - 1) / TILE_K;
 
   // What is past the last row is computed from the last row, and not stored.
   uint w_row = thread_index / 2;
   uint w_unit = thread_index % 2;
-  Reader reader = Reader::at(weight, min(first_row + w_row, p.n - 1));
+  Reader reader = Reader::at(product.weight, min(first_row + w_row, product.n - 1));
 
   auto fetch_x = [&](uint step) {
     threadgroup SCALAR* tile = (threadgroup SCALAR*)staged_x[step % STAGES];
@@ -146,21 +142,21 @@ kernel void matmul_tensor(
     store_w(step + 1, next);
   }
 
-  bool pairs = p.out_stride % 2 == 0 && ulong(out) % 4 == 0;
+  bool pairs = product.out_stride % 2 == 0 && ulong(product.out) % 4 == 0;
   for (uint i = 0; i < ROWS / 16; ++i) {
     for (uint j = 0; j < 4; ++j) {
       uint row = first_row + n + j * 8 + lane % 4 * 2;
       for (uint h = 0; h < 2; ++h) {
         uint token = first_token + m + i * 16 + h * 8 + lane / 4;
-        if (token >= p.m || row >= p.n) {
+        if (token >= p.m || row >= product.n) {
           continue;
         }
-        device SCALAR* to = out + ulong(token) * p.out_stride + row;
-        if (pairs && row + 1 < p.n) {
+        device SCALAR* to = product.out + ulong(token) * product.out_stride + row;
+        if (pairs && row + 1 < product.n) {
           *(device uint*)to = pack_two(sums[i][j][h * 2], sums[i][j][h * 2 + 1]);
         } else {
           to[0] = SCALAR(sums[i][j][h * 2]);
-          if (row + 1 < p.n) {
+          if (row + 1 < product.n) {
             to[1] = SCALAR(sums[i][j][h * 2 + 1]);
           }
         }

@@ -1,6 +1,7 @@
 //! Products with a weight matrix, dense or quantised.
 
 pub mod cpu;
+mod gpu;
 #[cfg(test)]
 pub(super) mod tests;
 
@@ -9,15 +10,18 @@ use std::sync::Arc;
 
 pub use self::cpu::Precision;
 use self::cpu::{DenseView, Factor, Method, PackLayout, RowsMut};
+pub(super) use self::gpu::{MatrixParts, ROWS, SIMDGROUPS, UNIT, parts, splits};
+#[cfg(test)]
+pub(super) use self::gpu::{NVIDIA, SOURCE, defines, reader};
 use crate::device::cpu::scratch::with_scratch;
 use crate::device::cpu::vector::{narrow, vectorized, widen};
 use crate::device::cpu::{Call, Entry, Features};
-use crate::device::{Gpu, Launch, Stream};
-use crate::kernels::{KernelParams, KernelSource, kernel_params};
+use crate::device::{Launch, Stream};
+use crate::kernels::kernel_params;
 use crate::matrix::{Matrix, MatrixFormat};
 use crate::ops::check::{Rows, check, float_entry, size};
-use crate::quant::{QuantFormat, QuantView};
-use crate::{DType, Device, DeviceKind, Error, Float, Result, Tensor};
+use crate::quant::QuantView;
+use crate::{DType, Device, Error, Float, Result, Tensor};
 
 /// A matrix made ready for products on its device.
 ///
@@ -247,30 +251,31 @@ pub fn matmul_each_into<const N: usize>(
     if stream.device().as_cpu().is_some() {
         return launch_on_cpu(stream, x, &x_rows, products, strides, precision);
     }
-    products.into_iter().zip(strides).filter(|((weight, _), _)| weight.rows > 0).try_for_each(
-        |((weight, out), stride)| {
-            let Form::Stored(matrix) = &weight.form else { unreachable!("a GPU's weights are stored") };
-            launch_on_gpu(stream, x, &x_rows, matrix, out, stride, precision)
-        },
-    )
+    let stored = products.into_iter().zip(strides).filter_map(|((weight, out), stride)| {
+        let Form::Stored(matrix) = &weight.form else { unreachable!("a GPU's weights are stored") };
+        (weight.rows > 0).then_some(gpu::Product { matrix: matrix.as_ref(), out, stride })
+    });
+    gpu::launch(stream, x, &x_rows, &stored.collect::<Vec<_>>(), precision)
 }
 
 /// The parameters for the rows of `x` with weights of `n` rows in all.
 fn params(x: &Rows, n: usize) -> Result<Params> {
     Ok(Params {
-        code_stride: 0,
         m: x.count,
-        n: size(OP, "weight", n)?,
+        n: [size(OP, "weight", n)?, 0, 0],
         k: x.len,
         x_stride: x.stride,
-        out_stride: 0,
+        out_stride: [0; AT_ONCE],
+        blocks: [0; AT_ONCE],
+        code_stride: 0,
         group_size: 0,
         splits: 1,
     })
 }
 
 fn flops(p: &Params) -> usize {
-    2 * p.m as usize * p.n as usize * p.k as usize
+    let n: usize = p.n.iter().map(|&n| n as usize).sum();
+    2 * p.m as usize * n * p.k as usize
 }
 
 /// What the CPU form of `N` products is given beside `x`, each packed weight and its output.
@@ -321,48 +326,6 @@ fn listed(all: impl Iterator<Item = String>) -> String {
     once.join(" and ")
 }
 
-fn launch_on_gpu(
-    stream: &mut Stream,
-    x: &Tensor,
-    x_rows: &Rows,
-    matrix: &Matrix,
-    out: &Tensor,
-    out_stride: u32,
-    precision: Precision,
-) -> Result<()> {
-    let whole = x_rows.len.is_multiple_of(UNIT) && x.vectors_align(4);
-    let MatrixParts { defines, group_size } = parts(matrix, x.dtype(), whole);
-    let plain = params(x_rows, matrix.rows())?;
-    let (tensor, why) = tensor_cores(stream.device(), x, whole, plain.m, precision);
-    let form = if tensor { GpuForm::tensor_cores(&plain) } else { GpuForm::of(&plain) };
-    let params = Params {
-        code_stride: size(OP, "weight", matrix.code_stride())?,
-        out_stride,
-        group_size,
-        splits: form.splits,
-        ..plain
-    };
-    let launch = Launch::new(OP, &params)
-        .read(x)
-        .read(matrix.codes())
-        .read_optional(matrix.scales())
-        .read_optional(matrix.biases())
-        .write(out)
-        .flops(flops(&params))
-        .choice(format!("{} {}", form.entry, matrix.format()), why);
-    stream.launch(
-        launch,
-        |_| unreachable!("the stream is a GPU's"),
-        || Gpu {
-            source: form.source,
-            defines,
-            entry: form.entry.into(),
-            threadgroups: [params.n.div_ceil(form.rows), params.m.div_ceil(form.tokens), 1],
-            threads: [form.threads, 1, 1],
-        },
-    )
-}
-
 /// The CPU form: rows of another type than f32 are widened on the way in and rounded on the way out.
 fn run<T: Float, const N: usize>(call: &Call) {
     let p: Params = call.params();
@@ -390,7 +353,7 @@ fn run<T: Float, const N: usize>(call: &Call) {
     if T::DTYPE == DType::F32 {
         return product(bytemuck::cast_slice(x), x_stride, outs.map(|(out, s)| (bytemuck::cast_slice_mut(out), s)));
     }
-    with_scratch(m * (p.n as usize + k), |scratch| {
+    with_scratch(m * (p.n[0] as usize + k), |scratch| {
         let (wide_x, wide_outs) = scratch.split_at_mut(m * k);
         vectorized(
             #[inline(always)]
@@ -424,129 +387,24 @@ fn run<T: Float, const N: usize>(call: &Call) {
     });
 }
 
-/// An entry point of the kernel, and how much of the result one of its threadgroups computes.
-struct GpuForm {
-    source: &'static KernelSource,
-    entry: &'static str,
-    /// Output features.
-    rows: u32,
-    /// Rows of `x`.
-    tokens: u32,
-    threads: u32,
-    /// Simdgroups that share the columns of a row of the weight.
-    splits: u32,
-}
-
-impl GpuForm {
-    fn of(p: &Params) -> GpuForm {
-        let splits = splits(p.n, p.k);
-        let few = |entry, tokens| GpuForm {
-            source: &SOURCE,
-            entry,
-            rows: ROWS * SIMDGROUPS / splits,
-            tokens,
-            threads: 32 * SIMDGROUPS,
-            splits,
-        };
-        // A tile computes 32 rows of x whether they are there or not; half of them pay for it.
-        match p.m {
-            1 => few("matmul_one", 1),
-            2..=16 => few("matmul_few", 4),
-            _ => GpuForm { source: &SOURCE, entry: "matmul_tiled", rows: 64, tokens: 32, threads: 128, splits: 1 },
-        }
-    }
-
-    /// The form of `kernel.cu`.
-    fn tensor_cores(p: &Params) -> GpuForm {
-        // Larger tiles read less, as long as there are enough of them for all processors.
-        let large = p.m.div_ceil(128) * p.n.div_ceil(128) >= 132;
-        let (entry, tokens) = if large { ("matmul_tensor_128", 128) } else { ("matmul_tensor_64", 64) };
-        GpuForm { source: &NVIDIA, entry, rows: 128, tokens, threads: 256, splits: 1 }
-    }
-}
-
-/// Rows of the weight that a simdgroup computes where there are few rows of `x`, and simdgroups of a threadgroup;
-/// `kernels/product.h` has the same.
-pub(super) const ROWS: u32 = 2;
-pub(super) const SIMDGROUPS: u32 = 8;
-
-/// How many simdgroups share the columns of a row where there are few rows of `x`, of `n` weight rows of `k`.
-pub(super) fn splits(n: u32, k: u32) -> u32 {
-    // So many simdgroups keep a large GPU's memory busy. Each lane must find a unit of its own.
-    const ENOUGH: u32 = 4096;
-    let wanted = (ENOUGH * ROWS).div_ceil(n.max(1)).next_power_of_two();
-    wanted.min(k.div_ceil(UNIT * 32).next_power_of_two()).min(SIMDGROUPS)
-}
-
-/// Whether `kernel.cu` takes the product, and why it does or does not.
-fn tensor_cores(device: &Device, x: &Tensor, whole: bool, m: u32, precision: Precision) -> (bool, &'static str) {
-    if device.kind() != DeviceKind::Cuda || m <= 16 {
-        return (false, "");
-    }
-    match x.dtype() {
-        DType::F32 => (false, "tensor cores take 16 bits, and x is f32"),
-        _ if precision == Precision::F32 => (false, "tensor cores would round the weight to 16 bits"),
-        _ if !whole || !x.vectors_align(8) => (false, "rows of x are not aligned to 16 bytes"),
-        _ => (true, "tensor cores, which the weight is rounded for"),
-    }
-}
-
-/// Elements that a kernel's reader gives at once.
-pub(super) const UNIT: u32 = 16;
-
-/// What a kernel that reads a stored matrix is compiled with.
-pub(crate) struct MatrixParts {
-    /// Names the reader in `kernels/matrix.h` and the type of the other tensors.
-    pub(crate) defines: String,
-    pub(crate) group_size: u32,
-}
-
-/// How `kernels/matrix.h` reads this matrix, beside tensors of `scalar`; `whole` says that rows are whole units and that
-/// vectors of four lie aligned.
-pub(crate) fn parts(matrix: &Matrix, scalar: DType, whole: bool) -> MatrixParts {
-    let group_size = match matrix.format() {
-        MatrixFormat::Dense(_) => 0,
-        MatrixFormat::Quantized(format, _) => format.group_size() as u32,
-    };
-    MatrixParts { defines: defines(&reader(matrix.format()), scalar, whole), group_size }
-}
-
-/// The reader of a format in `kernels/matrix.h`.
-pub(super) fn reader(format: MatrixFormat) -> String {
-    match format {
-        MatrixFormat::Dense(dtype) => format!("Dense<{}>", dtype.msl()),
-        MatrixFormat::Quantized(QuantFormat::Affine { bits, .. }, dtype) => format!("Affine<{bits}, {}>", dtype.msl()),
-        MatrixFormat::Quantized(QuantFormat::Mxfp4, _) => "Mxfp4".into(),
-        MatrixFormat::Quantized(QuantFormat::Mxfp8, _) => "Mxfp8".into(),
-        MatrixFormat::Quantized(QuantFormat::Nvfp4, _) => "Nvfp4".into(),
-        MatrixFormat::Quantized(QuantFormat::Ggml(format), _) => format!("Blocks<{}>", format.name()),
-    }
-}
-
-pub(super) fn defines(reader: &str, scalar: DType, whole: bool) -> String {
-    format!("#define MATRIX {reader}\n#define SCALAR {}\n#define WHOLE {whole}", scalar.msl())
-}
-
 const OP: &str = "matmul";
 
+/// Products that a GPU takes in one launch.
+const AT_ONCE: usize = 3;
+
 kernel_params! {
-    /// `x` is m rows of k, the weight n rows of k; strides in elements, the weight's in bytes.
+    /// `x` is m rows of k, a weight n rows of k; strides in elements, the weights' in bytes.
     struct Params {
-        code_stride: u32,
         m: u32,
-        n: u32,
+        n: [u32; 3],
         k: u32,
         x_stride: u32,
-        out_stride: u32,
+        out_stride: [u32; 3],
+        /// Threadgroups along the rows of each weight.
+        blocks: [u32; 3],
+        code_stride: u32,
         group_size: u32,
         /// Simdgroups that share the columns of a row of the weight.
         splits: u32,
     }
 }
-
-pub(super) static SOURCE: KernelSource =
-    KernelSource { name: "matmul", params: &[Params::DECLARATION], body: include_str!("kernel.metal") };
-
-/// What NVIDIA GPUs have of their own.
-pub(super) static NVIDIA: KernelSource =
-    KernelSource { name: "matmul/kernel.cu", params: &[Params::DECLARATION], body: include_str!("kernel.cu") };

@@ -3,7 +3,8 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::quant::GgmlFormat;
+use crate::DeviceKind;
+use crate::quant::{GgmlFormat, QuantFormat};
 use crate::testing::{
     Golden, Random, StoredMatrix, on_every_device, on_every_schedule, quantized_formats, rounded, values_of,
 };

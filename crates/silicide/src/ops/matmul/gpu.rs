@@ -1,0 +1,190 @@
+//! The forms for GPUs.
+
+use super::{AT_ONCE, OP, Params, Precision, flops, params};
+use crate::device::{Gpu, Launch, Stream};
+use crate::kernels::{KernelParams, KernelSource};
+use crate::matrix::{Matrix, MatrixFormat};
+use crate::ops::check::{Rows, size};
+use crate::quant::QuantFormat;
+use crate::{DType, Device, DeviceKind, Result, Tensor};
+
+/// A weight, and where its product goes.
+pub(super) struct Product<'a> {
+    pub(super) matrix: &'a Matrix,
+    pub(super) out: &'a Tensor,
+    /// Between the rows of `out`.
+    pub(super) stride: u32,
+}
+
+/// Products of one `x`: as many in a launch as have one format.
+pub(super) fn launch(
+    stream: &mut Stream,
+    x: &Tensor,
+    x_rows: &Rows,
+    products: &[Product],
+    precision: Precision,
+) -> Result<()> {
+    let alike = |a: &Product, b: &Product| a.matrix.format() == b.matrix.format();
+    for run in products.chunk_by(alike).flat_map(|run| run.chunks(AT_ONCE)) {
+        launch_run(stream, x, x_rows, run, precision)?;
+    }
+    Ok(())
+}
+
+fn launch_run(
+    stream: &mut Stream,
+    x: &Tensor,
+    x_rows: &Rows,
+    products: &[Product],
+    precision: Precision,
+) -> Result<()> {
+    let matrix = products[0].matrix;
+    let whole = x_rows.len.is_multiple_of(UNIT) && x.vectors_align(4);
+    let MatrixParts { defines, group_size } = parts(matrix, x.dtype(), whole);
+    let mut params =
+        Params { code_stride: size(OP, "weight", matrix.code_stride())?, group_size, ..params(x_rows, 0)? };
+    for (i, product) in products.iter().enumerate() {
+        params.n[i] = size(OP, "weight", product.matrix.rows())?;
+        params.out_stride[i] = product.stride;
+    }
+    let (tensor, why) = tensor_cores(stream.device(), x, whole, params.m, precision);
+    let form = if tensor { GpuForm::tensor_cores(&params) } else { GpuForm::of(&params) };
+    params.splits = form.splits;
+    params.blocks = params.n.map(|n| n.div_ceil(form.rows));
+    let mut launch = Launch::new(OP, &params).read(x);
+    for i in 0..AT_ONCE {
+        let product = products.get(i);
+        let matrix = product.map(|p| p.matrix);
+        launch = launch
+            .read_optional(matrix.map(Matrix::codes))
+            .read_optional(matrix.and_then(Matrix::scales))
+            .read_optional(matrix.and_then(Matrix::biases));
+        launch = match product {
+            Some(product) => launch.write(product.out),
+            None => launch.read_optional(None),
+        };
+    }
+    let launch = launch.flops(flops(&params)).choice(format!("{} {}", form.entry, matrix.format()), why);
+    stream.launch(
+        launch,
+        |_| unreachable!("the stream is a GPU's"),
+        || Gpu {
+            source: form.source,
+            defines,
+            entry: form.entry.into(),
+            threadgroups: [params.blocks.iter().sum(), params.m.div_ceil(form.tokens), 1],
+            threads: [form.threads, 1, 1],
+        },
+    )
+}
+
+/// An entry point of the kernel, and how much of the result one of its threadgroups computes.
+struct GpuForm {
+    source: &'static KernelSource,
+    entry: &'static str,
+    /// Output features.
+    rows: u32,
+    /// Rows of `x`.
+    tokens: u32,
+    threads: u32,
+    /// Simdgroups that share the columns of a row of the weight.
+    splits: u32,
+}
+
+impl GpuForm {
+    fn of(p: &Params) -> GpuForm {
+        let splits = splits(p.n.iter().sum(), p.k);
+        let few = |entry, tokens| GpuForm {
+            source: &SOURCE,
+            entry,
+            rows: ROWS * SIMDGROUPS / splits,
+            tokens,
+            threads: 32 * SIMDGROUPS,
+            splits,
+        };
+        // A tile computes 32 rows of x whether they are there or not; half of them pay for it.
+        match p.m {
+            1 => few("matmul_one", 1),
+            2..=16 => few("matmul_few", 4),
+            _ => GpuForm { source: &SOURCE, entry: "matmul_tiled", rows: 64, tokens: 32, threads: 128, splits: 1 },
+        }
+    }
+
+    /// The form of `kernel.cu`.
+    fn tensor_cores(p: &Params) -> GpuForm {
+        // Larger tiles read less, as long as there are enough of them for all processors.
+        let tiles: u32 = p.n.iter().map(|n| n.div_ceil(128)).sum();
+        let large = p.m.div_ceil(128) * tiles >= 132;
+        let (entry, tokens) = if large { ("matmul_tensor_128", 128) } else { ("matmul_tensor_64", 64) };
+        GpuForm { source: &NVIDIA, entry, rows: 128, tokens, threads: 256, splits: 1 }
+    }
+}
+
+/// Rows of the weight that a simdgroup computes where there are few rows of `x`, and simdgroups of a threadgroup;
+/// `kernels/product.h` has the same.
+pub(in crate::ops) const ROWS: u32 = 2;
+pub(in crate::ops) const SIMDGROUPS: u32 = 8;
+
+/// How many simdgroups share the columns of a row where there are few rows of `x`, of `n` weight rows of `k`.
+pub(in crate::ops) fn splits(n: u32, k: u32) -> u32 {
+    // So many simdgroups keep a large GPU's memory busy. Each lane must find a unit of its own.
+    const ENOUGH: u32 = 4096;
+    let wanted = (ENOUGH * ROWS).div_ceil(n.max(1)).next_power_of_two();
+    wanted.min(k.div_ceil(UNIT * 32).next_power_of_two()).min(SIMDGROUPS)
+}
+
+/// Whether `kernel.cu` takes the product, and why it does or does not.
+fn tensor_cores(device: &Device, x: &Tensor, whole: bool, m: u32, precision: Precision) -> (bool, &'static str) {
+    if device.kind() != DeviceKind::Cuda || m <= 16 {
+        return (false, "");
+    }
+    match x.dtype() {
+        DType::F32 => (false, "tensor cores take 16 bits, and x is f32"),
+        _ if precision == Precision::F32 => (false, "tensor cores would round the weight to 16 bits"),
+        _ if !whole || !x.vectors_align(8) => (false, "rows of x are not aligned to 16 bytes"),
+        _ => (true, "tensor cores, which the weight is rounded for"),
+    }
+}
+
+/// Elements that a kernel's reader gives at once.
+pub(in crate::ops) const UNIT: u32 = 16;
+
+/// What a kernel that reads a stored matrix is compiled with.
+pub(in crate::ops) struct MatrixParts {
+    /// Names the reader in `kernels/matrix.h` and the type of the other tensors.
+    pub(in crate::ops) defines: String,
+    pub(in crate::ops) group_size: u32,
+}
+
+/// How `kernels/matrix.h` reads this matrix, beside tensors of `scalar`; `whole` says that rows are whole units and that
+/// vectors of four lie aligned.
+pub(in crate::ops) fn parts(matrix: &Matrix, scalar: DType, whole: bool) -> MatrixParts {
+    let group_size = match matrix.format() {
+        MatrixFormat::Dense(_) => 0,
+        MatrixFormat::Quantized(format, _) => format.group_size() as u32,
+    };
+    MatrixParts { defines: defines(&reader(matrix.format()), scalar, whole), group_size }
+}
+
+/// The reader of a format in `kernels/matrix.h`.
+pub(in crate::ops) fn reader(format: MatrixFormat) -> String {
+    match format {
+        MatrixFormat::Dense(dtype) => format!("Dense<{}>", dtype.msl()),
+        MatrixFormat::Quantized(QuantFormat::Affine { bits, .. }, dtype) => format!("Affine<{bits}, {}>", dtype.msl()),
+        MatrixFormat::Quantized(QuantFormat::Mxfp4, _) => "Mxfp4".into(),
+        MatrixFormat::Quantized(QuantFormat::Mxfp8, _) => "Mxfp8".into(),
+        MatrixFormat::Quantized(QuantFormat::Nvfp4, _) => "Nvfp4".into(),
+        MatrixFormat::Quantized(QuantFormat::Ggml(format), _) => format!("Blocks<{}>", format.name()),
+    }
+}
+
+pub(in crate::ops) fn defines(reader: &str, scalar: DType, whole: bool) -> String {
+    format!("#define MATRIX {reader}\n#define SCALAR {}\n#define WHOLE {whole}", scalar.msl())
+}
+
+pub(in crate::ops) static SOURCE: KernelSource =
+    KernelSource { name: "matmul", params: &[Params::DECLARATION], body: include_str!("kernel.metal") };
+
+/// What NVIDIA GPUs have of their own.
+pub(in crate::ops) static NVIDIA: KernelSource =
+    KernelSource { name: "matmul/kernel.cu", params: &[Params::DECLARATION], body: include_str!("kernel.cu") };
