@@ -1,7 +1,7 @@
-// matmul on NVIDIA's tensor cores, for many rows of x in a type of 16 bits. The text is Metal's but for the instructions
-// that only these GPUs have, and goes the same way; `matmul_tiled` in kernel.metal is its check.
+// matmul on NVIDIA's tensor cores, for x in a type of 16 bits. The text is Metal's but for the instructions that only these
+// GPUs have, and goes the same way; kernel.metal is its check.
 //
-// A threadgroup of eight simdgroups computes TILE_M rows of x by 128 rows of the weight. Tiles of x come by asynchronous
+// Many rows of x: a threadgroup of eight simdgroups computes TILE_M rows of x by 128 rows of the weight. Tiles of x come by asynchronous
 // copies, three in flight; a thread dequantises one unit of the weight for the next step while products of this one run,
 // rounded to the type of x. Sums are f32.
 
@@ -167,3 +167,159 @@ kernel void matmul_tensor(
 
 instantiate_kernel("matmul_tensor_64", matmul_tensor, 64)
 instantiate_kernel("matmul_tensor_128", matmul_tensor, 128)
+
+// Few rows of x, at most eight, and codes of four bits: the plain form spends some four instructions on a code, this one.
+//
+// Eight simdgroups compute 16 rows of the weight and take every eighth stretch of 64 columns. A lane reads two words of
+// eight codes in each of two rows; a pair of codes becomes two 16-bit floats by one logical operation, as the mantissas of
+// 128 + code (bf16) or 1024 + code (f16). Products with the codes and with ones are summed for each group of columns, then
+// scaled in f32: (s * code + b) x = s * (offset + code) x + (b - offset * s) x.
+
+template <typename R>
+struct FourBits {
+  static constant constexpr bool value = false;
+};
+template <typename S>
+struct FourBits<Affine<4, S>> {
+  static constant constexpr bool value = true;
+};
+
+// Bytes 0 and 1 of both, and bytes 2 and 3 of both.
+inline uint low_halves(uint a, uint b) { return __byte_perm(a, b, 0x5410); }
+inline uint high_halves(uint a, uint b) { return __byte_perm(a, b, 0x7632); }
+
+// Codes i and i + 4 of a word, offset.
+inline uint two_codes(uint word, uint i) {
+  return ((word >> (4 * i)) & 0x000f000fu) | (is_same_v<SCALAR, half> ? 0x64006400u : 0x43004300u);
+}
+
+// What a lane reads of a stretch of 64 columns: its words of both rows, the scales and biases of the words' groups, and
+// the elements of x beside the words.
+template <typename R>
+struct Stretch {
+  uint words[2][2];
+  float scales[2][2];
+  float biases[2][2];
+  uint4 x[2];
+};
+
+// NARROW: groups are of 32, so that the first words of four lanes are one and the second another; else a lane's two words
+// are in one group.
+template <bool NARROW, typename R>
+inline Stretch<R> read_stretch(R first, R second, device const SCALAR* x, bool there, uint at, uint lane) {
+  Stretch<R> s;
+  uint t = lane % 4;
+  for (uint w = 0; w < 2; ++w) {
+    uint column = at * 64 + (NARROW ? w * 32 + t * 8 : t * 16 + w * 8);
+    s.words[0][w] = *(device const uint*)(first.codes + column / 2);
+    s.words[1][w] = *(device const uint*)(second.codes + column / 2);
+    uint group = (column / UNIT) >> first.shift;
+    s.scales[0][w] = float(first.scales[group]);
+    s.biases[0][w] = float(first.biases[group]);
+    s.scales[1][w] = float(second.scales[group]);
+    s.biases[1][w] = float(second.biases[group]);
+    s.x[w] = there ? *(device const uint4*)(x + column) : uint4(0);
+  }
+  return s;
+}
+
+// Adds the products of one word of each row.
+template <typename R>
+inline void add_word(thread const Stretch<R>& s, uint w, thread float* codes, thread float* ones) {
+  uint4 x = s.x[w];
+  uint one = is_same_v<SCALAR, half> ? 0x3c003c00u : 0x3f803f80u;
+  uint all[4] = {one, one, one, one};
+  uint b0[2] = {low_halves(x.x, x.z), high_halves(x.x, x.z)};
+  uint b1[2] = {low_halves(x.y, x.w), high_halves(x.y, x.w)};
+  uint a0[4] = {two_codes(s.words[0][w], 0), two_codes(s.words[1][w], 0), two_codes(s.words[0][w], 1), two_codes(s.words[1][w], 1)};
+  uint a1[4] = {two_codes(s.words[0][w], 2), two_codes(s.words[1][w], 2), two_codes(s.words[0][w], 3), two_codes(s.words[1][w], 3)};
+  multiply(codes, a0, b0);
+  multiply(codes, a1, b1);
+  multiply(ones, all, b0);
+  multiply(ones, all, b1);
+}
+
+template <typename R>
+inline void add_group(thread const Stretch<R>& s, uint w, thread const float* codes, thread const float* ones, thread float* sums) {
+  float offset = is_same_v<SCALAR, half> ? 1024.0f : 128.0f;
+  for (uint row = 0; row < 2; ++row) {
+    float bias = fma(-offset, s.scales[row][w], s.biases[row][w]);
+    for (uint token = 0; token < 2; ++token) {
+      uint i = row * 2 + token;
+      sums[i] = fma(s.scales[row][w], codes[i], fma(bias, ones[token], sums[i]));
+    }
+  }
+}
+
+template <bool NARROW, typename R>
+inline void add_stretch(thread const Stretch<R>& s, thread float* sums) {
+  float codes[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+  float ones[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+  add_word(s, 0, codes, ones);
+  if (NARROW) {
+    add_group(s, 0, codes, ones, sums);
+    for (uint i = 0; i < 4; ++i) {
+      codes[i] = 0.0f;
+      ones[i] = 0.0f;
+    }
+  }
+  add_word(s, 1, codes, ones);
+  add_group(s, 1, codes, ones, sums);
+}
+
+template <bool NARROW>
+kernel void matmul_tensor_few(
+    PRODUCTS,
+    uint2 group [[threadgroup_position_in_grid]],
+    uint thread_index [[thread_index_in_threadgroup]],
+    uint lane [[thread_index_in_simdgroup]],
+    uint simdgroup [[simdgroup_index_in_threadgroup]]) {
+  threadgroup float partial[8][16][8];
+  if constexpr (FourBits<Reader>::value) {
+    Product product = PICK_PRODUCT(group.x);
+    uint first_row = product.block * 16;
+    uint first_token = group.y * 8;
+    // What is past the last row is computed from the last row, and not stored.
+    Reader first = Reader::at(product.weight, min(first_row + lane / 4, product.n - 1));
+    Reader second = Reader::at(product.weight, min(first_row + lane / 4 + 8, product.n - 1));
+    uint token = first_token + lane / 4;
+    bool there = token < p.m;
+    device const SCALAR* x_row = x + (there ? ulong(token) * p.x_stride : 0);
+
+    float sums[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+    uint stretches = p.k / 64;
+    uint at = simdgroup;
+    for (; at + 24 < stretches; at += 32) {
+      Stretch<Reader> s[4];
+      for (uint i = 0; i < 4; ++i) {
+        s[i] = read_stretch<NARROW>(first, second, x_row, there, at + 8 * i, lane);
+      }
+      for (uint i = 0; i < 4; ++i) {
+        add_stretch<NARROW>(s[i], sums);
+      }
+    }
+    for (; at < stretches; at += 8) {
+      Stretch<Reader> s = read_stretch<NARROW>(first, second, x_row, there, at, lane);
+      add_stretch<NARROW>(s, sums);
+    }
+
+    for (uint i = 0; i < 4; ++i) {
+      partial[simdgroup][lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2] = sums[i];
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    if (thread_index < 128) {
+      uint row = thread_index % 16;
+      uint t = thread_index / 16;
+      float sum = 0.0f;
+      for (uint i = 0; i < 8; ++i) {
+        sum += partial[i][row][t];
+      }
+      if (first_row + row < product.n && first_token + t < p.m) {
+        product.out[ulong(first_token + t) * product.out_stride + first_row + row] = SCALAR(sum);
+      }
+    }
+  }
+}
+
+instantiate_kernel("matmul_tensor_few", matmul_tensor_few, false)
+instantiate_kernel("matmul_tensor_few_narrow", matmul_tensor_few, true)
