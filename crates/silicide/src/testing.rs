@@ -411,7 +411,7 @@ mod tests {
             }
         }
         cooperating.sort();
-        let want = ["argmax", "attention", "layer_norm", "matmul", "rms_norm", "sample", "softmax", "top_k"];
+        let want = ["argmax", "attention", "l2_norm", "layer_norm", "matmul", "rms_norm", "sample", "softmax", "top_k"];
         assert_eq!(cooperating, want);
     }
 }
