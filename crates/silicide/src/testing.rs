@@ -411,7 +411,18 @@ mod tests {
             }
         }
         cooperating.sort();
-        let want = ["argmax", "attention", "l2_norm", "layer_norm", "matmul", "rms_norm", "sample", "softmax", "top_k"];
+        let want = [
+            "argmax",
+            "attention",
+            "l2_norm",
+            "layer_norm",
+            "matmul",
+            "rms_norm",
+            "rms_norm_gated",
+            "sample",
+            "softmax",
+            "top_k",
+        ];
         assert_eq!(cooperating, want);
     }
 }

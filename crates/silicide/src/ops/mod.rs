@@ -14,6 +14,7 @@ mod l2_norm;
 mod layer_norm;
 pub mod matmul;
 mod rms_norm;
+mod rms_norm_gated;
 mod rope;
 mod rope_multi;
 mod sample;
@@ -36,6 +37,7 @@ pub use l2_norm::{l2_norm, l2_norm_into};
 pub use layer_norm::{layer_norm, layer_norm_into};
 pub use matmul::{Precision, Weight, matmul, matmul_each, matmul_each_into, matmul_into};
 pub use rms_norm::{RmsNormOptions, rms_norm, rms_norm_into, rms_norm_with};
+pub use rms_norm_gated::{rms_norm_gated, rms_norm_gated_into};
 pub use rope::{Llama3Scaling, Pairing, Rope, RopeFrequencies, YarnScaling, rope, rope_in_place, rope_into};
 pub use rope_multi::{
     FallbackAxis, RopeMulti, RopeMultiMode, RopeSections, rope_multi, rope_multi_in_place, rope_multi_into,

@@ -13,7 +13,7 @@ type Op = fn(&mut Stream, &Tensor, &Tensor) -> Result<()>;
 type Function = fn(&mut Stream, &Tensor) -> Result<Tensor>;
 
 /// Every way in which `out` may be `x` itself, `[tokens, heads, 4]`.
-const ALLOWED: [(&str, Op); 15] = [
+const ALLOWED: [(&str, Op); 17] = [
     ("binary, a", |s, x, out| binary_into(s, Binary::Sub, x, &other(s, x), out)),
     ("binary, b", |s, x, out| binary_into(s, Binary::Sub, &other(s, x), x, out)),
     ("binary, both", |s, x, out| binary_into(s, Binary::Mul, x, x, out)),
@@ -28,6 +28,8 @@ const ALLOWED: [(&str, Op); 15] = [
         let normal = s.empty(x.dtype(), *x.shape())?;
         norm_of_sum(s, x, &other(s, x), Some(out), &normal)
     }),
+    ("rms_norm_gated, x", |s, x, out| rms_norm_gated_into(s, x, &other(s, x), &weight(s, x), 1e-5, out)),
+    ("rms_norm_gated, gate", |s, x, out| rms_norm_gated_into(s, &other(s, x), x, &weight(s, x), 1e-5, out)),
     ("rope", |s, x, out| {
         let rope = Rope::new(x.device(), &RopeFrequencies::new(4, 100.0)?, Pairing::Halves)?;
         rope_into(s, x, &positions(x, 1), &rope, out)
@@ -166,6 +168,7 @@ fn outputs_over_weights_are_refused() {
             assert!(error.contains("memory of its own") || error.contains("another order"), "{error}");
         };
         refused(rms_norm_into(stream, &x, &weight, 1e-5, &out));
+        refused(rms_norm_gated_into(stream, &x, &x, &weight, 1e-5, &out));
         refused(layer_norm_into(stream, &x, Some(&weight), None, 1e-5, &out));
         refused(layer_norm_into(stream, &x, None, Some(&weight), 1e-5, &out));
         if rows == 2 {
