@@ -414,6 +414,7 @@ mod tests {
         let want = [
             "argmax",
             "attention",
+            "gated_delta_rule",
             "l2_norm",
             "layer_norm",
             "matmul",
