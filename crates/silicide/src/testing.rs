@@ -423,6 +423,7 @@ mod tests {
             "sample",
             "softmax",
             "top_k",
+            "triangular_solve",
         ];
         assert_eq!(cooperating, want);
     }

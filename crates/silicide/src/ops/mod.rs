@@ -25,6 +25,7 @@ mod softmax;
 #[cfg(test)]
 mod tests;
 mod top_k;
+mod triangular_solve;
 mod unary;
 mod walk;
 
@@ -51,4 +52,5 @@ pub use rope_multi::{
 pub use sample::{Sampling, sample, sample_into, sample_state};
 pub use softmax::{Softmax, softmax, softmax_into};
 pub use top_k::{top_k, top_k_into};
+pub use triangular_solve::{triangular_solve, triangular_solve_into};
 pub use unary::{Unary, unary, unary_into};

@@ -13,7 +13,7 @@ type Op = fn(&mut Stream, &Tensor, &Tensor) -> Result<()>;
 type Function = fn(&mut Stream, &Tensor) -> Result<Tensor>;
 
 /// Every way in which `out` may be `x` itself, `[tokens, heads, 4]`.
-const ALLOWED: [(&str, Op); 17] = [
+const ALLOWED: [(&str, Op); 18] = [
     ("binary, a", |s, x, out| binary_into(s, Binary::Sub, x, &other(s, x), out)),
     ("binary, b", |s, x, out| binary_into(s, Binary::Sub, &other(s, x), x, out)),
     ("binary, both", |s, x, out| binary_into(s, Binary::Mul, x, x, out)),
@@ -41,6 +41,11 @@ const ALLOWED: [(&str, Op); 17] = [
         rope_multi_into(s, x, &positions(x, 4), &rope, out)
     }),
     ("softmax", |s, x, out| softmax_into(s, x, Softmax { scale: 2.0, mask: Some(&weight(s, x)) }, out)),
+    ("triangular_solve", |s, x, out| {
+        let (batch, n) = (x.dim(0), x.dim(1));
+        let l = Random::new(8).values(batch * n * n);
+        triangular_solve_into(s, &tensor_of(x.device(), x.dtype(), &l, [batch, n, n]), x, out)
+    }),
     ("unary", |s, x, out| unary_into(s, Unary::Exp, x, out)),
 ];
 
