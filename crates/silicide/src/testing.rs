@@ -431,13 +431,17 @@ mod tests {
             "attention",
             "expert_matmul",
             "expert_schedule",
+            "gated_delta_rule",
+            "l2_norm",
             "layer_norm",
             "matmul",
             "rms_norm",
+            "rms_norm_gated",
             "router",
             "sample",
             "softmax",
             "top_k",
+            "triangular_solve",
         ];
         assert_eq!(cooperating, want);
     }

@@ -9,27 +9,33 @@ use crate::kernels::KernelSource;
 use crate::testing::quantized_formats;
 use crate::{DType, MatrixFormat};
 
-const SOURCES: [&KernelSource; 22] = [
+const SOURCES: &[&KernelSource] = &[
     &argmax::SOURCE,
     &attention::SOURCE,
     &binary::SOURCE,
     &cast::SOURCE,
+    &causal_conv1d::SOURCE,
     &copy::SOURCE,
     &embedding::SOURCE,
     &expert_matmul::SOURCE,
     &expert_schedule::SOURCE,
+    &gated_delta_gates::SOURCE,
+    &gated_delta_rule::SOURCE,
     &glu::SOURCE,
     &kv_write::SOURCE,
+    &l2_norm::SOURCE,
     &layer_norm::SOURCE,
     &matmul::SOURCE,
     &matmul::NVIDIA,
     &rms_norm::SOURCE,
+    &rms_norm_gated::SOURCE,
     &rope::SOURCE,
     &rope_multi::SOURCE,
     &router::SOURCE,
     &sample::SOURCE,
     &softmax::SOURCE,
     &top_k::SOURCE,
+    &triangular_solve::SOURCE,
     &unary::SOURCE,
     &weighted_reduce::SOURCE,
 ];
@@ -44,6 +50,12 @@ fn defines(source: &KernelSource) -> BTreeSet<String> {
         return all
             .map(|((q, cache), (lanes, heads))| attention::defines(q, cache, lanes, heads, lanes != 16))
             .collect();
+    }
+    if source.name == "causal_conv1d" {
+        return (2..=8).map(causal_conv1d::defines).collect();
+    }
+    if source.name == "gated_delta_rule" {
+        return [1, 33, 64, 128, 192, 256].map(gated_delta_rule::defines).into();
     }
     if source.name == "router" {
         return [1, 4, 128].map(|n| format!("#define PER_LANE {n}")).into();
