@@ -172,8 +172,9 @@ instantiate_kernel("matmul_tensor_128", matmul_tensor, 128)
 //
 // Eight simdgroups compute 16 rows of the weight and take every eighth stretch of 64 columns. A lane reads two words of
 // eight codes in each of two rows; a pair of codes becomes two 16-bit floats by one logical operation, as the mantissas of
-// 128 + code (bf16) or 1024 + code (f16). Products with the codes and with ones are summed for each group of columns, then
-// scaled in f32: (s * code + b) x = s * (offset + code) x + (b - offset * s) x.
+// 128 + code (bf16) or 1024 + code (f16, which is taken off again: it would cost too many digits). Products with the codes
+// and with ones are summed for each group of columns, then scaled in f32:
+// (s * code + b) x = s * (offset + code) x + (b - offset * s) x.
 
 template <typename R>
 struct FourBits {
@@ -188,9 +189,18 @@ struct FourBits<Affine<4, S>> {
 inline uint low_halves(uint a, uint b) { return __byte_perm(a, b, 0x5410); }
 inline uint high_halves(uint a, uint b) { return __byte_perm(a, b, 0x7632); }
 
-// Codes i and i + 4 of a word, offset.
+constant constexpr float OFFSET = is_same_v<SCALAR, half> ? 0.0f : 128.0f;
+
+// Codes i and i + 4 of a word, and OFFSET.
 inline uint two_codes(uint word, uint i) {
-  return ((word >> (4 * i)) & 0x000f000fu) | (is_same_v<SCALAR, half> ? 0x64006400u : 0x43004300u);
+  uint codes = (word >> (4 * i)) & 0x000f000fu;
+  if constexpr (is_same_v<SCALAR, half>) {
+    uint plain;
+    asm("sub.f16x2 %0, %1, %2;" : "=r"(plain) : "r"(codes | 0x64006400u), "r"(0x64006400u));
+    return plain;
+  } else {
+    return codes | 0x43004300u;
+  }
 }
 
 // What a lane reads of a stretch of 64 columns: its words of both rows, the scales and biases of the words' groups, and
@@ -241,9 +251,8 @@ inline void add_word(thread const Stretch<R>& s, uint w, thread float* codes, th
 
 template <typename R>
 inline void add_group(thread const Stretch<R>& s, uint w, thread const float* codes, thread const float* ones, thread float* sums) {
-  float offset = is_same_v<SCALAR, half> ? 1024.0f : 128.0f;
   for (uint row = 0; row < 2; ++row) {
-    float bias = fma(-offset, s.scales[row][w], s.biases[row][w]);
+    float bias = fma(-OFFSET, s.scales[row][w], s.biases[row][w]);
     for (uint token = 0; token < 2; ++token) {
       uint i = row * 2 + token;
       sums[i] = fma(s.scales[row][w], codes[i], fma(bias, ones[token], sums[i]));
