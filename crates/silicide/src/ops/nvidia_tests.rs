@@ -45,7 +45,7 @@ fn defines(source: &KernelSource) -> BTreeSet<String> {
     if source.name == "attention" {
         let types =
             [(DType::F32, DType::F32), (DType::F32, DType::F16), (DType::F16, DType::F16), (DType::BF16, DType::BF16)];
-        let forms = [(4, 4), (8, 1), (8, 4), (16, 2), (32, 4)];
+        let forms = [(4, 4), (8, 1), (8, 4), (16, 2), (32, 1)];
         let all = types.into_iter().zip(forms).chain(types.into_iter().zip(forms.into_iter().rev()));
         return all
             .map(|((q, cache), (lanes, heads))| attention::defines(q, cache, lanes, heads, lanes != 16))
