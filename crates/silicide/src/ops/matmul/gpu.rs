@@ -167,7 +167,7 @@ fn tensor_cores(
     }
     match format {
         // Codes are exact in 16 bits.
-        MatrixFormat::Quantized(QuantFormat::Affine { bits: 4, .. }, _) if p.k.is_multiple_of(64) => {
+        MatrixFormat::Quantized(QuantFormat::Affine { bits: 4, .. }, _) if p.k.is_multiple_of(128) => {
             Ok(GpuForm::tensor_few(p))
         }
         _ => Err("for few rows of x tensor cores take affine codes of 4 bits only"),
