@@ -1,4 +1,6 @@
-// attention: a threadgroup computes HEADS query heads that share a head of keys and values, for one query and one part of
+// attention: a form for few queries, one for a prompt's, and the joining of the first one's parts.
+//
+// Few queries: a threadgroup computes HEADS query heads that share a head of keys and values, for one query and one part of
 // the keys that it sees. LANES lanes have an element of 16 of a head each, so a simdgroup takes 32 / LANES keys at a time;
 // whoever takes a key keeps a running maximum, and all are joined at the end. Keys and values are read once.
 //
@@ -37,6 +39,18 @@ inline float share(float x, float most) { return x == -INFINITY ? 0.0f : metal::
 // The greater; NaN where one is.
 inline float greater(float a, float b) { return a > b || a != a ? a : b; }
 
+// The keys first..end that a query sees.
+inline uint2 visible(constant Params& p, device const uint* positions, uint query) {
+  uint end = p.keys;
+  if (p.mask == 1) {
+    end = p.keys - p.queries + query + 1;
+  } else if (p.mask == 2) {
+    int position = as_type<int>(positions[query]);
+    end = position < 0 ? 0 : min(uint(position) + 1, p.keys);
+  }
+  return uint2(p.window != 0 && end > p.window ? end - p.window : 0, end);
+}
+
 kernel void attention(
     device const SCALAR* q [[buffer(0)]],
     device const CACHE* k [[buffer(1)]],
@@ -62,15 +76,9 @@ kernel void attention(
   v += ulong(kv_head) * p.v_strides[1];
   out += ulong(query) * p.out_strides[0] + ulong(first_head) * p.out_strides[1];
 
-  // The keys start..end are visible.
-  uint end = p.keys;
-  if (p.mask == 1) {
-    end = p.keys - p.queries + query + 1;
-  } else if (p.mask == 2) {
-    int position = as_type<int>(positions[query]);
-    end = position < 0 ? 0 : min(uint(position) + 1, p.keys);
-  }
-  uint start = p.window != 0 && end > p.window ? end - p.window : 0;
+  uint2 range = visible(p, positions, query);
+  uint start = range.x;
+  uint end = range.y;
   // Of them this part has a share, which is a multiple of what is taken at a time.
   uint step = SIMDGROUPS * KEYS;
   uint chunk = ((end - start + groups.z - 1) / groups.z + step - 1) / step * step;
@@ -216,5 +224,182 @@ kernel void attention_join(
       element += of[d] * share(of[p.dim], highest);
     }
     out[d] = SCALAR(all == 0.0f ? 0.0f : element / all);
+  }
+}
+
+constant constexpr uint TILE = 32;  // queries, and keys at a time
+constant constexpr uint DIMS = LANES * SPAN;
+constant constexpr uint STRIDE = DIMS + 8;  // of a staged row; the gap keeps rows in different banks
+
+// TILE rows of q, k or v from `first` on, rounded to SCALAR; rows from `end` on and what is past a head's end are zeros.
+template <typename T>
+inline void stage(
+    threadgroup SCALAR* tile, device const T* from, ulong stride, uint first, uint end, uint dim, uint thread_index) {
+  uint row = thread_index / 4;
+  for (uint d = thread_index % 4 * 4; d < DIMS; d += 16) {
+    float4 four = float4(0.0f);
+    if (first + row < end) {
+      device const T* at = from + ulong(first + row) * stride + d;
+      if (WHOLE) {
+        if (d < dim) {
+          four = float4(*(device const vec<T, 4>*)at);
+        }
+      } else {
+        for (uint i = 0; i < 4; ++i) {
+          if (d + i < dim) {
+            four[i] = float(at[i]);
+          }
+        }
+      }
+    }
+    *(threadgroup vec<SCALAR, 4>*)(tile + row * STRIDE + d) = vec<SCALAR, 4>(four);
+  }
+}
+
+// Many queries: four simdgroups take eight queries of one head each, and go through the keys that any of the 32 sees. Keys
+// and then values are staged in threadgroup memory, rounded to SCALAR, as are the weights of values; scores and sums are
+// f32. A query's scores are spread over the four lanes of a row, eight keys each.
+kernel void attention_tiled(
+    device const SCALAR* q [[buffer(0)]],
+    device const CACHE* k [[buffer(1)]],
+    device const CACHE* v [[buffer(2)]],
+    device const uint* positions [[buffer(3)]],
+    device const float* sinks [[buffer(4)]],
+    device SCALAR* out [[buffer(5)]],
+    constant Params& p [[buffer(6)]],
+    uint2 group [[threadgroup_position_in_grid]],
+    uint thread_index [[thread_index_in_threadgroup]],
+    uint lane [[thread_index_in_simdgroup]],
+    uint simdgroup [[simdgroup_index_in_threadgroup]]) {
+  threadgroup SCALAR tile[TILE * STRIDE];
+  threadgroup float all_scores[4 * 8 * TILE];
+  threadgroup SCALAR all_weights[4 * 8 * TILE];
+  threadgroup float all_diagonals[4 * 64];
+  threadgroup uint2 ranges[TILE];
+  threadgroup float* scores = all_scores + simdgroup * 8 * TILE;
+  threadgroup SCALAR* weights = all_weights + simdgroup * 8 * TILE;
+  threadgroup float* diagonal = all_diagonals + simdgroup * 64;
+
+  uint first_query = group.x * TILE;
+  uint head = group.y;
+  uint kv_head = head / (p.q_heads / p.kv_heads);
+  q += ulong(head) * p.q_strides[1];
+  k += ulong(kv_head) * p.k_strides[1];
+  v += ulong(kv_head) * p.v_strides[1];
+  out += ulong(head) * p.out_strides[1];
+
+  stage(tile, q, p.q_strides[0], first_query, p.queries, p.dim, thread_index);
+  if (thread_index < TILE) {
+    uint query = first_query + thread_index;
+    ranges[thread_index] = query < p.queries ? visible(p, positions, query) : uint2(0);
+  }
+  diagonal[lane] = 0.0f;
+  diagonal[lane + 32] = 0.0f;
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  simdgroup_matrix<SCALAR, 8, 8> mine[DIMS / 8];
+  simdgroup_float8x8 sum_v[DIMS / 8];
+  for (uint d = 0; d < DIMS / 8; ++d) {
+    simdgroup_load(mine[d], tile + simdgroup * 8 * STRIDE + d * 8, STRIDE);
+    sum_v[d] = make_filled_simdgroup_matrix<float, 8, 8>(0.0f);
+  }
+  uint start = p.keys;
+  uint end = 0;
+  for (uint i = 0; i < TILE; ++i) {
+    if (ranges[i].x < ranges[i].y) {
+      start = min(start, ranges[i].x);
+      end = max(end, ranges[i].y);
+    }
+  }
+  uint row = lane / 4;
+  uint column = lane % 4 * 8;
+  uint2 range = ranges[simdgroup * 8 + row];
+  float maximum = -INFINITY;
+  float sum = 0.0f;
+
+  for (uint base = start; base < end; base += TILE) {
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    stage(tile, k, p.k_strides[0], base, end, p.dim, thread_index);
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    for (uint j = 0; j < TILE; j += 8) {
+      simdgroup_float8x8 score = make_filled_simdgroup_matrix<float, 8, 8>(0.0f);
+      for (uint d = 0; d < DIMS / 8; ++d) {
+        simdgroup_matrix<SCALAR, 8, 8> keys;
+        simdgroup_load(keys, tile + j * STRIDE + d * 8, STRIDE, ulong2(0, 0), true);
+        simdgroup_multiply_accumulate(score, mine[d], keys, score);
+      }
+      simdgroup_store(score, scores + j, TILE);
+    }
+    simdgroup_barrier(mem_flags::mem_threadgroup);
+
+    float mine_of[8];
+    float most = maximum;
+    for (uint i = 0; i < 8; ++i) {
+      uint key = base + column + i;
+      float score = scores[row * TILE + column + i] * p.scale;
+      if (p.softcap != 0.0f) {
+        score = p.softcap * metal::precise::tanh(score / p.softcap);
+      }
+      mine_of[i] = key >= range.x && key < range.y ? score : -INFINITY;
+      most = greater(mine_of[i], most);
+    }
+    most = greater(most, simd_shuffle_xor(most, 1));
+    most = greater(most, simd_shuffle_xor(most, 2));
+    float kept = share(maximum, most);
+    float more = 0.0f;
+    for (uint i = 0; i < 8; ++i) {
+      float weight = share(mine_of[i], most);
+      more += weight;
+      weights[row * TILE + column + i] = SCALAR(weight);
+    }
+    more += simd_shuffle_xor(more, 1);
+    more += simd_shuffle_xor(more, 2);
+    sum = sum * kept + more;
+    maximum = most;
+    // Once the greatest score is found nothing is scaled again.
+    if (simd_any(kept != 1.0f)) {
+      if (column == 0) {
+        diagonal[row * 9] = kept;
+      }
+      simdgroup_barrier(mem_flags::mem_threadgroup);
+      simdgroup_float8x8 scale;
+      simdgroup_load(scale, diagonal, 8);
+      for (uint d = 0; d < DIMS / 8; ++d) {
+        simdgroup_float8x8 scaled;
+        simdgroup_multiply(scaled, scale, sum_v[d]);
+        sum_v[d] = scaled;
+      }
+    }
+
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    stage(tile, v, p.v_strides[0], base, end, p.dim, thread_index);
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    for (uint j = 0; j < TILE; j += 8) {
+      simdgroup_matrix<SCALAR, 8, 8> part;
+      simdgroup_load(part, weights + j, TILE);
+      for (uint d = 0; d < DIMS / 8; ++d) {
+        simdgroup_matrix<SCALAR, 8, 8> values;
+        simdgroup_load(values, tile + j * STRIDE + d * 8, STRIDE);
+        simdgroup_multiply_accumulate(sum_v[d], part, values, sum_v[d]);
+      }
+    }
+  }
+
+  float highest = p.has_sinks ? greater(maximum, sinks[head]) : maximum;
+  float part = share(maximum, highest);
+  float total = sum * part + (p.has_sinks ? share(sinks[head], highest) : 0.0f);
+  float factor = total == 0.0f ? 0.0f : part / total;
+  uint query = first_query + simdgroup * 8 + row;
+  for (uint d = 0; d < DIMS / 8; d += 4) {
+    simdgroup_barrier(mem_flags::mem_threadgroup);
+    for (uint j = 0; j < 4; ++j) {
+      simdgroup_store(sum_v[d + j], scores + j * 8, TILE);
+    }
+    simdgroup_barrier(mem_flags::mem_threadgroup);
+    for (uint i = 0; i < 8; ++i) {
+      uint at = d * 8 + column + i;
+      if (query < p.queries && at < p.dim) {
+        out[ulong(query) * p.out_strides[0] + at] = SCALAR(scores[row * TILE + column + i] * factor);
+      }
+    }
   }
 }

@@ -45,6 +45,10 @@ pub enum Mask<'a> {
 /// cache may be laid out as it likes. `q` is f32, f16 or bf16; `k` and `v` share a floating-point type of their own.
 /// Head dimensions go to 512. Scores and sums are f32; a query that sees no key gives zeros. The result is
 /// `[queries, query_heads, head_dim]` in `q`'s type, and a query's result does not depend on the other queries.
+///
+/// On a GPU more than 16 queries in f16 or bf16 have the weights of values rounded to their type, and a value that is not
+/// finite makes NaN of every query that is computed beside one that sees it.
+///
 /// Mathematics: Vaswani et al., "Attention Is All You Need", 2017; grouped heads: Ainslie et al., 2023.
 ///
 /// # Errors
@@ -148,7 +152,7 @@ pub fn attention_into(
         let entry = float_entry!(q.dtype(), T => cpu::run::<T>);
         return stream.launch(launch(&params).write(out), entry, || unreachable!("the stream is the CPU's"));
     }
-    let form = GpuForm::of(&params);
+    let form = GpuForm::of(&params, q.dtype());
     let params = Params { parts: form.parts, ..params };
     let aligned = [q, k, v].iter().all(|t| t.vectors_align(4)) && dim.is_multiple_of(SPAN);
     let gpu = |entry: &str, threadgroups, threads| Gpu {
@@ -158,6 +162,11 @@ pub fn attention_into(
         threadgroups,
         threads: [threads, 1, 1],
     };
+    if form.tiled {
+        let launch = launch(&params).write(out).choice("attention_tiled", "");
+        let threadgroups = [params.queries.div_ceil(TILE), params.q_heads, 1];
+        return stream.launch(launch, NO_CPU, || gpu("attention_tiled", threadgroups, 128));
+    }
     let threadgroups = [params.queries, params.q_heads / form.heads, form.parts];
     if form.parts == 1 {
         // No part is written.
@@ -178,13 +187,15 @@ const NO_CPU: Entry = |_| unreachable!("the stream is a GPU's");
 
 /// How a GPU shares the work out; `kernel.metal` says what the numbers are.
 struct GpuForm {
+    /// The form for many queries.
+    tiled: bool,
     lanes: u32,
     heads: u32,
     parts: u32,
 }
 
 impl GpuForm {
-    fn of(p: &Params) -> GpuForm {
+    fn of(p: &Params, dtype: DType) -> GpuForm {
         // So many threadgroups keep a large GPU busy; a part has some keys for every simdgroup.
         const ENOUGH: u32 = 512;
         const LEAST_KEYS: u32 = 32;
@@ -198,7 +209,9 @@ impl GpuForm {
             ..=16 => ENOUGH.div_ceil(p.q_heads / heads).min(keys.div_ceil(LEAST_KEYS)).max(1),
             _ => 1,
         };
-        GpuForm { lanes, heads, parts }
+        // It rounds weights to the type of queries.
+        let tiled = p.queries > 16 && dtype != DType::F32 && p.dim <= 256;
+        GpuForm { tiled, lanes, heads, parts }
     }
 }
 
@@ -216,6 +229,8 @@ const MAX_HEAD_DIM: u32 = 512;
 /// Simdgroups that share the keys of one query, and elements of a head that a lane has; `kernel.metal` has the same.
 const SIMDGROUPS: u32 = 8;
 const SPAN: u32 = 16;
+/// Queries of a threadgroup of the form for many.
+const TILE: u32 = 32;
 
 const FULL: u32 = 0;
 const CAUSAL: u32 = 1;

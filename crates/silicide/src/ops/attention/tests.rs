@@ -109,7 +109,14 @@ fn check_case(stream: &mut Stream, c: &Case) {
     let out = random.tensor(device, dtype, &vec![7.0; q.len()], *qt.shape());
     attention_into(stream, &qt, &kt, &vt, options, &out).unwrap();
     let want = reference(c, scale as f64, &q, &k, &v, &sinks);
-    assert_close(dtype, &values_of(stream, &out), &want, 2.0);
+    // A GPU rounds the weights of many queries to their type, and with them a sum of values up to 2.
+    let rounded_weights = device.as_cpu().is_none() && c.queries > 16;
+    let slack = match dtype {
+        DType::F16 if rounded_weights => 2f64.powi(-11) / 4e-6,
+        DType::BF16 if rounded_weights => 2f64.powi(-8) / 4e-6,
+        _ => 1.0,
+    };
+    assert_close(dtype, &values_of(stream, &out), &want, 2.0 * slack);
 }
 
 fn cases() -> impl Strategy<Value = Case> {
