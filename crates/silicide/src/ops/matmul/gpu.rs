@@ -123,7 +123,11 @@ impl GpuForm {
 
     /// The form of `kernel.cu` for few rows of `x` and codes of four bits.
     fn tensor_few(p: &Params) -> GpuForm {
-        let entry = if p.group_size == 32 { "matmul_tensor_few_narrow" } else { "matmul_tensor_few" };
+        let entry = match p.group_size {
+            32 => "matmul_tensor_few_32",
+            64 => "matmul_tensor_few_64",
+            _ => "matmul_tensor_few_128",
+        };
         GpuForm { source: &NVIDIA, entry, rows: 16, tokens: 8, threads: 256, splits: 1 }
     }
 }

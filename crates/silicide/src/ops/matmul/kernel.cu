@@ -208,34 +208,43 @@ inline uint two_codes(uint word, uint i) {
 // The place of sixteen bytes of a row's stretch: so that four rows at one column lie in different banks.
 inline uint codes_at(uint row, uint chunk) { return row * 4 + (chunk ^ (row & 2)); }
 
-// What a lane reads beside the codes of a stretch: scales and biases of its words' groups in two rows, and the elements of x
-// for its words. Words 0 and 1 are of the first 64 columns.
+// Scales or biases of GROUPS neighbouring groups.
+template <typename S, uint GROUPS>
+struct Several {
+  vec<S, GROUPS> all;
+};
 template <typename S>
+struct Several<S, 1> {
+  S all[1];
+};
+
+// What a lane reads beside the codes of a stretch: scales and biases of its groups in two rows, and the elements of x for
+// its words. Words 0 and 1 are of the first 64 columns.
+template <typename S, uint GROUPS>
 struct Beside {
-  S scales[2][4];
-  S biases[2][4];
+  Several<S, GROUPS> scales[2];
+  Several<S, GROUPS> biases[2];
   uint4 x[4];
 };
 
-// The column of a lane's word w. NARROW: groups are of 32, so that the words 0 of four lanes are one and the words 1
-// another; else words 0 and 1 of a lane are in one group.
-template <bool NARROW>
+// The column of a lane's word w. Of four groups the words w of four lanes are group w; of two or one the words 0 and 1 of a
+// lane are neighbours.
+template <uint GROUPS>
 inline uint column_of(uint w, uint lane) {
   uint t = lane % 4;
-  return w / 2 * 64 + (NARROW ? w % 2 * 32 + t * 8 : t * 16 + w % 2 * 8);
+  return w / 2 * 64 + (GROUPS == 4 ? w % 2 * 32 + t * 8 : t * 16 + w % 2 * 8);
 }
 
-template <bool NARROW, typename S>
-inline Beside<S> read_beside(Affine<4, S> first, Affine<4, S> second, device const SCALAR* x, bool there, uint at, uint lane) {
-  Beside<S> b;
+template <uint GROUPS, typename S>
+inline Beside<S, GROUPS> read_beside(
+    Affine<4, S> first, Affine<4, S> second, device const SCALAR* x, bool there, uint at, uint lane) {
+  Beside<S, GROUPS> b;
+  b.scales[0] = *(device const Several<S, GROUPS>*)(first.scales + at * GROUPS);
+  b.biases[0] = *(device const Several<S, GROUPS>*)(first.biases + at * GROUPS);
+  b.scales[1] = *(device const Several<S, GROUPS>*)(second.scales + at * GROUPS);
+  b.biases[1] = *(device const Several<S, GROUPS>*)(second.biases + at * GROUPS);
   for (uint w = 0; w < 4; ++w) {
-    uint column = at * 128 + column_of<NARROW>(w, lane);
-    uint group = (column / UNIT) >> first.shift;
-    b.scales[0][w] = first.scales[group];
-    b.biases[0][w] = first.biases[group];
-    b.scales[1][w] = second.scales[group];
-    b.biases[1][w] = second.biases[group];
-    b.x[w] = there ? *(device const uint4*)(x + column) : uint4(0);
+    b.x[w] = there ? *(device const uint4*)(x + at * 128 + column_of<GROUPS>(w, lane)) : uint4(0);
   }
   return b;
 }
@@ -254,26 +263,27 @@ inline void add_word(uint first, uint second, uint4 x, thread float* codes, thre
   multiply(ones, all, b1);
 }
 
-template <bool NARROW, typename S>
-inline void add_stretch(threadgroup const uint4* staged, thread const Beside<S>& beside, uint lane, thread float* sums) {
+template <uint GROUPS, typename S>
+inline void add_stretch(
+    threadgroup const uint4* staged, thread const Beside<S, GROUPS>& beside, uint lane, thread float* sums) {
   float codes[4];
   float ones[4];
   for (uint w = 0; w < 4; ++w) {
-    if (NARROW || w % 2 == 0) {
+    if (w % (4 / GROUPS) == 0) {
       for (uint i = 0; i < 4; ++i) {
         codes[i] = 0.0f;
         ones[i] = 0.0f;
       }
     }
-    uint byte = column_of<NARROW>(w, lane) / 2;
+    uint byte = column_of<GROUPS>(w, lane) / 2;
     uint row = lane / 4;
     uint first = ((threadgroup const uint*)(staged + codes_at(row, byte / 16)))[byte / 4 % 4];
     uint second = ((threadgroup const uint*)(staged + codes_at(row + 8, byte / 16)))[byte / 4 % 4];
     add_word(first, second, beside.x[w], codes, ones);
-    if (NARROW || w % 2 == 1) {
+    if ((w + 1) % (4 / GROUPS) == 0) {
       for (uint r = 0; r < 2; ++r) {
-        float scale = float(beside.scales[r][w]);
-        float bias = fma(-OFFSET, scale, float(beside.biases[r][w]));
+        float scale = float(beside.scales[r].all[w * GROUPS / 4]);
+        float bias = fma(-OFFSET, scale, float(beside.biases[r].all[w * GROUPS / 4]));
         for (uint token = 0; token < 2; ++token) {
           uint i = r * 2 + token;
           sums[i] = fma(scale, codes[i], fma(bias, ones[token], sums[i]));
@@ -283,7 +293,7 @@ inline void add_stretch(threadgroup const uint4* staged, thread const Beside<S>&
   }
 }
 
-template <bool NARROW>
+template <uint GROUPS>
 kernel void matmul_tensor_few(
     PRODUCTS,
     uint2 group [[threadgroup_position_in_grid]],
@@ -321,12 +331,12 @@ kernel void matmul_tensor_few(
     device const SCALAR* x_row = x + (there ? ulong(token) * p.x_stride : 0);
     float sums[4] = {0.0f, 0.0f, 0.0f, 0.0f};
     uint at = simdgroup;
-    auto beside = read_beside<NARROW>(first, second, x_row, there, min(at, stretches - 1), lane);
+    auto beside = read_beside<GROUPS>(first, second, x_row, there, min(at, stretches - 1), lane);
     for (uint slot = 0; at < stretches; at += 8) {
-      auto next = read_beside<NARROW>(first, second, x_row, there, min(at + 8, stretches - 1), lane);
+      auto next = read_beside<GROUPS>(first, second, x_row, there, min(at + 8, stretches - 1), lane);
       asm volatile("cp.async.wait_group %0;" ::"n"(DEPTH - 1));
       simdgroup_barrier(mem_flags::mem_threadgroup);
-      add_stretch<NARROW>(staged[simdgroup][slot], beside, lane, sums);
+      add_stretch<GROUPS>(staged[simdgroup][slot], beside, lane, sums);
       simdgroup_barrier(mem_flags::mem_threadgroup);
       fetch(at + 8 * DEPTH, slot);
       beside = next;
@@ -351,5 +361,6 @@ kernel void matmul_tensor_few(
   }
 }
 
-instantiate_kernel("matmul_tensor_few", matmul_tensor_few, false)
-instantiate_kernel("matmul_tensor_few_narrow", matmul_tensor_few, true)
+instantiate_kernel("matmul_tensor_few_32", matmul_tensor_few, 4)
+instantiate_kernel("matmul_tensor_few_64", matmul_tensor_few, 2)
+instantiate_kernel("matmul_tensor_few_128", matmul_tensor_few, 1)
