@@ -157,15 +157,15 @@ impl Shared {
         // A bound on threads lets the compiler use more registers; by powers of two, so that few kernels are compiled twice.
         let threads = gpu.threads.iter().product::<u32>().next_power_of_two().clamp(32, 1024);
         let key = (gpu.source.name, gpu.defines.clone(), gpu.entry.clone(), threads);
-        let mut kernels = self.kernels.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(kernel) = kernels.get(&key) {
+        let kernels = || self.kernels.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kernel) = kernels().get(&key) {
             return Ok(kernel.clone());
         }
+        // Other threads compile other kernels meanwhile; of two that make the same one, the first is kept.
         let (kernel, cubin) = self.compiler.compile(gpu, threads)?;
         let function = self.driver.load(&cubin, &kernel.symbol)?;
         let kernel = Arc::new(Kernel { function, buffers: kernel.buffers as usize });
-        kernels.insert(key, kernel.clone());
-        Ok(kernel)
+        Ok(kernels().entry(key).or_insert(kernel).clone())
     }
 
     fn launch(&self, lane: &Lane, launch: &Launch) -> Result<()> {
