@@ -9,7 +9,7 @@ use crate::kernels::KernelSource;
 use crate::testing::quantized_formats;
 use crate::{DType, MatrixFormat};
 
-const SOURCES: [&KernelSource; 22] = [
+const SOURCES: [&KernelSource; 23] = [
     &argmax::SOURCE,
     &attention::SOURCE,
     &binary::SOURCE,
@@ -18,6 +18,7 @@ const SOURCES: [&KernelSource; 22] = [
     &embedding::SOURCE,
     &expert_matmul::SOURCE,
     &expert_schedule::SOURCE,
+    &gather::SOURCE,
     &glu::SOURCE,
     &kv_write::SOURCE,
     &layer_norm::SOURCE,

@@ -116,7 +116,7 @@ fn many_threads_give_what_one_gives() {
         assert!(one == run(3, &apart), "{name}");
         assert!(one == run(3, &in_place), "{name}, in place");
     }
-    let others: [(&str, Function); 7] = [
+    let others: [(&str, Function); 9] = [
         ("argmax", |s, x| argmax(s, x)),
         ("cast", |s, x| cast(s, x, DType::I8)),
         ("cast of integers", |s, x| {
@@ -124,7 +124,12 @@ fn many_threads_give_what_one_gives() {
             cast(s, &whole, DType::I64)
         }),
         ("copy", |s, x| copy(s, &x.permute(&[2, 0, 1])?)),
+        ("gather", |s, x| gather(s, x, &positions(x, 1))),
         ("router", |s, x| router(s, x, Router { top_k: 2, ..Router::default() }).map(|(_, weights)| weights)),
+        ("take_along_axis", |s, x| {
+            let greatest = argmax(s, x)?.reshape([x.dim(0), x.dim(1), 1])?;
+            take_along_axis(s, x, &greatest, 2)
+        }),
         ("top_k, values", |s, x| top_k(s, x, 3).map(|(values, _)| values)),
         ("top_k, indices", |s, x| top_k(s, x, 3).map(|(_, indices)| indices)),
     ];
@@ -224,6 +229,11 @@ fn other_ops_write_to_memory_of_their_own() {
         ("attention, v", attention_into(stream, &apart, &apart, &x, attend, &x)),
         ("copy", copy_into(stream, &rows, &rows)),
         ("expert_matmul", expert_matmul_into(stream, &x, &experts, &schedule, None, Precision::F32, &columns)),
+        ("gather, x", gather_into(stream, &rows, &slots, &rows.slice(0, 4..8).unwrap())),
+        (
+            "gather, ids",
+            gather_into(stream, &apart.reshape([16, 4]).unwrap(), &ids(&[4]), &rows.slice(0, 0..4).unwrap()),
+        ),
         ("kv_write, keys", kv_write(stream, &x, &apart, &slots, &x, &device.zeros(DType::F32, [4, 4, 4]).unwrap())),
         ("kv_write, caches", kv_write(stream, &apart, &apart, &slots, &x, &x)),
         ("matmul", matmul_into(stream, &rows, &weight, Precision::F32, &rows)),
@@ -237,6 +247,10 @@ fn other_ops_write_to_memory_of_their_own() {
             sample_into(stream, &rows, draw, &state, &state.reshape([64]).unwrap().slice(0, 0..16).unwrap()),
         ),
         ("sample, greedy", sample_into(stream, &rows, Sampling::default(), &state, &ids(&[16]))),
+        (
+            "take_along_axis",
+            take_along_axis_into(stream, &rows, &slots.reshape([4, 1]).unwrap(), 0, &rows.slice(0, 0..4).unwrap()),
+        ),
         ("top_k", top_k_into(stream, &rows, &rows, &device.zeros(DType::U32, [16, 4]).unwrap())),
         (
             "weighted_reduce, y",
