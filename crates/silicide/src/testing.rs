@@ -436,6 +436,7 @@ mod tests {
         let want = [
             "argmax",
             "attention",
+            "cumsum",
             "expert_matmul",
             "expert_schedule",
             "layer_norm",

@@ -9,12 +9,13 @@ use crate::kernels::KernelSource;
 use crate::testing::quantized_formats;
 use crate::{DType, MatrixFormat};
 
-const SOURCES: [&KernelSource; 23] = [
+const SOURCES: [&KernelSource; 24] = [
     &argmax::SOURCE,
     &attention::SOURCE,
     &binary::SOURCE,
     &cast::SOURCE,
     &copy::SOURCE,
+    &cumsum::SOURCE,
     &embedding::SOURCE,
     &expert_matmul::SOURCE,
     &expert_schedule::SOURCE,

@@ -13,11 +13,12 @@ type Op = fn(&mut Stream, &Tensor, &Tensor) -> Result<()>;
 type Function = fn(&mut Stream, &Tensor) -> Result<Tensor>;
 
 /// Every way in which `out` may be `x` itself, `[tokens, heads, 4]`.
-const ALLOWED: [(&str, Op); 16] = [
+const ALLOWED: [(&str, Op); 17] = [
     ("binary, a", |s, x, out| binary_into(s, Binary::Sub, x, &other(s, x), out)),
     ("binary, b", |s, x, out| binary_into(s, Binary::Sub, &other(s, x), x, out)),
     ("binary, both", |s, x, out| binary_into(s, Binary::Mul, x, x, out)),
     ("binary, a number", |s, x, out| binary_into(s, Binary::Sub, x, 0.5, out)),
+    ("cumsum", |s, x, out| cumsum_into(s, x, Cumsum { exclusive: true, reverse: true }, out)),
     ("glu, gate", |s, x, out| glu_into(s, Gate::Silu, x, &other(s, x), out)),
     ("glu, up", |s, x, out| glu_into(s, Gate::Silu, &other(s, x), x, out)),
     ("layer_norm", |s, x, out| layer_norm_into(s, x, Some(&weight(s, x)), None, 1e-5, out)),
@@ -116,7 +117,7 @@ fn many_threads_give_what_one_gives() {
         assert!(one == run(3, &apart), "{name}");
         assert!(one == run(3, &in_place), "{name}, in place");
     }
-    let others: [(&str, Function); 9] = [
+    let others: [(&str, Function); 10] = [
         ("argmax", |s, x| argmax(s, x)),
         ("cast", |s, x| cast(s, x, DType::I8)),
         ("cast of integers", |s, x| {
@@ -124,6 +125,10 @@ fn many_threads_give_what_one_gives() {
             cast(s, &whole, DType::I64)
         }),
         ("copy", |s, x| copy(s, &x.permute(&[2, 0, 1])?)),
+        ("cumsum of a long row", |s, x| {
+            let row = x_row(s, x)?;
+            cumsum(s, &row, Cumsum::default())
+        }),
         ("gather", |s, x| gather(s, x, &positions(x, 1))),
         ("router", |s, x| router(s, x, Router { top_k: 2, ..Router::default() }).map(|(_, weights)| weights)),
         ("take_along_axis", |s, x| {
@@ -136,6 +141,11 @@ fn many_threads_give_what_one_gives() {
     for (name, op) in others {
         assert!(run(1, &op) == run(3, &op), "{name}");
     }
+}
+
+/// All elements as one row.
+fn x_row(stream: &mut Stream, x: &Tensor) -> Result<Tensor> {
+    copy(stream, x)?.reshape([x.elements()])
 }
 
 /// The launch sees the same bytes read and written; only the op can see that the order differs.
