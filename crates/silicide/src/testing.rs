@@ -441,6 +441,7 @@ mod tests {
             "expert_schedule",
             "layer_norm",
             "matmul",
+            "reduce",
             "rms_norm",
             "router",
             "sample",

@@ -18,6 +18,7 @@ mod layer_norm;
 pub mod matmul;
 #[cfg(test)]
 mod nvidia_tests;
+mod reduce;
 mod rms_norm;
 mod rope;
 mod rope_multi;
@@ -45,6 +46,7 @@ pub use glu::{Gate, glu, glu_halves, glu_into};
 pub use kv_write::kv_write;
 pub use layer_norm::{layer_norm, layer_norm_into};
 pub use matmul::{Precision, Weight, matmul, matmul_each, matmul_each_into, matmul_into};
+pub use reduce::{Reduce, reduce, reduce_all, reduce_all_into, reduce_into};
 pub use rms_norm::{RmsNormOptions, rms_norm, rms_norm_into, rms_norm_with};
 pub use rope::{Llama3Scaling, Pairing, Rope, RopeFrequencies, YarnScaling, rope, rope_in_place, rope_into};
 pub use rope_multi::{

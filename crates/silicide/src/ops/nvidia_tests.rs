@@ -9,7 +9,7 @@ use crate::kernels::KernelSource;
 use crate::testing::quantized_formats;
 use crate::{DType, MatrixFormat};
 
-const SOURCES: [&KernelSource; 24] = [
+const SOURCES: [&KernelSource; 25] = [
     &argmax::SOURCE,
     &attention::SOURCE,
     &binary::SOURCE,
@@ -25,6 +25,7 @@ const SOURCES: [&KernelSource; 24] = [
     &layer_norm::SOURCE,
     &matmul::SOURCE,
     &matmul::NVIDIA,
+    &reduce::SOURCE,
     &rms_norm::SOURCE,
     &rope::SOURCE,
     &rope_multi::SOURCE,

@@ -117,7 +117,7 @@ fn many_threads_give_what_one_gives() {
         assert!(one == run(3, &apart), "{name}");
         assert!(one == run(3, &in_place), "{name}, in place");
     }
-    let others: [(&str, Function); 10] = [
+    let others: [(&str, Function); 12] = [
         ("argmax", |s, x| argmax(s, x)),
         ("cast", |s, x| cast(s, x, DType::I8)),
         ("cast of integers", |s, x| {
@@ -130,6 +130,8 @@ fn many_threads_give_what_one_gives() {
             cumsum(s, &row, Cumsum::default())
         }),
         ("gather", |s, x| gather(s, x, &positions(x, 1))),
+        ("reduce", |s, x| reduce(s, Reduce::Sum, x)),
+        ("reduce_all", |s, x| reduce_all(s, Reduce::Mean, x)),
         ("router", |s, x| router(s, x, Router { top_k: 2, ..Router::default() }).map(|(_, weights)| weights)),
         ("take_along_axis", |s, x| {
             let greatest = argmax(s, x)?.reshape([x.dim(0), x.dim(1), 1])?;
@@ -247,6 +249,11 @@ fn other_ops_write_to_memory_of_their_own() {
         ("kv_write, keys", kv_write(stream, &x, &apart, &slots, &x, &device.zeros(DType::F32, [4, 4, 4]).unwrap())),
         ("kv_write, caches", kv_write(stream, &apart, &apart, &slots, &x, &x)),
         ("matmul", matmul_into(stream, &rows, &weight, Precision::F32, &rows)),
+        ("reduce", reduce_into(stream, Reduce::Sum, &rows, &rows.slice(0, 0..4).unwrap().reshape([16]).unwrap())),
+        (
+            "reduce_all",
+            reduce_all_into(stream, Reduce::Sum, &rows, &rows.slice(0, 2..3).unwrap().slice(1, 1..2).unwrap()),
+        ),
         (
             "router",
             router_into(stream, &rows, Router::default(), &ids(&[16, 1]), &device.zeros(DType::F32, [16, 1]).unwrap()),
