@@ -446,6 +446,7 @@ mod tests {
             "router",
             "sample",
             "softmax",
+            "sort",
             "top_k",
         ];
         assert_eq!(cooperating, want);

@@ -25,6 +25,7 @@ mod rope_multi;
 mod router;
 mod sample;
 mod softmax;
+mod sort;
 #[cfg(test)]
 mod tests;
 mod top_k;
@@ -55,6 +56,7 @@ pub use rope_multi::{
 pub use router::{ExpertGroups, GroupScore, Router, RouterScore, router, router_into};
 pub use sample::{Sampling, sample, sample_into, sample_state};
 pub use softmax::{Softmax, softmax, softmax_into};
+pub use sort::{Order, argsort, argsort_into, sort, sort_into};
 pub use top_k::{top_k, top_k_into};
 pub use unary::{Unary, unary, unary_into};
 pub use weighted_reduce::{WeightedReduce, weighted_reduce, weighted_reduce_into};

@@ -9,7 +9,7 @@ use crate::kernels::KernelSource;
 use crate::testing::quantized_formats;
 use crate::{DType, MatrixFormat};
 
-const SOURCES: [&KernelSource; 25] = [
+const SOURCES: [&KernelSource; 26] = [
     &argmax::SOURCE,
     &attention::SOURCE,
     &binary::SOURCE,
@@ -32,6 +32,7 @@ const SOURCES: [&KernelSource; 25] = [
     &router::SOURCE,
     &sample::SOURCE,
     &softmax::SOURCE,
+    &sort::SOURCE,
     &top_k::SOURCE,
     &unary::SOURCE,
     &weighted_reduce::SOURCE,

@@ -117,8 +117,13 @@ fn many_threads_give_what_one_gives() {
         assert!(one == run(3, &apart), "{name}");
         assert!(one == run(3, &in_place), "{name}, in place");
     }
-    let others: [(&str, Function); 12] = [
+    let others: [(&str, Function); 14] = [
         ("argmax", |s, x| argmax(s, x)),
+        ("argsort", |s, x| argsort(s, x, Order::Ascending)),
+        ("argsort of a long row", |s, x| {
+            let row = x_row(s, x)?;
+            argsort(s, &row, Order::Descending)
+        }),
         ("cast", |s, x| cast(s, x, DType::I8)),
         ("cast of integers", |s, x| {
             let whole = cast(s, x, DType::I32)?;
@@ -237,6 +242,7 @@ fn other_ops_write_to_memory_of_their_own() {
     let draw = Sampling { temperature: 1.0, ..Sampling::default() };
     let results = [
         ("argmax", argmax_into(stream, &rows, &ids(&[16]))),
+        ("argsort", argsort_into(stream, &rows, Order::Ascending, &ids(&[16, 4]))),
         ("attention, q", attention_into(stream, &x, &apart, &apart, attend, &x)),
         ("attention, v", attention_into(stream, &apart, &apart, &x, attend, &x)),
         ("copy", copy_into(stream, &rows, &rows)),
@@ -264,6 +270,7 @@ fn other_ops_write_to_memory_of_their_own() {
             sample_into(stream, &rows, draw, &state, &state.reshape([64]).unwrap().slice(0, 0..16).unwrap()),
         ),
         ("sample, greedy", sample_into(stream, &rows, Sampling::default(), &state, &ids(&[16]))),
+        ("sort", sort_into(stream, &rows, Order::Ascending, &rows)),
         (
             "take_along_axis",
             take_along_axis_into(stream, &rows, &slots.reshape([4, 1]).unwrap(), 0, &rows.slice(0, 0..4).unwrap()),
