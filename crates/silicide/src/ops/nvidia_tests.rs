@@ -9,7 +9,7 @@ use crate::kernels::KernelSource;
 use crate::testing::quantized_formats;
 use crate::{DType, MatrixFormat};
 
-const SOURCES: [&KernelSource; 26] = [
+const SOURCES: [&KernelSource; 27] = [
     &argmax::SOURCE,
     &attention::SOURCE,
     &binary::SOURCE,
@@ -19,6 +19,7 @@ const SOURCES: [&KernelSource; 26] = [
     &embedding::SOURCE,
     &expert_matmul::SOURCE,
     &expert_schedule::SOURCE,
+    &fill::SOURCE,
     &gather::SOURCE,
     &glu::SOURCE,
     &kv_write::SOURCE,

@@ -117,7 +117,7 @@ fn many_threads_give_what_one_gives() {
         assert!(one == run(3, &apart), "{name}");
         assert!(one == run(3, &in_place), "{name}, in place");
     }
-    let others: [(&str, Function); 14] = [
+    let others: [(&str, Function); 15] = [
         ("argmax", |s, x| argmax(s, x)),
         ("argsort", |s, x| argsort(s, x, Order::Ascending)),
         ("argsort of a long row", |s, x| {
@@ -134,6 +134,7 @@ fn many_threads_give_what_one_gives() {
             let row = x_row(s, x)?;
             cumsum(s, &row, Cumsum::default())
         }),
+        ("full", |s, x| full(s, DType::F32, *x.shape(), 2.5)),
         ("gather", |s, x| gather(s, x, &positions(x, 1))),
         ("reduce", |s, x| reduce(s, Reduce::Sum, x)),
         ("reduce_all", |s, x| reduce_all(s, Reduce::Mean, x)),
