@@ -9,11 +9,12 @@ use crate::kernels::KernelSource;
 use crate::testing::quantized_formats;
 use crate::{DType, MatrixFormat};
 
-const SOURCES: [&KernelSource; 27] = [
+const SOURCES: [&KernelSource; 28] = [
     &argmax::SOURCE,
     &attention::SOURCE,
     &binary::SOURCE,
     &cast::SOURCE,
+    &compare::SOURCE,
     &copy::SOURCE,
     &cumsum::SOURCE,
     &embedding::SOURCE,

@@ -117,7 +117,7 @@ fn many_threads_give_what_one_gives() {
         assert!(one == run(3, &apart), "{name}");
         assert!(one == run(3, &in_place), "{name}, in place");
     }
-    let others: [(&str, Function); 15] = [
+    let others: [(&str, Function); 16] = [
         ("argmax", |s, x| argmax(s, x)),
         ("argsort", |s, x| argsort(s, x, Order::Ascending)),
         ("argsort of a long row", |s, x| {
@@ -129,6 +129,7 @@ fn many_threads_give_what_one_gives() {
             let whole = cast(s, x, DType::I32)?;
             cast(s, &whole, DType::I64)
         }),
+        ("compare", |s, x| compare(s, Compare::Less, x, 0.5)),
         ("copy", |s, x| copy(s, &x.permute(&[2, 0, 1])?)),
         ("cumsum of a long row", |s, x| {
             let row = x_row(s, x)?;
@@ -241,11 +242,13 @@ fn other_ops_write_to_memory_of_their_own() {
     let schedule = expert_schedule(stream, &device.zeros(DType::U32, [4, 4]).unwrap(), 4).unwrap();
     let columns = x.slice(2, 0..1).unwrap();
     let draw = Sampling { temperature: 1.0, ..Sampling::default() };
+    let flags = Tensor::new(x.buffer().clone(), 0, DType::Bool, [16, 4]).unwrap();
     let results = [
         ("argmax", argmax_into(stream, &rows, &ids(&[16]))),
         ("argsort", argsort_into(stream, &rows, Order::Ascending, &ids(&[16, 4]))),
         ("attention, q", attention_into(stream, &x, &apart, &apart, attend, &x)),
         ("attention, v", attention_into(stream, &apart, &apart, &x, attend, &x)),
+        ("compare", compare_into(stream, Compare::Less, &rows, 0.0, &flags)),
         ("copy", copy_into(stream, &rows, &rows)),
         ("expert_matmul", expert_matmul_into(stream, &x, &experts, &schedule, None, Precision::F32, &columns)),
         ("gather, x", gather_into(stream, &rows, &slots, &rows.slice(0, 4..8).unwrap())),
