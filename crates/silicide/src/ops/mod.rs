@@ -26,6 +26,7 @@ mod rope;
 mod rope_multi;
 mod router;
 mod sample;
+mod select;
 mod softmax;
 mod sort;
 #[cfg(test)]
@@ -59,6 +60,7 @@ pub use rope_multi::{
 };
 pub use router::{ExpertGroups, GroupScore, Router, RouterScore, router, router_into};
 pub use sample::{Sampling, sample, sample_into, sample_state};
+pub use select::{select, select_into};
 pub use softmax::{Softmax, softmax, softmax_into};
 pub use sort::{Order, argsort, argsort_into, sort, sort_into};
 pub use top_k::{top_k, top_k_into};

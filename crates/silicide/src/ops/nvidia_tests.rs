@@ -9,7 +9,7 @@ use crate::kernels::KernelSource;
 use crate::testing::quantized_formats;
 use crate::{DType, MatrixFormat};
 
-const SOURCES: [&KernelSource; 28] = [
+const SOURCES: [&KernelSource; 29] = [
     &argmax::SOURCE,
     &attention::SOURCE,
     &binary::SOURCE,
@@ -33,6 +33,7 @@ const SOURCES: [&KernelSource; 28] = [
     &rope_multi::SOURCE,
     &router::SOURCE,
     &sample::SOURCE,
+    &select::SOURCE,
     &softmax::SOURCE,
     &sort::SOURCE,
     &top_k::SOURCE,

@@ -13,7 +13,7 @@ type Op = fn(&mut Stream, &Tensor, &Tensor) -> Result<()>;
 type Function = fn(&mut Stream, &Tensor) -> Result<Tensor>;
 
 /// Every way in which `out` may be `x` itself, `[tokens, heads, 4]`.
-const ALLOWED: [(&str, Op); 17] = [
+const ALLOWED: [(&str, Op); 19] = [
     ("binary, a", |s, x, out| binary_into(s, Binary::Sub, x, &other(s, x), out)),
     ("binary, b", |s, x, out| binary_into(s, Binary::Sub, &other(s, x), x, out)),
     ("binary, both", |s, x, out| binary_into(s, Binary::Mul, x, x, out)),
@@ -38,6 +38,8 @@ const ALLOWED: [(&str, Op); 17] = [
         let rope = RopeMulti::new(x.device(), &RopeFrequencies::new(4, 100.0)?, sections, Pairing::Halves)?;
         rope_multi_into(s, x, &positions(x, 4), &rope, out)
     }),
+    ("select, a", |s, x, out| select_into(s, &condition(x), x, &other(s, x), out)),
+    ("select, b", |s, x, out| select_into(s, &condition(x), &other(s, x), x, out)),
     ("softmax", |s, x, out| softmax_into(s, x, Softmax { scale: 2.0, mask: Some(&weight(s, x)) }, out)),
     ("unary", |s, x, out| unary_into(s, Unary::Exp, x, out)),
     ("weighted_reduce, shared", |s, x, out| {
@@ -50,6 +52,10 @@ const ALLOWED: [(&str, Op); 17] = [
 
 fn other(stream: &Stream, x: &Tensor) -> Tensor {
     tensor_of(stream.device(), x.dtype(), &Random::new(9).values(x.elements()), *x.shape())
+}
+
+fn condition(x: &Tensor) -> Tensor {
+    x.device().tensor_from_bytes(&[1, 0, 0, 1], DType::Bool, [4]).unwrap()
 }
 
 fn weight(stream: &Stream, x: &Tensor) -> Tensor {
