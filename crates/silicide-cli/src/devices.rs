@@ -3,11 +3,12 @@
 use std::io::Write;
 
 use serde::Serialize;
-use silicide::Device;
+use silicide::{Device, DeviceKind};
 
 use crate::args::DevicesArgs;
 use crate::engine;
-use crate::report::{Column, Table};
+use crate::rates;
+use crate::report::{Column, Table, human_bytes};
 
 #[derive(Serialize)]
 struct Line {
@@ -15,14 +16,21 @@ struct Line {
     available: bool,
     /// What it is, or why it is not there.
     description: String,
+    /// Bytes a second that a GPU copies, read and written together, as measured.
+    copy_bytes_per_second: Option<f64>,
 }
 
 /// Runs the subcommand.
 pub fn devices(args: &DevicesArgs, out: &mut dyn Write) -> anyhow::Result<()> {
+    let missing = |device, description| Line { device, available: false, description, copy_bytes_per_second: None };
     let line = |device, found: silicide::Result<Device>| match found {
-        Ok(found) => Line { device, available: true, description: found.description() },
-        Err(silicide::Error::Device { message, .. }) => Line { device, available: false, description: message },
-        Err(error) => Line { device, available: false, description: error.to_string() },
+        Ok(found) => {
+            let measured = matches!(found.kind(), DeviceKind::Metal | DeviceKind::Cuda);
+            let copy_bytes_per_second = measured.then(|| rates::copies(&found).ok()).flatten();
+            Line { device, available: true, description: found.description(), copy_bytes_per_second }
+        }
+        Err(silicide::Error::Device { message, .. }) => missing(device, message),
+        Err(error) => missing(device, error.to_string()),
     };
     let lines = [
         line("cpu", Ok(Device::cpu())),
@@ -36,7 +44,9 @@ pub fn devices(args: &DevicesArgs, out: &mut dyn Write) -> anyhow::Result<()> {
     }
     let mut table = Table::new([Column::left("device"), Column::left("here"), Column::left("")]);
     for line in &lines {
-        table.row([line.device, if line.available { "yes" } else { "no" }, &line.description]);
+        let rate = line.copy_bytes_per_second.map(|rate| format!("; copies {}/s", human_bytes(rate as u64)));
+        let description = line.description.clone() + &rate.unwrap_or_default();
+        table.row([line.device, if line.available { "yes" } else { "no" }, &description]);
     }
     Ok(write!(out, "{table}")?)
 }

@@ -1,17 +1,15 @@
 //! `silicide explain`: what a decode step and a prompt cost, launch by launch.
 
 use std::io::Write;
-use std::time::Instant;
 
 use serde::Serialize;
+use silicide::DeviceKind;
 use silicide::device::{Launch, Plan};
-use silicide::formats::Mapped;
-use silicide::ops::{self, Weight};
-use silicide::{DType, Device, DeviceKind, Matrix, MatrixFormat};
 
 use crate::args::ExplainArgs;
 use crate::engine;
 use crate::model::Library;
+use crate::rates::{self, Rates};
 use crate::report::{Column, Table, human_bytes, human_count, human_seconds};
 
 /// Tokens of the prompt that is shown.
@@ -54,13 +52,6 @@ struct Step {
     share: f64,
 }
 
-/// What a device does at best, as measured.
-#[derive(Clone, Copy)]
-struct Rates {
-    bytes_per_second: f64,
-    flops_per_second: f64,
-}
-
 /// Runs the subcommand.
 pub fn explain(args: &ExplainArgs, library: &Library, out: &mut dyn Write) -> anyhow::Result<()> {
     let path = library.locate(&args.model)?;
@@ -69,7 +60,7 @@ pub fn explain(args: &ExplainArgs, library: &Library, out: &mut dyn Write) -> an
     // The emulated device's own speed says nothing about a GPU.
     let rates = match device.kind() {
         DeviceKind::EmulatedMetal => None,
-        DeviceKind::Cpu | DeviceKind::Metal | DeviceKind::Cuda => Some(measure(device)?),
+        DeviceKind::Cpu | DeviceKind::Metal | DeviceKind::Cuda => Some(rates::measure(device)?),
     };
     let prompt = PROMPT.min(model.max_positions());
     let report = Report {
@@ -169,32 +160,4 @@ fn plan_report(tokens: usize, plan: &Plan, rates: Option<Rates>, all: bool) -> P
         floor_seconds: rates.map(|_| total),
         steps,
     }
-}
-
-/// The best of a few copies and a few products, none of which fits the caches.
-fn measure(device: &Device) -> anyhow::Result<Rates> {
-    const TRIES: usize = 5;
-    let stream = &mut device.stream();
-    let fastest = |stream: &mut silicide::Stream,
-                   run: &mut dyn FnMut(&mut silicide::Stream) -> silicide::Result<()>| {
-        let mut best = f64::INFINITY;
-        for _ in 0..TRIES {
-            let begun = Instant::now();
-            run(stream)?;
-            stream.synchronize()?;
-            best = best.min(begun.elapsed().as_secs_f64());
-        }
-        Ok::<f64, silicide::Error>(best)
-    };
-    let elements = 32 << 20;
-    let (from, to) = (device.zeros(DType::F32, [elements])?, device.zeros(DType::F32, [elements])?);
-    let copy = fastest(stream, &mut |stream| ops::copy_into(stream, &from, &to))?;
-    let (m, n, k) = (512, 2048, 2048);
-    let weight = vec![0u8; n * k * 2];
-    let format = MatrixFormat::Dense(DType::BF16);
-    let weight = Weight::new(&Matrix::new(device, format, n, k, &Mapped::copy_from(&weight)?, None, None)?)?;
-    let x = device.zeros(DType::F32, [m, k])?;
-    let reduced = ops::Precision::Reduced;
-    let product = fastest(stream, &mut |stream| ops::matmul(stream, &x, &weight, reduced).map(drop))?;
-    Ok(Rates { bytes_per_second: (8 * elements) as f64 / copy, flops_per_second: (2 * m * n * k) as f64 / product })
 }

@@ -25,6 +25,7 @@ pub mod model;
 pub mod paths;
 pub mod progress;
 pub mod prompt;
+pub mod rates;
 pub mod report;
 pub mod starter;
 pub mod talk;

@@ -206,8 +206,14 @@ impl<'a> Generator<'a> {
             self.run(last)?;
         }
         let session = self.session.get();
-        let (logits, history) = session.logits();
-        let id = self.sampler.sample(logits, history)?;
+        let best = if self.sampler.is_greedy() { session.best()? } else { None };
+        let id = match best {
+            Some(best) => best,
+            None => {
+                let (logits, history) = session.logits()?;
+                self.sampler.sample(logits, history)?
+            }
+        };
         self.tokens.push(id);
         let mut text = String::new();
         let mut stopped = false;
@@ -234,7 +240,7 @@ impl<'a> Generator<'a> {
         let session = self.session.get();
         session.decode(id)?;
         if let Some(kept) = &mut self.logits {
-            kept.extend_from_slice(session.logits().0);
+            kept.extend_from_slice(session.logits()?.0);
         }
         Ok(())
     }

@@ -124,6 +124,13 @@ impl Sampler {
         self.random.seed
     }
 
+    /// Whether the next token is the one of the greatest logit, whatever came before.
+    pub(crate) fn is_greedy(&self) -> bool {
+        let o = &self.options;
+        let penalties = o.repetition_penalty != 1.0 || o.presence_penalty != 0.0 || o.frequency_penalty != 0.0;
+        o.temperature == 0.0 && !penalties && o.logit_bias.is_empty()
+    }
+
     /// The next token, given the logits of every token and the tokens so far (prompt and answer). The logits are changed by
     /// bias and penalties. The most probable token is the one of lowest index among equals.
     ///

@@ -1,10 +1,10 @@
 //! A conversation with a model: the tokens so far, their keys and values, and the recorded decode step.
 
 use silicide::device::Plan;
-use silicide::{DType, Stream, Tensor, ops};
+use silicide::{DType, DeviceKind, Stream, Tensor, ops};
 
 use crate::cache::KvCache;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::generate::{GenerateOptions, Generator, Prompt};
 use crate::model::Model;
 use crate::nn::Step;
@@ -20,8 +20,9 @@ pub struct Session {
     tokens: Vec<u32>,
     /// The pass over one token.
     decode: Option<Recorded>,
-    /// The last position's logits.
+    /// The last position's logits, unless they are still where the recorded pass left them.
     logits: Vec<f32>,
+    on_device: bool,
 }
 
 /// A pass over some tokens, recorded for a cache.
@@ -30,13 +31,15 @@ struct Recorded {
     tokens: Tensor,
     positions: Tensor,
     logits: Tensor,
+    /// The greatest logit and its token, where asking the device for them is quicker than for all logits.
+    best: Option<(Tensor, Tensor)>,
 }
 
 impl Session {
     pub(crate) fn new(model: Model) -> Session {
         let stream = model.device().stream();
         let logits = vec![0.0; model.vocabulary()];
-        Session { model, stream, cache: KvCache::empty(), tokens: Vec::new(), decode: None, logits }
+        Session { model, stream, cache: KvCache::empty(), tokens: Vec::new(), decode: None, logits, on_device: false }
     }
 
     /// Generates an answer to a prompt; what the prompt shares with the tokens so far is not computed again.
@@ -71,6 +74,7 @@ impl Session {
     /// Runs `ids`, at most `chunk` at a time. Each position's logits are appended to `keep` where they are wanted; the
     /// last one's are in [`logits`](Self::logits).
     pub(crate) fn prefill(&mut self, ids: &[u32], chunk: usize, mut keep: Option<&mut Vec<f32>>) -> Result<()> {
+        self.on_device = false;
         let chunks = ids.chunks(chunk.max(1));
         let last = chunks.len().saturating_sub(1);
         for (i, ids) in chunks.enumerate() {
@@ -107,18 +111,32 @@ impl Session {
         if self.decode.is_none() {
             self.decode = Some(self.record(1)?);
         }
-        let Recorded { plan, tokens, positions, logits } = self.decode.as_ref().expect("recorded above");
+        let Recorded { plan, tokens, positions, .. } = self.decode.as_ref().expect("recorded above");
         self.stream.write(tokens, &[id])?;
         self.stream.write(positions, &[self.tokens.len() as u32])?;
         self.stream.replay(plan)?;
-        self.stream.read(logits, &mut self.logits)?;
+        self.on_device = true;
         self.tokens.push(id);
         Ok(())
     }
 
-    /// The last position's logits. The sampler writes over them.
-    pub(crate) fn logits(&mut self) -> (&mut [f32], &[u32]) {
-        (&mut self.logits, &self.tokens)
+    /// The last position's logits, which the sampler writes over, and the tokens so far.
+    pub(crate) fn logits(&mut self) -> Result<(&mut [f32], &[u32])> {
+        if let Some(Recorded { logits, .. }) = self.decode.as_ref().filter(|_| self.on_device) {
+            self.stream.read(logits, &mut self.logits)?;
+            self.on_device = false;
+        }
+        Ok((&mut self.logits, &self.tokens))
+    }
+
+    /// The token of the last position's greatest logit, where the device has found it and the logit is a number.
+    pub(crate) fn best(&mut self) -> Result<Option<u32>> {
+        let recorded = self.decode.as_ref().filter(|_| self.on_device);
+        let Some((logit, token)) = recorded.and_then(|recorded| recorded.best.as_ref()) else { return Ok(None) };
+        let (mut greatest, mut best) = ([0.0], [0]);
+        self.stream.read(token, &mut best)?;
+        self.stream.read(logit, &mut greatest)?;
+        Ok(greatest[0].is_finite().then_some(best[0]))
     }
 
     /// The launches of one pass over `tokens` tokens and the logits of the last, recorded and not run.
@@ -132,12 +150,17 @@ impl Session {
         let token_ids = device.zeros(DType::U32, [tokens])?;
         let positions = device.zeros(DType::U32, [tokens])?;
         let (model, cache) = (&self.model, &self.cache);
-        let (plan, logits) = self.stream.record(|stream| {
+        let (plan, (logits, best)) = self.stream.record(|stream| {
             let mut step = Step { stream, positions: &positions, cache };
             let hidden = model.inner().decoder.forward(&mut step, &token_ids)?;
-            f32_logits(&mut step, model, &hidden.slice(0, tokens - 1..tokens)?)
+            let logits = f32_logits(&mut step, model, &hidden.slice(0, tokens - 1..tokens)?)?;
+            let best = match device.kind() {
+                DeviceKind::Cpu => None,
+                _ => Some(ops::top_k(step.stream, &logits, 1)?),
+            };
+            Ok::<_, Error>((logits, best))
         })?;
-        Ok(Recorded { plan, tokens: token_ids, positions, logits })
+        Ok(Recorded { plan, tokens: token_ids, positions, logits, best })
     }
 
     /// Moves to a larger cache.

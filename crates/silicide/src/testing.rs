@@ -439,15 +439,19 @@ mod tests {
             "cumsum",
             "expert_matmul",
             "expert_schedule",
+            "gated_delta_rule",
+            "l2_norm",
             "layer_norm",
             "matmul",
             "reduce",
             "rms_norm",
+            "rms_norm_gated",
             "router",
             "sample",
             "softmax",
             "sort",
             "top_k",
+            "triangular_solve",
         ];
         assert_eq!(cooperating, want);
     }

@@ -49,10 +49,17 @@ template <typename T> __msl_inline T __msl_index(uint v) {
   return T(v);
 }
 
-// Lets the next kernel's threads come up while this one's still run, and waits for all that the last one wrote.
+// Lets the next kernel's threads come up while this one's still run.
 __msl_inline void __msl_begin() {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;\n\tgriddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+// Waits for all that the launches before wrote. A kernel that calls it does so before it reads or writes what they may
+// write; any other kernel begins with it.
+__msl_inline void wait_for_inputs() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 

@@ -59,7 +59,8 @@ impl<'a> Rewriter<'a> {
 
         self.edit(start, name_at, "__msl_kernel".into());
         self.edit(open, close, "(const __msl_thread &__msl_t)".into());
-        self.insert_after(body, signature.prologue(self.dialect));
+        let waits = self.tokens[body..body_end].iter().any(|t| t.text == "wait_for_inputs");
+        self.insert_after(body, signature.prologue(self.dialect, waits));
         let template = start > 0 && self.tokens.is(start - 1, ">");
         if template {
             self.templates.push((name, signature.parameters));

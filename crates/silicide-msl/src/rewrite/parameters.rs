@@ -43,10 +43,11 @@ pub(super) struct Signature<'a> {
 
 impl Signature<'_> {
     /// What begins the body.
-    pub(super) fn prologue(&self, dialect: Dialect<'_>) -> String {
+    pub(super) fn prologue(&self, dialect: Dialect<'_>, waits: bool) -> String {
         match dialect {
             Dialect::OpenCl => format!(" if (__msl_t.query) {{ {}return; }} {}", self.sizes, self.locals),
-            Dialect::Cuda { .. } => format!(" {}", self.locals),
+            // Nothing is read before the launches before are done, unless the kernel says when it waits for them.
+            Dialect::Cuda { .. } => format!(" {}{}", self.locals, if waits { "" } else { "wait_for_inputs(); " }),
         }
     }
 }

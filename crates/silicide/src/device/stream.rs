@@ -109,6 +109,9 @@ impl Stream {
     pub fn read<T: Element>(&mut self, tensor: &Tensor, out: &mut [T]) -> Result<()> {
         self.check_host_copy("read", tensor, T::DTYPE, out.len())?;
         self.synchronize()?;
+        if out.is_empty() {
+            return Ok(());
+        }
         let range = tensor.byte_range();
         tensor.buffer().storage().read(range.clone(), |bytes| {
             let mut next = 0;

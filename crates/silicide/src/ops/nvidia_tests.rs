@@ -9,11 +9,12 @@ use crate::kernels::KernelSource;
 use crate::testing::quantized_formats;
 use crate::{DType, MatrixFormat};
 
-const SOURCES: [&KernelSource; 29] = [
+const SOURCES: &[&KernelSource] = &[
     &argmax::SOURCE,
     &attention::SOURCE,
     &binary::SOURCE,
     &cast::SOURCE,
+    &causal_conv1d::SOURCE,
     &compare::SOURCE,
     &copy::SOURCE,
     &cumsum::SOURCE,
@@ -21,14 +22,18 @@ const SOURCES: [&KernelSource; 29] = [
     &expert_matmul::SOURCE,
     &expert_schedule::SOURCE,
     &fill::SOURCE,
+    &gated_delta_gates::SOURCE,
+    &gated_delta_rule::SOURCE,
     &gather::SOURCE,
     &glu::SOURCE,
     &kv_write::SOURCE,
+    &l2_norm::SOURCE,
     &layer_norm::SOURCE,
     &matmul::SOURCE,
     &matmul::NVIDIA,
     &reduce::SOURCE,
     &rms_norm::SOURCE,
+    &rms_norm_gated::SOURCE,
     &rope::SOURCE,
     &rope_multi::SOURCE,
     &router::SOURCE,
@@ -37,6 +42,7 @@ const SOURCES: [&KernelSource; 29] = [
     &softmax::SOURCE,
     &sort::SOURCE,
     &top_k::SOURCE,
+    &triangular_solve::SOURCE,
     &unary::SOURCE,
     &weighted_reduce::SOURCE,
 ];
@@ -46,11 +52,17 @@ fn defines(source: &KernelSource) -> BTreeSet<String> {
     if source.name == "attention" {
         let types =
             [(DType::F32, DType::F32), (DType::F32, DType::F16), (DType::F16, DType::F16), (DType::BF16, DType::BF16)];
-        let forms = [(4, 4), (8, 1), (8, 4), (16, 2), (32, 4)];
+        let forms = [(4, 4), (8, 1), (8, 4), (16, 2), (32, 1)];
         let all = types.into_iter().zip(forms).chain(types.into_iter().zip(forms.into_iter().rev()));
         return all
             .map(|((q, cache), (lanes, heads))| attention::defines(q, cache, lanes, heads, lanes != 16))
             .collect();
+    }
+    if source.name == "causal_conv1d" {
+        return (2..=8).map(causal_conv1d::defines).collect();
+    }
+    if source.name == "gated_delta_rule" {
+        return [1, 33, 64, 128, 192, 256].map(gated_delta_rule::defines).into();
     }
     if source.name == "router" {
         return [1, 4, 128].map(|n| format!("#define PER_LANE {n}")).into();

@@ -13,7 +13,7 @@ type Op = fn(&mut Stream, &Tensor, &Tensor) -> Result<()>;
 type Function = fn(&mut Stream, &Tensor) -> Result<Tensor>;
 
 /// Every way in which `out` may be `x` itself, `[tokens, heads, 4]`.
-const ALLOWED: [(&str, Op); 19] = [
+const ALLOWED: [(&str, Op); 23] = [
     ("binary, a", |s, x, out| binary_into(s, Binary::Sub, x, &other(s, x), out)),
     ("binary, b", |s, x, out| binary_into(s, Binary::Sub, &other(s, x), x, out)),
     ("binary, both", |s, x, out| binary_into(s, Binary::Mul, x, x, out)),
@@ -21,6 +21,7 @@ const ALLOWED: [(&str, Op); 19] = [
     ("cumsum", |s, x, out| cumsum_into(s, x, Cumsum { exclusive: true, reverse: true }, out)),
     ("glu, gate", |s, x, out| glu_into(s, Gate::Silu, x, &other(s, x), out)),
     ("glu, up", |s, x, out| glu_into(s, Gate::Silu, &other(s, x), x, out)),
+    ("l2_norm", |s, x, out| l2_norm_into(s, x, 1e-6, out)),
     ("layer_norm", |s, x, out| layer_norm_into(s, x, Some(&weight(s, x)), None, 1e-5, out)),
     ("rms_norm", |s, x, out| rms_norm_into(s, x, &weight(s, x), 1e-5, out)),
     ("rms_norm, residual", |s, x, out| norm_of_sum(s, &other(s, x), x, None, out)),
@@ -28,6 +29,8 @@ const ALLOWED: [(&str, Op); 19] = [
         let normal = s.empty(x.dtype(), *x.shape())?;
         norm_of_sum(s, x, &other(s, x), Some(out), &normal)
     }),
+    ("rms_norm_gated, x", |s, x, out| rms_norm_gated_into(s, x, &other(s, x), &weight(s, x), 1e-5, out)),
+    ("rms_norm_gated, gate", |s, x, out| rms_norm_gated_into(s, &other(s, x), x, &weight(s, x), 1e-5, out)),
     ("rope", |s, x, out| {
         let rope = Rope::new(x.device(), &RopeFrequencies::new(4, 100.0)?, Pairing::Halves)?;
         rope_into(s, x, &positions(x, 1), &rope, out)
@@ -41,6 +44,11 @@ const ALLOWED: [(&str, Op); 19] = [
     ("select, a", |s, x, out| select_into(s, &condition(x), x, &other(s, x), out)),
     ("select, b", |s, x, out| select_into(s, &condition(x), &other(s, x), x, out)),
     ("softmax", |s, x, out| softmax_into(s, x, Softmax { scale: 2.0, mask: Some(&weight(s, x)) }, out)),
+    ("triangular_solve", |s, x, out| {
+        let (batch, n) = (x.dim(0), x.dim(1));
+        let l = Random::new(8).values(batch * n * n);
+        triangular_solve_into(s, &tensor_of(x.device(), x.dtype(), &l, [batch, n, n]), x, out)
+    }),
     ("unary", |s, x, out| unary_into(s, Unary::Exp, x, out)),
     ("weighted_reduce, shared", |s, x, out| {
         sum_of_slots(s, WeightedReduce { shared: Some(x), residual: Some(&other(s, x)), ..Default::default() }, out)
@@ -211,6 +219,7 @@ fn outputs_over_weights_are_refused() {
             assert!(error.contains("memory of its own") || error.contains("another order"), "{error}");
         };
         refused(rms_norm_into(stream, &x, &weight, 1e-5, &out));
+        refused(rms_norm_gated_into(stream, &x, &x, &weight, 1e-5, &out));
         refused(layer_norm_into(stream, &x, Some(&weight), None, 1e-5, &out));
         refused(layer_norm_into(stream, &x, None, Some(&weight), 1e-5, &out));
         if rows == 2 {

@@ -50,9 +50,9 @@ kernel void attention(
     uint3 groups [[threadgroups_per_grid]],
     uint lane [[thread_index_in_simdgroup]],
     uint simdgroup [[simdgroup_index_in_threadgroup]]) {
-  threadgroup float maxima[SIMDGROUPS];
-  threadgroup float sums[SIMDGROUPS];
-  threadgroup float joined[SIMDGROUPS * LANES * SPAN];
+  threadgroup float maxima[SIMDGROUPS * HEADS];
+  threadgroup float sums[SIMDGROUPS * HEADS];
+  threadgroup float joined[SIMDGROUPS * HEADS * LANES * SPAN];
 
   uint query = group.x;
   uint first_head = group.y * HEADS;
@@ -73,7 +73,7 @@ kernel void attention(
   uint start = p.window != 0 && end > p.window ? end - p.window : 0;
   // Of them this part has a share, which is a multiple of what is taken at a time.
   uint step = SIMDGROUPS * KEYS;
-  uint chunk = ((end - start) / groups.z + step) / step * step;
+  uint chunk = ((end - start + groups.z - 1) / groups.z + step - 1) / step * step;
   start = min(start + group.z * chunk, end);
   end = min(start + chunk, end);
 
@@ -144,44 +144,46 @@ kernel void attention(
         sum_v[h][i] += simd_shuffle_xor(sum_v[h][i], other);
       }
     }
+    uint at = simdgroup * HEADS + h;
     if (lane == 0) {
-      maxima[simdgroup] = most;
-      sums[simdgroup] = total;
+      maxima[at] = most;
+      sums[at] = total;
     }
     if (lane < LANES) {
       for (uint i = 0; i < SPAN; ++i) {
-        joined[simdgroup * LANES * SPAN + first + i] = sum_v[h][i / 4][i % 4];
+        joined[at * LANES * SPAN + first + i] = sum_v[h][i / 4][i % 4];
       }
     }
-    threadgroup_barrier(mem_flags::mem_threadgroup);
+  }
+  threadgroup_barrier(mem_flags::mem_threadgroup);
 
+  bool whole = groups.z == 1;
+  for (uint i = simdgroup * 32 + lane; i < HEADS * p.dim; i += SIMDGROUPS * 32) {
+    uint h = i / p.dim;
+    uint d = i % p.dim;
     uint head = first_head + h;
-    bool whole = groups.z == 1;
     float highest = whole && p.has_sinks ? sinks[head] : -INFINITY;
     for (uint s = 0; s < SIMDGROUPS; ++s) {
-      highest = greater(highest, maxima[s]);
+      highest = greater(highest, maxima[s * HEADS + h]);
     }
     float all = whole && p.has_sinks ? share(sinks[head], highest) : 0.0f;
+    float element = 0.0f;
     for (uint s = 0; s < SIMDGROUPS; ++s) {
-      all += sums[s] * share(maxima[s], highest);
+      uint at = s * HEADS + h;
+      float part = share(maxima[at], highest);
+      all += sums[at] * part;
+      element += joined[at * LANES * SPAN + d] * part;
+    }
+    if (whole) {
+      out[ulong(h) * p.out_strides[1] + d] = SCALAR(all == 0.0f ? 0.0f : element / all);
+      continue;
     }
     device float* to = partial + ((ulong(query) * p.q_heads + head) * groups.z + group.z) * (p.dim + 2);
-    for (uint d = simdgroup * 32 + lane; d < p.dim; d += SIMDGROUPS * 32) {
-      float element = 0.0f;
-      for (uint s = 0; s < SIMDGROUPS; ++s) {
-        element += joined[s * LANES * SPAN + d] * share(maxima[s], highest);
-      }
-      if (whole) {
-        out[ulong(h) * p.out_strides[1] + d] = SCALAR(all == 0.0f ? 0.0f : element / all);
-      } else {
-        to[d] = element;
-      }
-    }
-    if (!whole && simdgroup == 0 && lane == 0) {
+    to[d] = element;
+    if (d == 0) {
       to[p.dim] = highest;
       to[p.dim + 1] = all;
     }
-    threadgroup_barrier(mem_flags::mem_threadgroup);
   }
 }
 

@@ -187,10 +187,11 @@ impl GpuForm {
     fn of(p: &Params) -> GpuForm {
         // So many threadgroups keep a large GPU busy; a part has some keys for every simdgroup.
         const ENOUGH: u32 = 512;
-        const LEAST_KEYS: u32 = 128;
+        const LEAST_KEYS: u32 = 32;
         let lanes = p.dim.div_ceil(SPAN).next_power_of_two().max(4);
         let shared = p.q_heads / p.kv_heads;
-        let heads = [4, 2].into_iter().find(|&h| shared.is_multiple_of(h)).unwrap_or(1);
+        // All heads of a threadgroup lie in its memory at the end.
+        let heads = [4, 2].into_iter().find(|&h| shared.is_multiple_of(h) && h * lanes <= 32).unwrap_or(1);
         let keys = if p.window == 0 { p.keys } else { p.window.min(p.keys) };
         // Of a prompt there are enough queries. Otherwise their number has no say, so that one gives what a few give.
         let parts = match p.queries {

@@ -183,6 +183,20 @@ fn takes_every_head_dim_to_512() {
     });
 }
 
+/// A GPU computes many keys of few queries in parts, some of which may see nothing, and joins them.
+#[test]
+fn takes_many_keys() {
+    on_every_device(|stream| {
+        let many = Case { queries: 1, keys: 300, shows: Shows::From(299), dim: 64, ..PLAIN };
+        check_case(stream, &many);
+        check_case(stream, &Case { shows: Shows::From(40), sinks: true, ..many });
+        check_case(stream, &Case { shows: Shows::From(-1), sinks: true, ..many });
+        check_case(stream, &Case { window: Some(130), types: 8, dim: 256, ..many });
+        check_case(stream, &Case { queries: 3, shows: Shows::Causal, softcap: Some(4.0), types: 4, ..many });
+        check_case(stream, &Case { queries: 17, shows: Shows::Causal, types: 7, ..many });
+    });
+}
+
 #[test]
 fn takes_every_number_of_heads_a_key_head() {
     on_every_device(|stream| {

@@ -27,8 +27,8 @@ impl Context {
     }
 }
 
-/// Numbers of gathered rows that scratch memory holds at once, with their results.
-const BLOCK: usize = 8 << 20;
+/// Numbers of gathered rows that scratch memory holds at once, with their results. Tests have several blocks too.
+const BLOCK: usize = if cfg!(test) { 1 << 11 } else { 4 << 20 };
 
 /// Places that one expert multiplies.
 struct Part {

@@ -258,6 +258,33 @@ fn one_matrix_an_expert_is_as_a_stack() {
 }
 
 #[test]
+fn a_plan_follows_its_ids() {
+    on_every_device(|stream| {
+        let device = &stream.device().clone();
+        let format = MatrixFormat::Dense(DType::F32);
+        let weight =
+            ExpertWeight::stacked(&StoredMatrix::random(format, 9, 33, &mut Random::new(9)).on(device), 3).unwrap();
+        for tokens in [1, 40] {
+            let x = device.tensor(&Random::new(10).values(tokens * 33), [tokens, 33]).unwrap();
+            let ids = device.zeros(DType::U32, [tokens, 2]).unwrap();
+            let product = |stream: &mut Stream| {
+                let schedule = crate::ops::expert_schedule(stream, &ids, 3)?;
+                expert_matmul(stream, &x, &weight, &schedule, None, Precision::F32)
+            };
+            let (plan, out) = stream.record(product).unwrap();
+            for seed in [11, 12] {
+                let random = &mut Random::new(seed);
+                stream.write(&ids, &(0..2 * tokens).map(|_| random.below(4) as u32).collect::<Vec<_>>()).unwrap();
+                stream.replay(&plan).unwrap();
+                let replayed = out.to_vec::<f32>(stream).unwrap();
+                let want = product(stream).unwrap().to_vec::<f32>(stream).unwrap();
+                assert_eq!(replayed, want, "{tokens} tokens");
+            }
+        }
+    });
+}
+
+#[test]
 fn a_row_does_not_depend_on_its_company() {
     let device = &Device::cpu();
     let stream = &mut device.stream();

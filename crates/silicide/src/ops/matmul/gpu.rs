@@ -47,8 +47,10 @@ fn launch_run(
         params.n[i] = size(OP, "weight", product.matrix.rows())?;
         params.out_stride[i] = product.stride;
     }
-    let (tensor, why) = tensor_cores(stream.device(), x, whole, params.m, precision);
-    let form = if tensor { GpuForm::tensor_cores(&params) } else { GpuForm::of(&params) };
+    let (form, why) = match tensor_cores(stream.device(), x, whole, &params, matrix.format(), precision) {
+        Ok(form) => (form, ""),
+        Err(why) => (GpuForm::of(&params), why),
+    };
     params.splits = form.splits;
     params.blocks = params.n.map(|n| n.div_ceil(form.rows));
     let mut launch = Launch::new(OP, &params).read(x);
@@ -110,13 +112,19 @@ impl GpuForm {
         }
     }
 
-    /// The form of `kernel.cu`.
-    fn tensor_cores(p: &Params) -> GpuForm {
+    /// The form of `kernel.cu` for many rows of `x`.
+    fn tensor_many(p: &Params) -> GpuForm {
         // Larger tiles read less, as long as there are enough of them for all processors.
         let tiles: u32 = p.n.iter().map(|n| n.div_ceil(128)).sum();
         let large = p.m.div_ceil(128) * tiles >= 132;
         let (entry, tokens) = if large { ("matmul_tensor_128", 128) } else { ("matmul_tensor_64", 64) };
         GpuForm { source: &NVIDIA, entry, rows: 128, tokens, threads: 256, splits: 1 }
+    }
+
+    /// The form of `kernel.cu` for few rows of `x` and codes of four bits.
+    fn tensor_few(p: &Params) -> GpuForm {
+        let entry = if p.group_size == 32 { "matmul_tensor_few_narrow" } else { "matmul_tensor_few" };
+        GpuForm { source: &NVIDIA, entry, rows: 16, tokens: 8, threads: 256, splits: 1 }
     }
 }
 
@@ -133,16 +141,36 @@ pub(in crate::ops) fn splits(n: u32, k: u32) -> u32 {
     wanted.min(k.div_ceil(UNIT * 32).next_power_of_two()).min(SIMDGROUPS)
 }
 
-/// Whether `kernel.cu` takes the product, and why it does or does not.
-fn tensor_cores(device: &Device, x: &Tensor, whole: bool, m: u32, precision: Precision) -> (bool, &'static str) {
-    if device.kind() != DeviceKind::Cuda || m <= 16 {
-        return (false, "");
+/// The form of `kernel.cu` that takes the product, or why none does.
+fn tensor_cores(
+    device: &Device,
+    x: &Tensor,
+    whole: bool,
+    p: &Params,
+    format: MatrixFormat,
+    precision: Precision,
+) -> Result<GpuForm, &'static str> {
+    if device.kind() != DeviceKind::Cuda {
+        return Err("");
     }
-    match x.dtype() {
-        DType::F32 => (false, "tensor cores take 16 bits, and x is f32"),
-        _ if precision == Precision::F32 => (false, "tensor cores would round the weight to 16 bits"),
-        _ if !whole || !x.vectors_align(8) => (false, "rows of x are not aligned to 16 bytes"),
-        _ => (true, "tensor cores, which the weight is rounded for"),
+    if x.dtype() == DType::F32 {
+        return Err("tensor cores take 16 bits, and x is f32");
+    }
+    if !whole || !x.vectors_align(8) {
+        return Err("tensor cores want rows of x that are aligned to 16 bytes");
+    }
+    if p.m > 16 {
+        return match precision {
+            Precision::F32 => Err("tensor cores would round the weight to 16 bits"),
+            Precision::Reduced => Ok(GpuForm::tensor_many(p)),
+        };
+    }
+    match format {
+        // Codes are exact in 16 bits.
+        MatrixFormat::Quantized(QuantFormat::Affine { bits: 4, .. }, _) if p.k.is_multiple_of(128) => {
+            Ok(GpuForm::tensor_few(p))
+        }
+        _ => Err("for few rows of x tensor cores take affine codes of 4 bits only"),
     }
 }
 

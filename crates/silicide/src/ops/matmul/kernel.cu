@@ -1,7 +1,7 @@
-// matmul on NVIDIA's tensor cores, for many rows of x in a type of 16 bits. The text is Metal's but for the instructions
-// that only these GPUs have, and goes the same way; `matmul_tiled` in kernel.metal is its check.
+// matmul on NVIDIA's tensor cores, for x in a type of 16 bits. The text is Metal's but for the instructions that only these
+// GPUs have, and goes the same way; kernel.metal is its check.
 //
-// A threadgroup of eight simdgroups computes TILE_M rows of x by 128 rows of the weight. Tiles of x come by asynchronous
+// Many rows of x: a threadgroup of eight simdgroups computes TILE_M rows of x by 128 rows of the weight. Tiles of x come by asynchronous
 // copies, three in flight; a thread dequantises one unit of the weight for the next step while products of this one run,
 // rounded to the type of x. Sums are f32.
 
@@ -167,3 +167,189 @@ kernel void matmul_tensor(
 
 instantiate_kernel("matmul_tensor_64", matmul_tensor, 64)
 instantiate_kernel("matmul_tensor_128", matmul_tensor, 128)
+
+// Few rows of x, at most eight, and codes of four bits: the plain form spends some four instructions on a code, this one
+// little more than one.
+//
+// Eight simdgroups compute 16 rows of the weight and take every eighth stretch of 128 columns. Codes come by asynchronous
+// copies, DEPTH stretches ahead, the first of them before the launch before this one has ended: it does not write them. A
+// pair of codes becomes two 16-bit floats by one logical operation, as the mantissas of 128 + code (bf16) or 1024 + code
+// (f16, which is taken off again: it would cost too many digits). Products with the codes and with ones are summed for each
+// group of columns, then scaled in f32: (s * code + b) x = s * (offset + code) x + (b - offset * s) x.
+
+template <typename R>
+struct FourBits {
+  static constant constexpr bool value = false;
+};
+template <typename S>
+struct FourBits<Affine<4, S>> {
+  static constant constexpr bool value = true;
+};
+
+constant constexpr uint DEPTH = 4;
+constant constexpr float OFFSET = is_same_v<SCALAR, half> ? 0.0f : 128.0f;
+
+// Bytes 0 and 1 of both, and bytes 2 and 3 of both.
+inline uint low_halves(uint a, uint b) { return __byte_perm(a, b, 0x5410); }
+inline uint high_halves(uint a, uint b) { return __byte_perm(a, b, 0x7632); }
+
+// Codes i and i + 4 of a word, and OFFSET.
+inline uint two_codes(uint word, uint i) {
+  uint codes = (word >> (4 * i)) & 0x000f000fu;
+  if constexpr (is_same_v<SCALAR, half>) {
+    uint plain;
+    asm("sub.f16x2 %0, %1, %2;" : "=r"(plain) : "r"(codes | 0x64006400u), "r"(0x64006400u));
+    return plain;
+  } else {
+    return codes | 0x43004300u;
+  }
+}
+
+// The place of sixteen bytes of a row's stretch: so that four rows at one column lie in different banks.
+inline uint codes_at(uint row, uint chunk) { return row * 4 + (chunk ^ (row & 2)); }
+
+// What a lane reads beside the codes of a stretch: scales and biases of its words' groups in two rows, and the elements of x
+// for its words. Words 0 and 1 are of the first 64 columns.
+template <typename S>
+struct Beside {
+  S scales[2][4];
+  S biases[2][4];
+  uint4 x[4];
+};
+
+// The column of a lane's word w. NARROW: groups are of 32, so that the words 0 of four lanes are one and the words 1
+// another; else words 0 and 1 of a lane are in one group.
+template <bool NARROW>
+inline uint column_of(uint w, uint lane) {
+  uint t = lane % 4;
+  return w / 2 * 64 + (NARROW ? w % 2 * 32 + t * 8 : t * 16 + w % 2 * 8);
+}
+
+template <bool NARROW, typename S>
+inline Beside<S> read_beside(Affine<4, S> first, Affine<4, S> second, device const SCALAR* x, bool there, uint at, uint lane) {
+  Beside<S> b;
+  for (uint w = 0; w < 4; ++w) {
+    uint column = at * 128 + column_of<NARROW>(w, lane);
+    uint group = (column / UNIT) >> first.shift;
+    b.scales[0][w] = first.scales[group];
+    b.biases[0][w] = first.biases[group];
+    b.scales[1][w] = second.scales[group];
+    b.biases[1][w] = second.biases[group];
+    b.x[w] = there ? *(device const uint4*)(x + column) : uint4(0);
+  }
+  return b;
+}
+
+// Adds the products of one word of each row.
+inline void add_word(uint first, uint second, uint4 x, thread float* codes, thread float* ones) {
+  uint one = is_same_v<SCALAR, half> ? 0x3c003c00u : 0x3f803f80u;
+  uint all[4] = {one, one, one, one};
+  uint b0[2] = {low_halves(x.x, x.z), high_halves(x.x, x.z)};
+  uint b1[2] = {low_halves(x.y, x.w), high_halves(x.y, x.w)};
+  uint a0[4] = {two_codes(first, 0), two_codes(second, 0), two_codes(first, 1), two_codes(second, 1)};
+  uint a1[4] = {two_codes(first, 2), two_codes(second, 2), two_codes(first, 3), two_codes(second, 3)};
+  multiply(codes, a0, b0);
+  multiply(codes, a1, b1);
+  multiply(ones, all, b0);
+  multiply(ones, all, b1);
+}
+
+template <bool NARROW, typename S>
+inline void add_stretch(threadgroup const uint4* staged, thread const Beside<S>& beside, uint lane, thread float* sums) {
+  float codes[4];
+  float ones[4];
+  for (uint w = 0; w < 4; ++w) {
+    if (NARROW || w % 2 == 0) {
+      for (uint i = 0; i < 4; ++i) {
+        codes[i] = 0.0f;
+        ones[i] = 0.0f;
+      }
+    }
+    uint byte = column_of<NARROW>(w, lane) / 2;
+    uint row = lane / 4;
+    uint first = ((threadgroup const uint*)(staged + codes_at(row, byte / 16)))[byte / 4 % 4];
+    uint second = ((threadgroup const uint*)(staged + codes_at(row + 8, byte / 16)))[byte / 4 % 4];
+    add_word(first, second, beside.x[w], codes, ones);
+    if (NARROW || w % 2 == 1) {
+      for (uint r = 0; r < 2; ++r) {
+        float scale = float(beside.scales[r][w]);
+        float bias = fma(-OFFSET, scale, float(beside.biases[r][w]));
+        for (uint token = 0; token < 2; ++token) {
+          uint i = r * 2 + token;
+          sums[i] = fma(scale, codes[i], fma(bias, ones[token], sums[i]));
+        }
+      }
+    }
+  }
+}
+
+template <bool NARROW>
+kernel void matmul_tensor_few(
+    PRODUCTS,
+    uint2 group [[threadgroup_position_in_grid]],
+    uint thread_index [[thread_index_in_threadgroup]],
+    uint lane [[thread_index_in_simdgroup]],
+    uint simdgroup [[simdgroup_index_in_threadgroup]]) {
+  threadgroup uint4 staged[8][DEPTH][64];
+  threadgroup float partial[8][16][8];
+  if constexpr (FourBits<Reader>::value) {
+    Product product = PICK_PRODUCT(group.x);
+    uint first_row = product.block * 16;
+    uint first_token = group.y * 8;
+    uint stretches = p.k / 128;
+    // What is past the last row is computed from the last row, and not stored.
+    Reader first = Reader::at(product.weight, min(first_row + lane / 4, product.n - 1));
+    Reader second = Reader::at(product.weight, min(first_row + lane / 4 + 8, product.n - 1));
+
+    auto fetch = [&](uint at, uint slot) {
+      if (at < stretches) {
+        uint chunk = lane % 4;
+        uint row = lane / 4;
+        threadgroup uint4* to = staged[simdgroup][slot];
+        copy_async((threadgroup SCALAR*)(to + codes_at(row, chunk)), (device const SCALAR*)(first.codes + at * 64 + chunk * 16), true);
+        copy_async((threadgroup SCALAR*)(to + codes_at(row + 8, chunk)), (device const SCALAR*)(second.codes + at * 64 + chunk * 16), true);
+      }
+      asm volatile("cp.async.commit_group;");
+    };
+    for (uint i = 0; i < DEPTH; ++i) {
+      fetch(simdgroup + i * 8, i);
+    }
+    wait_for_inputs();
+
+    uint token = first_token + lane / 4;
+    bool there = token < p.m;
+    device const SCALAR* x_row = x + (there ? ulong(token) * p.x_stride : 0);
+    float sums[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+    uint at = simdgroup;
+    auto beside = read_beside<NARROW>(first, second, x_row, there, min(at, stretches - 1), lane);
+    for (uint slot = 0; at < stretches; at += 8) {
+      auto next = read_beside<NARROW>(first, second, x_row, there, min(at + 8, stretches - 1), lane);
+      asm volatile("cp.async.wait_group %0;" ::"n"(DEPTH - 1));
+      simdgroup_barrier(mem_flags::mem_threadgroup);
+      add_stretch<NARROW>(staged[simdgroup][slot], beside, lane, sums);
+      simdgroup_barrier(mem_flags::mem_threadgroup);
+      fetch(at + 8 * DEPTH, slot);
+      beside = next;
+      slot = (slot + 1) % DEPTH;
+    }
+
+    for (uint i = 0; i < 4; ++i) {
+      partial[simdgroup][lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2] = sums[i];
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    if (thread_index < 128) {
+      uint row = thread_index % 16;
+      uint t = thread_index / 16;
+      float sum = 0.0f;
+      for (uint i = 0; i < 8; ++i) {
+        sum += partial[i][row][t];
+      }
+      if (first_row + row < product.n && first_token + t < p.m) {
+        product.out[ulong(first_token + t) * product.out_stride + first_row + row] = SCALAR(sum);
+      }
+    }
+  }
+}
+
+instantiate_kernel("matmul_tensor_few", matmul_tensor_few, false)
+instantiate_kernel("matmul_tensor_few_narrow", matmul_tensor_few, true)

@@ -1,6 +1,31 @@
-// rms_norm: one threadgroup a row. Reads the row twice (the second time from cache), writes it once.
+// rms_norm: one threadgroup a row, four elements a thread at a time. Reads the row twice (the second time from cache),
+// writes it once.
 
 #include "silicide.h"
+
+// Elements first to first + 3 of a row; those past its end as zeros.
+template <typename T>
+inline float4 load_four(device const T* row, uint first, constant Params& p) {
+  if (p.aligned) {
+    return float4(*(device const vec<T, 4>*)(row + first));
+  }
+  float4 four = float4(0.0f);
+  for (uint i = 0; i < min(4u, p.dim - first); ++i) {
+    four[i] = float(row[first + i]);
+  }
+  return four;
+}
+
+template <typename T>
+inline void store_four(device T* row, uint first, float4 four, constant Params& p) {
+  if (p.aligned) {
+    *(device vec<T, 4>*)(row + first) = vec<T, 4>(four);
+    return;
+  }
+  for (uint i = 0; i < min(4u, p.dim - first); ++i) {
+    row[first + i] = T(four[i]);
+  }
+}
 
 template <typename T, typename W>
 kernel void rms_norm(
@@ -23,27 +48,27 @@ kernel void rms_norm(
   out += ulong(row) * p.out_stride;
 
   float squares = 0;
-  for (uint i = thread_index; i < p.dim; i += threads) {
-    float value = float(x[i]);
+  for (uint i = thread_index * 4; i < p.dim; i += threads * 4) {
+    float4 value = load_four(x, i, p);
     if (p.has_residual) {
-      value = float(T(value + float(residual[i])));
+      value = float4(vec<T, 4>(value + load_four(residual, i, p)));
     }
-    squares += value * value;
+    squares += dot(value, value);
   }
   squares = threadgroup_reduce<Sum>(squares, scratch, lane, simdgroup, simdgroups);
   float scale = metal::precise::rsqrt(squares / float(p.dim) + p.eps);
 
   // Each thread reads again what it read before, so writing over an input in place is safe.
-  for (uint i = thread_index; i < p.dim; i += threads) {
-    float value = float(x[i]);
+  for (uint i = thread_index * 4; i < p.dim; i += threads * 4) {
+    float4 value = load_four(x, i, p);
     if (p.has_residual) {
-      value = float(T(value + float(residual[i])));
+      value = float4(vec<T, 4>(value + load_four(residual, i, p)));
     }
-    float w = p.has_weight ? float(weight[i]) + p.weight_offset : 1.0f;
+    float4 w = p.has_weight ? load_four(weight, i, p) + p.weight_offset : float4(1.0f);
     if (p.has_sum) {
-      sum[i] = T(value);
+      store_four(sum, i, value, p);
     }
-    out[i] = T(value * scale * w);
+    store_four(out, i, value * scale * w, p);
   }
 }
 

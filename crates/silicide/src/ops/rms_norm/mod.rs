@@ -95,6 +95,8 @@ pub fn rms_norm_with(stream: &mut Stream, x: &Tensor, options: RmsNormOptions, o
     if rows.is_empty() {
         return Ok(());
     }
+    let all = [Some(x), Some(out), weight, residual, sum];
+    let aligned = rows.len.is_multiple_of(4) && all.into_iter().flatten().all(|t| t.vectors_align(4));
     let params = Params {
         rows: rows.count,
         dim: rows.len,
@@ -107,6 +109,7 @@ pub fn rms_norm_with(stream: &mut Stream, x: &Tensor, options: RmsNormOptions, o
         has_weight: weight.is_some().into(),
         has_residual: residual.is_some().into(),
         has_sum: sum.is_some().into(),
+        aligned: aligned.into(),
     };
     let launch = Launch::new(OP, &params)
         .read(x)
@@ -145,6 +148,8 @@ kernel_params! {
         has_weight: u32,
         has_residual: u32,
         has_sum: u32,
+        /// Whether rows are whole fours, which lie aligned for vector loads in every tensor.
+        aligned: u32,
     }
 }
 
