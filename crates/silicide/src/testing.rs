@@ -136,6 +136,13 @@ pub(crate) fn values_of(stream: &mut Stream, t: &Tensor) -> Vec<f32> {
     }
 }
 
+/// The bytes of a tensor's elements in row-major order.
+pub(crate) fn bytes_of(stream: &mut Stream, t: &Tensor) -> Vec<u8> {
+    let dense = crate::ops::copy(stream, t).unwrap();
+    let bytes = Tensor::new(dense.buffer().clone(), dense.offset(), DType::U8, [dense.byte_range().len()]);
+    bytes.unwrap().to_vec(stream).unwrap()
+}
+
 /// Rounds to `dtype` and widens again, as storing does.
 pub(crate) fn rounded(dtype: DType, values: &[f32]) -> Vec<f32> {
     values
@@ -429,17 +436,20 @@ mod tests {
         let want = [
             "argmax",
             "attention",
+            "cumsum",
             "expert_matmul",
             "expert_schedule",
             "gated_delta_rule",
             "l2_norm",
             "layer_norm",
             "matmul",
+            "reduce",
             "rms_norm",
             "rms_norm_gated",
             "router",
             "sample",
             "softmax",
+            "sort",
             "top_k",
             "triangular_solve",
         ];

@@ -13,11 +13,12 @@ type Op = fn(&mut Stream, &Tensor, &Tensor) -> Result<()>;
 type Function = fn(&mut Stream, &Tensor) -> Result<Tensor>;
 
 /// Every way in which `out` may be `x` itself, `[tokens, heads, 4]`.
-const ALLOWED: [(&str, Op); 20] = [
+const ALLOWED: [(&str, Op); 23] = [
     ("binary, a", |s, x, out| binary_into(s, Binary::Sub, x, &other(s, x), out)),
     ("binary, b", |s, x, out| binary_into(s, Binary::Sub, &other(s, x), x, out)),
     ("binary, both", |s, x, out| binary_into(s, Binary::Mul, x, x, out)),
     ("binary, a number", |s, x, out| binary_into(s, Binary::Sub, x, 0.5, out)),
+    ("cumsum", |s, x, out| cumsum_into(s, x, Cumsum { exclusive: true, reverse: true }, out)),
     ("glu, gate", |s, x, out| glu_into(s, Gate::Silu, x, &other(s, x), out)),
     ("glu, up", |s, x, out| glu_into(s, Gate::Silu, &other(s, x), x, out)),
     ("l2_norm", |s, x, out| l2_norm_into(s, x, 1e-6, out)),
@@ -40,6 +41,8 @@ const ALLOWED: [(&str, Op); 20] = [
         let rope = RopeMulti::new(x.device(), &RopeFrequencies::new(4, 100.0)?, sections, Pairing::Halves)?;
         rope_multi_into(s, x, &positions(x, 4), &rope, out)
     }),
+    ("select, a", |s, x, out| select_into(s, &condition(x), x, &other(s, x), out)),
+    ("select, b", |s, x, out| select_into(s, &condition(x), &other(s, x), x, out)),
     ("softmax", |s, x, out| softmax_into(s, x, Softmax { scale: 2.0, mask: Some(&weight(s, x)) }, out)),
     ("triangular_solve", |s, x, out| {
         let (batch, n) = (x.dim(0), x.dim(1));
@@ -57,6 +60,10 @@ const ALLOWED: [(&str, Op); 20] = [
 
 fn other(stream: &Stream, x: &Tensor) -> Tensor {
     tensor_of(stream.device(), x.dtype(), &Random::new(9).values(x.elements()), *x.shape())
+}
+
+fn condition(x: &Tensor) -> Tensor {
+    x.device().tensor_from_bytes(&[1, 0, 0, 1], DType::Bool, [4]).unwrap()
 }
 
 fn weight(stream: &Stream, x: &Tensor) -> Tensor {
@@ -124,21 +131,44 @@ fn many_threads_give_what_one_gives() {
         assert!(one == run(3, &apart), "{name}");
         assert!(one == run(3, &in_place), "{name}, in place");
     }
-    let others: [(&str, Function); 7] = [
+    let others: [(&str, Function); 16] = [
         ("argmax", |s, x| argmax(s, x)),
+        ("argsort", |s, x| argsort(s, x, Order::Ascending)),
+        ("argsort of a long row", |s, x| {
+            let row = x_row(s, x)?;
+            argsort(s, &row, Order::Descending)
+        }),
         ("cast", |s, x| cast(s, x, DType::I8)),
         ("cast of integers", |s, x| {
             let whole = cast(s, x, DType::I32)?;
             cast(s, &whole, DType::I64)
         }),
+        ("compare", |s, x| compare(s, Compare::Less, x, 0.5)),
         ("copy", |s, x| copy(s, &x.permute(&[2, 0, 1])?)),
+        ("cumsum of a long row", |s, x| {
+            let row = x_row(s, x)?;
+            cumsum(s, &row, Cumsum::default())
+        }),
+        ("full", |s, x| full(s, DType::F32, *x.shape(), 2.5)),
+        ("gather", |s, x| gather(s, x, &positions(x, 1))),
+        ("reduce", |s, x| reduce(s, Reduce::Sum, x)),
+        ("reduce_all", |s, x| reduce_all(s, Reduce::Mean, x)),
         ("router", |s, x| router(s, x, Router { top_k: 2, ..Router::default() }).map(|(_, weights)| weights)),
+        ("take_along_axis", |s, x| {
+            let greatest = argmax(s, x)?.reshape([x.dim(0), x.dim(1), 1])?;
+            take_along_axis(s, x, &greatest, 2)
+        }),
         ("top_k, values", |s, x| top_k(s, x, 3).map(|(values, _)| values)),
         ("top_k, indices", |s, x| top_k(s, x, 3).map(|(_, indices)| indices)),
     ];
     for (name, op) in others {
         assert!(run(1, &op) == run(3, &op), "{name}");
     }
+}
+
+/// All elements as one row.
+fn x_row(stream: &mut Stream, x: &Tensor) -> Result<Tensor> {
+    copy(stream, x)?.reshape([x.elements()])
 }
 
 /// The launch sees the same bytes read and written; only the op can see that the order differs.
@@ -227,15 +257,28 @@ fn other_ops_write_to_memory_of_their_own() {
     let schedule = expert_schedule(stream, &device.zeros(DType::U32, [4, 4]).unwrap(), 4).unwrap();
     let columns = x.slice(2, 0..1).unwrap();
     let draw = Sampling { temperature: 1.0, ..Sampling::default() };
+    let flags = Tensor::new(x.buffer().clone(), 0, DType::Bool, [16, 4]).unwrap();
     let results = [
         ("argmax", argmax_into(stream, &rows, &ids(&[16]))),
+        ("argsort", argsort_into(stream, &rows, Order::Ascending, &ids(&[16, 4]))),
         ("attention, q", attention_into(stream, &x, &apart, &apart, attend, &x)),
         ("attention, v", attention_into(stream, &apart, &apart, &x, attend, &x)),
+        ("compare", compare_into(stream, Compare::Less, &rows, 0.0, &flags)),
         ("copy", copy_into(stream, &rows, &rows)),
         ("expert_matmul", expert_matmul_into(stream, &x, &experts, &schedule, None, Precision::F32, &columns)),
+        ("gather, x", gather_into(stream, &rows, &slots, &rows.slice(0, 4..8).unwrap())),
+        (
+            "gather, ids",
+            gather_into(stream, &apart.reshape([16, 4]).unwrap(), &ids(&[4]), &rows.slice(0, 0..4).unwrap()),
+        ),
         ("kv_write, keys", kv_write(stream, &x, &apart, &slots, &x, &device.zeros(DType::F32, [4, 4, 4]).unwrap())),
         ("kv_write, caches", kv_write(stream, &apart, &apart, &slots, &x, &x)),
         ("matmul", matmul_into(stream, &rows, &weight, Precision::F32, &rows)),
+        ("reduce", reduce_into(stream, Reduce::Sum, &rows, &rows.slice(0, 0..4).unwrap().reshape([16]).unwrap())),
+        (
+            "reduce_all",
+            reduce_all_into(stream, Reduce::Sum, &rows, &rows.slice(0, 2..3).unwrap().slice(1, 1..2).unwrap()),
+        ),
         (
             "router",
             router_into(stream, &rows, Router::default(), &ids(&[16, 1]), &device.zeros(DType::F32, [16, 1]).unwrap()),
@@ -246,6 +289,11 @@ fn other_ops_write_to_memory_of_their_own() {
             sample_into(stream, &rows, draw, &state, &state.reshape([64]).unwrap().slice(0, 0..16).unwrap()),
         ),
         ("sample, greedy", sample_into(stream, &rows, Sampling::default(), &state, &ids(&[16]))),
+        ("sort", sort_into(stream, &rows, Order::Ascending, &rows)),
+        (
+            "take_along_axis",
+            take_along_axis_into(stream, &rows, &slots.reshape([4, 1]).unwrap(), 0, &rows.slice(0, 0..4).unwrap()),
+        ),
         ("top_k", top_k_into(stream, &rows, &rows, &device.zeros(DType::U32, [16, 4]).unwrap())),
         (
             "weighted_reduce, y",

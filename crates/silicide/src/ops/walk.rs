@@ -6,7 +6,7 @@ use crate::ops::check::{check, size};
 use crate::{Element, Float, MAX_RANK, Result, Tensor};
 
 /// The most tensors that are walked together.
-const OPERANDS: usize = 3;
+const OPERANDS: usize = 4;
 
 /// Elements that one step of a CPU loop holds in scratch memory: they stay in the first-level cache.
 pub(crate) const BLOCK: usize = 1024;
@@ -15,13 +15,13 @@ pub(crate) const BLOCK: usize = 1024;
 const GRAIN: usize = 32 * 1024;
 
 kernel_params! {
-    /// Up to three tensors of one shape as rows of an inner axis. Axes that every tensor can walk with one stride are
+    /// Up to four tensors of one shape as rows of an inner axis. Axes that every tensor can walk with one stride are
     /// merged, so that contiguous tensors are one row. Strides are in elements.
     pub(crate) struct Walk {
         /// By operand and outer axis: operand `i` has those from `8 * i`.
-        strides: [u64; 24],
+        strides: [u64; 32],
         /// Of the inner axis, by operand.
-        inner: [u64; 3],
+        inner: [u64; 4],
         /// Elements in a row.
         len: u64,
         /// The product of the outer axes.

@@ -4,18 +4,19 @@ mod cpu;
 #[cfg(test)]
 mod tests;
 
-use crate::device::{Gpu, Launch, Stream};
+use crate::device::{DeviceKind, Gpu, Launch, Stream};
 use crate::kernels::{KernelParams, KernelSource, kernel_params};
 use crate::ops::check::{check, float_entry, size};
 use crate::ops::walk::Walk;
+use crate::ops::{Order, sort, take_along_axis_into};
 use crate::{DType, Result, Tensor};
 
 /// The `k` greatest elements along the last axis and their indices: values in falling order, of equals the lowest index
 /// first.
 ///
 /// `x` is f32, f16 or bf16 of one axis or more, with any strides. The results are row-major in `x`'s shape with a last
-/// axis of `k`: values of `x`'s type, and u32 indices. NaN counts as greater than every number; -0 and 0 are equal. On a
-/// GPU the time grows with `k`, which is meant to be small.
+/// axis of `k`: values of `x`'s type, and u32 indices. NaN counts as greater than every number; -0 and 0 are equal. A GPU
+/// takes one pass over the row for each of `k`, and sorts the row where they are more than 64.
 ///
 /// # Errors
 ///
@@ -61,6 +62,11 @@ pub fn top_k_into(stream: &mut Stream, x: &Tensor, values: &Tensor, indices: &Te
         return Ok(());
     }
     let len = size(OP, "the last axis", x.dim(-1))?;
+    if k > MOST_PASSES && stream.device().kind() != DeviceKind::Cpu {
+        let why = "k is past 64: rows are sorted, as that many passes would take longer";
+        sort::first(stream, OP, x, Order::Descending, indices, why)?;
+        return take_along_axis_into(stream, x, indices, x.rank() - 1, values);
+    }
     let params = Params { walk: Walk::rows(OP, &[x])?, k: k as u32, pad: 0 };
     let launch = Launch::new(OP, &params).read(x).write(values).write(indices);
     stream.launch(launch, float_entry!(dtype, T => cpu::run::<T>), || Gpu {
@@ -73,6 +79,9 @@ pub fn top_k_into(stream: &mut Stream, x: &Tensor, values: &Tensor, indices: &Te
 }
 
 const OP: &str = "top_k";
+
+/// The greatest `k` for which a GPU looks for one after the other.
+const MOST_PASSES: usize = 64;
 
 kernel_params! {
     struct Params {

@@ -51,6 +51,7 @@ impl Params {
             Cos,
             Softcap { cap: self.a },
             ScaleShift { scale: self.a, shift: self.b },
+            Clamp { min: self.a, max: self.b },
         ];
         all.into_iter().find(|f| f.code() == self.function).expect("made from a Unary")
     }
@@ -76,6 +77,15 @@ fn apply(function: Unary, s: &mut [f32]) {
         Unary::Cos => each(s, f32::cos),
         Unary::Softcap { cap } => each(s, |x| cap * vector::tanh(x / cap)),
         Unary::ScaleShift { scale, shift } => each(s, |x| scale * x + shift),
+        Unary::Clamp { min, max } => each(s, |x| {
+            if x < min {
+                min
+            } else if x > max {
+                max
+            } else {
+                x
+            }
+        }),
     }
 }
 

@@ -24,6 +24,7 @@ inline float apply(constant Params& p, float x) {
     case Unary::Cos: return metal::precise::cos(x);
     case Unary::Softcap: return p.a * metal::precise::tanh(x / p.a);
     case Unary::ScaleShift: return p.a * x + p.b;
+    case Unary::Clamp: return x < p.a ? p.a : x > p.b ? p.b : x;
   }
   return x;
 }

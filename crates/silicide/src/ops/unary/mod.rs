@@ -58,6 +58,13 @@ kernel_enum! {
             /// Is added after.
             shift: f32,
         },
+        /// The nearest number from `min` to `max`; NaN for NaN.
+        Clamp {
+            /// The least; negative infinity for no bound.
+            min: f32,
+            /// The greatest, no less than `min`; infinity for no bound.
+            max: f32,
+        },
     }
 }
 
@@ -68,7 +75,7 @@ kernel_enum! {
 ///
 /// # Errors
 ///
-/// [`Error::Argument`](crate::Error::Argument) where types do not fit, or a softcap is not above 0.
+/// [`Error::Argument`](crate::Error::Argument) where types do not fit, a softcap is not above 0, or bounds are in the wrong order.
 ///
 /// ```
 /// use silicide::{Device, ops};
@@ -99,6 +106,10 @@ pub fn unary_into(stream: &mut Stream, function: Unary, x: &Tensor, out: &Tensor
             (cap, 0.0)
         }
         Unary::ScaleShift { scale, shift } => (scale, shift),
+        Unary::Clamp { min, max } => {
+            check(OP, min <= max, || format!("min: got {min}, wanted {max} or less, as max is"))?;
+            (min, max)
+        }
         _ => (0.0, 0.0),
     };
     if out.elements() == 0 {
@@ -119,9 +130,9 @@ kernel_params! {
         walk: Walk,
         /// A `Unary`.
         function: u32,
-        /// The cap, or the scale.
+        /// The cap, the scale, or the least.
         a: f32,
-        /// The shift.
+        /// The shift, or the greatest.
         b: f32,
         /// Makes the size a multiple of 8.
         pad: u32,

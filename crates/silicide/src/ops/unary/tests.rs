@@ -4,7 +4,7 @@ use super::*;
 use crate::testing::{Golden, Random, assert_close, on_every_device, rounded, tensor_of, values_of};
 use crate::{DType, Device};
 
-const ALL: [Unary; 18] = [
+const ALL: [Unary; 19] = [
     Unary::Neg,
     Unary::Abs,
     Unary::Exp,
@@ -23,6 +23,7 @@ const ALL: [Unary; 18] = [
     Unary::Cos,
     Unary::Softcap { cap: 1.5 },
     Unary::ScaleShift { scale: -0.5, shift: 0.25 },
+    Unary::Clamp { min: -0.5, max: 1.25 },
 ];
 
 /// The definition, in f64.
@@ -46,6 +47,7 @@ fn reference(function: Unary, x: f64) -> f64 {
         Unary::Cos => x.cos(),
         Unary::Softcap { cap } => cap as f64 * (x / cap as f64).tanh(),
         Unary::ScaleShift { scale, shift } => scale as f64 * x + shift as f64,
+        Unary::Clamp { min, max } => x.clamp(min as f64, max as f64),
     }
 }
 
@@ -66,7 +68,7 @@ proptest! {
     fn follows_the_definition(
         rows in 0usize..4,
         len in prop_oneof![Just(0), Just(1), Just(31), Just(33), Just(65), Just(1025)],
-        function in 0usize..18,
+        function in 0usize..19,
         dtype in 0usize..3,
         (in_place, turned) in any::<(bool, bool)>(),
         seed: u64,
@@ -154,6 +156,8 @@ fn says_what_does_not_fit() {
     let x = device.zeros(DType::F32, [4]).unwrap();
     let error = unary(stream, Unary::Softcap { cap: 0.0 }, &x).unwrap_err().to_string();
     assert_eq!(error, "unary: cap: got 0, wanted a number above 0");
+    let error = unary(stream, Unary::Clamp { min: 1.0, max: -1.0 }, &x).unwrap_err().to_string();
+    assert_eq!(error, "unary: min: got 1, wanted -1 or less, as max is");
     let ids = device.zeros(DType::U32, [4]).unwrap();
     assert!(unary(stream, Unary::Neg, &ids).unwrap_err().to_string().contains("wanted f32, f16 or bf16"));
 }
