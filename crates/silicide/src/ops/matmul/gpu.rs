@@ -123,11 +123,7 @@ impl GpuForm {
 
     /// The form of `kernel.cu` for few rows of `x` and codes of four bits.
     fn tensor_few(p: &Params) -> GpuForm {
-        let entry = match p.group_size {
-            32 => "matmul_tensor_few_32",
-            64 => "matmul_tensor_few_64",
-            _ => "matmul_tensor_few_128",
-        };
+        let entry = if p.group_size == 32 { "matmul_tensor_few_32" } else { "matmul_tensor_few_64" };
         GpuForm { source: &NVIDIA, entry, rows: 16, tokens: 8, threads: 256, splits: 1 }
     }
 }
@@ -171,10 +167,12 @@ fn tensor_cores(
     }
     match format {
         // Codes are exact in 16 bits.
-        MatrixFormat::Quantized(QuantFormat::Affine { bits: 4, .. }, _) if p.k.is_multiple_of(128) => {
+        MatrixFormat::Quantized(QuantFormat::Affine { bits: 4, group_size: 32 | 64 }, scales)
+            if scales != DType::F32 && p.k.is_multiple_of(128) =>
+        {
             Ok(GpuForm::tensor_few(p))
         }
-        _ => Err("for few rows of x tensor cores take affine codes of 4 bits only"),
+        _ => Err("for few rows of x tensor cores take affine codes of 4 bits in groups of 32 or 64 only"),
     }
 }
 

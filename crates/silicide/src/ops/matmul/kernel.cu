@@ -208,46 +208,21 @@ inline uint two_codes(uint word, uint i) {
 // The place of sixteen bytes of a row's stretch: so that four rows at one column lie in different banks.
 inline uint codes_at(uint row, uint chunk) { return row * 4 + (chunk ^ (row & 2)); }
 
-// Scales or biases of GROUPS neighbouring groups.
-template <typename S, uint GROUPS>
-struct Several {
-  vec<S, GROUPS> all;
-};
-template <typename S>
-struct Several<S, 1> {
-  S all[1];
-};
-
-// What a lane reads beside the codes of a stretch: scales and biases of its groups in two rows, and the elements of x for
-// its words. Words 0 and 1 are of the first 64 columns.
-template <typename S, uint GROUPS>
-struct Beside {
-  Several<S, GROUPS> scales[2];
-  Several<S, GROUPS> biases[2];
-  uint4 x[4];
-};
-
-// The column of a lane's word w. Of four groups the words w of four lanes are group w; of two or one the words 0 and 1 of a
-// lane are neighbours.
+// The column of a lane's word w of a stretch; words 0 and 1 are of the first 64 columns. Of four groups the words w of four
+// lanes are group w; of two the words 0 and 1 of a lane are neighbours.
 template <uint GROUPS>
 inline uint column_of(uint w, uint lane) {
   uint t = lane % 4;
   return w / 2 * 64 + (GROUPS == 4 ? w % 2 * 32 + t * 8 : t * 16 + w % 2 * 8);
 }
 
-template <uint GROUPS, typename S>
-inline Beside<S, GROUPS> read_beside(
-    Affine<4, S> first, Affine<4, S> second, device const SCALAR* x, bool there, uint at, uint lane) {
-  Beside<S, GROUPS> b;
-  b.scales[0] = *(device const Several<S, GROUPS>*)(first.scales + at * GROUPS);
-  b.biases[0] = *(device const Several<S, GROUPS>*)(first.biases + at * GROUPS);
-  b.scales[1] = *(device const Several<S, GROUPS>*)(second.scales + at * GROUPS);
-  b.biases[1] = *(device const Several<S, GROUPS>*)(second.biases + at * GROUPS);
-  for (uint w = 0; w < 4; ++w) {
-    b.x[w] = there ? *(device const uint4*)(x + at * 128 + column_of<GROUPS>(w, lane)) : uint4(0);
-  }
-  return b;
-}
+// What a simdgroup has staged of a stretch: the codes of 16 rows, then their scales, and their biases.
+template <typename S, uint GROUPS>
+struct Stretch {
+  uint4 codes[64];
+  vec<S, GROUPS> scales[16];
+  vec<S, GROUPS> biases[16];
+};
 
 // Adds the products of one word of each row.
 inline void add_word(uint first, uint second, uint4 x, thread float* codes, thread float* ones) {
@@ -263,11 +238,12 @@ inline void add_word(uint first, uint second, uint4 x, thread float* codes, thre
   multiply(ones, all, b1);
 }
 
-template <uint GROUPS, typename S>
+template <typename S, uint GROUPS>
 inline void add_stretch(
-    threadgroup const uint4* staged, thread const Beside<S, GROUPS>& beside, uint lane, thread float* sums) {
+    threadgroup const Stretch<S, GROUPS>& stretch, thread const uint4* x, uint lane, thread float* sums) {
   float codes[4];
   float ones[4];
+  uint row = lane / 4;
   for (uint w = 0; w < 4; ++w) {
     if (w % (4 / GROUPS) == 0) {
       for (uint i = 0; i < 4; ++i) {
@@ -276,14 +252,14 @@ inline void add_stretch(
       }
     }
     uint byte = column_of<GROUPS>(w, lane) / 2;
-    uint row = lane / 4;
-    uint first = ((threadgroup const uint*)(staged + codes_at(row, byte / 16)))[byte / 4 % 4];
-    uint second = ((threadgroup const uint*)(staged + codes_at(row + 8, byte / 16)))[byte / 4 % 4];
-    add_word(first, second, beside.x[w], codes, ones);
+    uint first = ((threadgroup const uint*)(stretch.codes + codes_at(row, byte / 16)))[byte / 4 % 4];
+    uint second = ((threadgroup const uint*)(stretch.codes + codes_at(row + 8, byte / 16)))[byte / 4 % 4];
+    add_word(first, second, x[w], codes, ones);
     if ((w + 1) % (4 / GROUPS) == 0) {
+      uint group = w * GROUPS / 4;
       for (uint r = 0; r < 2; ++r) {
-        float scale = float(beside.scales[r].all[w * GROUPS / 4]);
-        float bias = fma(-OFFSET, scale, float(beside.biases[r].all[w * GROUPS / 4]));
+        float scale = float(stretch.scales[row + 8 * r][group]);
+        float bias = fma(-OFFSET, scale, float(stretch.biases[row + 8 * r][group]));
         for (uint token = 0; token < 2; ++token) {
           uint i = r * 2 + token;
           sums[i] = fma(scale, codes[i], fma(bias, ones[token], sums[i]));
@@ -293,6 +269,29 @@ inline void add_stretch(
   }
 }
 
+// Asks for a stretch of a block's 16 rows, of which a lane has two rows for codes and one for scales or biases.
+template <typename S, uint GROUPS>
+inline void fetch_stretch(
+    threadgroup Stretch<S, GROUPS>& to, Affine<4, S> first, Affine<4, S> second, Affine<4, S> third, uint at, uint lane) {
+  uint chunk = lane % 4;
+  uint row = lane / 4;
+  copy_async((threadgroup SCALAR*)(to.codes + codes_at(row, chunk)), (device const SCALAR*)(first.codes + at * 64 + chunk * 16), true);
+  copy_async((threadgroup SCALAR*)(to.codes + codes_at(row + 8, chunk)), (device const SCALAR*)(second.codes + at * 64 + chunk * 16), true);
+  device const S* from = lane < 16 ? third.scales : third.biases;
+  threadgroup vec<S, GROUPS>* target = lane < 16 ? to.scales : to.biases;
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2;"
+               ::"r"(uint(__cvta_generic_to_shared(target + lane % 16))), "l"(from + at * GROUPS), "n"(sizeof(vec<S, GROUPS>)));
+}
+
+template <typename R>
+struct ScaleOf {
+  using type = half;
+};
+template <typename S>
+struct ScaleOf<Affine<4, S>> {
+  using type = S;
+};
+
 template <uint GROUPS>
 kernel void matmul_tensor_few(
     PRODUCTS,
@@ -300,24 +299,20 @@ kernel void matmul_tensor_few(
     uint thread_index [[thread_index_in_threadgroup]],
     uint lane [[thread_index_in_simdgroup]],
     uint simdgroup [[simdgroup_index_in_threadgroup]]) {
-  threadgroup uint4 staged[8][DEPTH][64];
-  threadgroup float partial[8][16][8];
+  threadgroup Stretch<ScaleOf<Reader>::type, GROUPS> staged[8][DEPTH];
   if constexpr (FourBits<Reader>::value) {
     Product product = PICK_PRODUCT(group.x);
     uint first_row = product.block * 16;
     uint first_token = group.y * 8;
     uint stretches = p.k / 128;
     // What is past the last row is computed from the last row, and not stored.
-    Reader first = Reader::at(product.weight, min(first_row + lane / 4, product.n - 1));
-    Reader second = Reader::at(product.weight, min(first_row + lane / 4 + 8, product.n - 1));
-
+    auto row_of = [&](uint row) { return Reader::at(product.weight, min(first_row + row, product.n - 1)); };
+    Reader first = row_of(lane / 4);
+    Reader second = row_of(lane / 4 + 8);
+    Reader third = row_of(lane % 16);
     auto fetch = [&](uint at, uint slot) {
       if (at < stretches) {
-        uint chunk = lane % 4;
-        uint row = lane / 4;
-        threadgroup uint4* to = staged[simdgroup][slot];
-        copy_async((threadgroup SCALAR*)(to + codes_at(row, chunk)), (device const SCALAR*)(first.codes + at * 64 + chunk * 16), true);
-        copy_async((threadgroup SCALAR*)(to + codes_at(row + 8, chunk)), (device const SCALAR*)(second.codes + at * 64 + chunk * 16), true);
+        fetch_stretch(staged[simdgroup][slot], first, second, third, at, lane);
       }
       asm volatile("cp.async.commit_group;");
     };
@@ -330,21 +325,25 @@ kernel void matmul_tensor_few(
     bool there = token < p.m;
     device const SCALAR* x_row = x + (there ? ulong(token) * p.x_stride : 0);
     float sums[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-    uint at = simdgroup;
-    auto beside = read_beside<GROUPS>(first, second, x_row, there, min(at, stretches - 1), lane);
-    for (uint slot = 0; at < stretches; at += 8) {
-      auto next = read_beside<GROUPS>(first, second, x_row, there, min(at + 8, stretches - 1), lane);
+    uint slot = 0;
+    for (uint at = simdgroup; at < stretches; at += 8) {
+      uint4 beside[4];
+      for (uint w = 0; w < 4; ++w) {
+        beside[w] = there ? *(device const uint4*)(x_row + at * 128 + column_of<GROUPS>(w, lane)) : uint4(0);
+      }
       asm volatile("cp.async.wait_group %0;" ::"n"(DEPTH - 1));
       simdgroup_barrier(mem_flags::mem_threadgroup);
-      add_stretch<GROUPS>(staged[simdgroup][slot], beside, lane, sums);
+      add_stretch(staged[simdgroup][slot], beside, lane, sums);
       simdgroup_barrier(mem_flags::mem_threadgroup);
       fetch(at + 8 * DEPTH, slot);
-      beside = next;
       slot = (slot + 1) % DEPTH;
     }
 
+    // The stretches are used up; their memory joins the simdgroups.
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    threadgroup float* partial = (threadgroup float*)staged;
     for (uint i = 0; i < 4; ++i) {
-      partial[simdgroup][lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2] = sums[i];
+      partial[(simdgroup * 16 + lane / 4 + i / 2 * 8) * 8 + lane % 4 * 2 + i % 2] = sums[i];
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     if (thread_index < 128) {
@@ -352,7 +351,7 @@ kernel void matmul_tensor_few(
       uint t = thread_index / 16;
       float sum = 0.0f;
       for (uint i = 0; i < 8; ++i) {
-        sum += partial[i][row][t];
+        sum += partial[(i * 16 + row) * 8 + t];
       }
       if (first_row + row < product.n && first_token + t < p.m) {
         product.out[ulong(first_token + t) * product.out_stride + first_row + row] = SCALAR(sum);
@@ -363,4 +362,3 @@ kernel void matmul_tensor_few(
 
 instantiate_kernel("matmul_tensor_few_32", matmul_tensor_few, 4)
 instantiate_kernel("matmul_tensor_few_64", matmul_tensor_few, 2)
-instantiate_kernel("matmul_tensor_few_128", matmul_tensor_few, 1)
