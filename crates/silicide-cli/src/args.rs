@@ -260,6 +260,10 @@ pub struct HardwareArgs {
     /// CPU threads [default: one a core].
     #[arg(long, value_name = "N", value_parser = threads, allow_negative_numbers = true)]
     pub threads: Option<usize>,
+
+    /// The most memory to take of a GPU that has its own, such as 8G or 500M [default: all].
+    #[arg(long, value_name = "SIZE", value_parser = memory_size, allow_negative_numbers = true)]
+    pub memory_limit: Option<usize>,
 }
 
 /// Values of `--device`.
@@ -305,6 +309,18 @@ fn token_id(text: &str) -> Result<u32, String> {
     text.trim().parse().map_err(|_| "wanted token ids with commas between, such as 1,2,3".into())
 }
 
+/// Bytes, with K, M or G for powers of 1024.
+fn memory_size(text: &str) -> Result<usize, String> {
+    let (digits, shift) = match text.char_indices().last() {
+        Some((at, 'K' | 'k')) => (&text[..at], 10),
+        Some((at, 'M' | 'm')) => (&text[..at], 20),
+        Some((at, 'G' | 'g')) => (&text[..at], 30),
+        _ => (text, 0),
+    };
+    let bytes = digits.parse().ok().and_then(|n: usize| n.checked_mul(1 << shift));
+    bytes.filter(|&bytes| bytes > 0).ok_or_else(|| "wanted a size such as 8G, 500M or 1000000".into())
+}
+
 fn threads(text: &str) -> Result<usize, String> {
     const MOST: usize = 1024;
     match text.parse() {
@@ -317,6 +333,16 @@ fn threads(text: &str) -> Result<usize, String> {
 mod tests {
     use super::*;
     use clap::CommandFactory;
+
+    #[test]
+    fn sizes_of_memory() {
+        for (text, bytes) in [("8G", 8 << 30), ("500m", 500 << 20), ("3K", 3072), ("17", 17)] {
+            assert_eq!(memory_size(text), Ok(bytes));
+        }
+        for text in ["", "G", "0", "-1G", "1.5G", "8GB", "99999999999999G", "8é"] {
+            assert!(memory_size(text).is_err(), "{text}");
+        }
+    }
 
     /// A command line of one subcommand's options.
     #[derive(Debug, Parser)]

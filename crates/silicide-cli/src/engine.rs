@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use silicide::device::{CpuOptions, EmulatedOptions};
+use silicide::device::{CpuOptions, CudaOptions, EmulatedOptions};
 use silicide::{DType, Device};
 use silicide_lm::{LoadOptions, Model, SamplingOptions};
 
@@ -13,11 +13,13 @@ use crate::args::{ActivationType, DeviceChoice, HardwareArgs, SamplingArgs};
 pub fn device(options: &HardwareArgs) -> silicide::Result<Device> {
     let threads = options.threads.unwrap_or(0);
     let cpu = || Device::cpu_with(CpuOptions { threads, ..CpuOptions::default() });
+    let memory_limit = options.memory_limit;
+    let cuda = || Device::cuda_with(CudaOptions { memory_limit, ..CudaOptions::default() });
     match options.device {
-        DeviceChoice::Auto => Ok(Device::metal().or_else(|_| Device::cuda()).unwrap_or_else(|_| cpu())),
+        DeviceChoice::Auto => Ok(Device::metal().or_else(|_| cuda()).unwrap_or_else(|_| cpu())),
         DeviceChoice::Cpu => Ok(cpu()),
         DeviceChoice::Metal => Device::metal(),
-        DeviceChoice::Cuda => Device::cuda(),
+        DeviceChoice::Cuda => cuda(),
         DeviceChoice::EmulatedMetal => emulated_metal(),
     }
 }

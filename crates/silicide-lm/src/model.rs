@@ -59,7 +59,8 @@ impl Model {
     /// Loads an MLX or Hugging Face folder, or a GGUF file.
     ///
     /// # Errors
-    /// A file that is missing or malformed, named with the field; an architecture that is not known.
+    /// A file that is missing or malformed, named with the field; an architecture that is not known; weights that are larger
+    /// than the room on a device with memory of its own.
     pub fn load(path: impl AsRef<Path>, device: &Device) -> Result<Model> {
         Model::load_with(path, device, LoadOptions::default())
     }
@@ -71,6 +72,7 @@ impl Model {
     pub fn load_with(path: impl AsRef<Path>, device: &Device, options: LoadOptions) -> Result<Model> {
         let path = path.as_ref();
         let checkpoint = Checkpoint::open(path)?;
+        check_room(&checkpoint, device)?;
         let dtype = match options.dtype {
             Some(dtype) if !dtype.is_float() => {
                 return Err(Error::Options(format!("dtype is {dtype}; want f32, f16 or bf16")));
@@ -207,4 +209,20 @@ impl Model {
     pub(crate) fn inner(&self) -> &Inner {
         &self.0
     }
+}
+
+/// Refuses weights that the device's own memory has no room for, before any is read.
+fn check_room(checkpoint: &Checkpoint, device: &Device) -> Result<()> {
+    let Some(free) = device.free_memory() else { return Ok(()) };
+    let needed: usize = checkpoint.entries().map(|entry| entry.span.len()).sum();
+    if needed <= free {
+        return Ok(());
+    }
+    let mib = |bytes: usize| bytes.div_ceil(1 << 20);
+    let message = format!(
+        "the weights take {} MiB, and {} MiB of the device's memory may be used; take a smaller conversion, or the cpu device",
+        mib(needed),
+        mib(free)
+    );
+    Err(silicide::Error::Device { device: device.kind().name().into(), message }.into())
 }

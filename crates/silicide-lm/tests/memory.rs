@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use silicide::Device;
+use silicide::device::CudaOptions;
 use silicide_lm::Model;
 
 const HIDDEN: usize = 1024;
@@ -86,4 +87,19 @@ fn loading_makes_no_second_copy() {
     eprintln!("{} MiB of weights took {} MiB", weights >> 20, taken >> 20);
     assert!(taken > weights / 2, "the watch saw nothing: {taken}");
     assert!(taken < weights + (200 << 20), "{weights} bytes of weights took {taken} bytes of memory to load");
+}
+
+#[test]
+fn a_model_past_the_room_is_refused_before_it_is_read() {
+    let options = CudaOptions { memory_limit: Some(1 << 20), ..CudaOptions::default() };
+    let device = match Device::cuda_with(options) {
+        Ok(device) => device,
+        Err(e) if std::env::var_os("SILICIDE_REQUIRE_CUDA").is_some() => panic!("{e}"),
+        Err(e) => return eprintln!("left out: {e}"),
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let size = write_checkpoint(folder.path());
+    let message = Model::load(folder.path(), &device).err().unwrap().to_string();
+    let sum = format!("the weights take {} MiB, and 1 MiB", size.div_ceil(1 << 20));
+    assert!(message.contains(&sum), "{message}");
 }
