@@ -1,5 +1,5 @@
-//! Sixteen elements at a time in four steps, so that only one addition in sixteen waits for the one before. Long rows are
-//! shared out: the totals of their chunks first.
+//! A block at a time, in parts whose additions do not wait for one another. Long rows are shared out: the totals of their
+//! chunks first.
 
 use half::{bf16, f16};
 
@@ -13,7 +13,10 @@ use crate::ops::walk::{BLOCK, load, store};
 /// Elements of a long row that are summed apart; fixed, so that sums do not depend on the number of threads.
 const CHUNK: usize = 64 * 1024;
 
-/// Elements that are scanned together.
+/// Parts of a block that are summed side by side.
+const PARTS: usize = 8;
+
+/// Sums of a total that are kept apart.
 const LANES: usize = 16;
 
 /// The type of sums.
@@ -199,21 +202,24 @@ impl<T: Summed> Scan<'_, T> {
 /// Replaces each element by the sum up to it, above `carry`; gives the last.
 #[inline(always)]
 fn scan<A: Sum>(s: &mut [A], mut carry: A) -> A {
-    let mut chunks = s.chunks_exact_mut(LANES);
-    for chunk in &mut chunks {
-        let mut sums: [A; LANES] = std::array::from_fn(|i| chunk[i]);
-        for distance in [1, 2, 4, 8] {
-            let before = sums;
-            for i in distance..LANES {
-                sums[i] = before[i - distance].plus(before[i]);
+    let len = s.len() / PARTS;
+    let (whole, rest) = s.split_at_mut(PARTS * len);
+    if len > 0 {
+        let mut parts = whole.chunks_exact_mut(len);
+        let mut parts: [&mut [A]; PARTS] = std::array::from_fn(|_| parts.next().expect("as many as there are"));
+        let mut sums = [A::ZERO; PARTS];
+        for i in 0..len {
+            for (part, sum) in parts.iter_mut().zip(&mut sums) {
+                *sum = sum.plus(part[i]);
+                part[i] = *sum;
             }
         }
-        for (x, sum) in chunk.iter_mut().zip(sums) {
-            *x = carry.plus(sum);
+        for (part, sum) in parts.iter_mut().zip(sums) {
+            part.iter_mut().for_each(|x| *x = carry.plus(*x));
+            carry = carry.plus(sum);
         }
-        carry = carry.plus(sums[LANES - 1]);
     }
-    for x in chunks.into_remainder() {
+    for x in rest {
         carry = carry.plus(*x);
         *x = carry;
     }

@@ -78,6 +78,23 @@ proptest! {
     }
 }
 
+/// D-25: of equals the lowest index comes first in either order, and what fills blocks up never stands among the indices.
+#[test]
+fn equals_keep_their_order_and_the_last_of_all_keeps_its_place() {
+    on_every_device(|stream| {
+        let device = &stream.device().clone();
+        for value in [0.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
+            for len in [1, 33, 257, 2500] {
+                let x = device.tensor(&vec![value; 2 * len], [2, len]).unwrap();
+                let want: Vec<u32> = (0..2 * len as u32).map(|i| i % len as u32).collect();
+                for order in [Order::Ascending, Order::Descending] {
+                    assert_eq!(argsort(stream, &x, order).unwrap().to_vec::<u32>(stream).unwrap(), want, "{value}");
+                }
+            }
+        }
+    });
+}
+
 /// At the ends of blocks and runs, and shared out over threads.
 #[test]
 fn rows_of_any_length() {
