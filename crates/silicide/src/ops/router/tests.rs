@@ -4,13 +4,8 @@ use super::*;
 use crate::Device;
 use crate::testing::{Golden, Random, on_every_device, on_every_schedule, rounded};
 
-/// The definition in f64: ids and weights of one token.
-fn reference(
-    logits: &[f32],
-    options: &Router,
-    bias: Option<&[f32]>,
-    expert_scale: Option<&[f32]>,
-) -> (Vec<u32>, Vec<f64>) {
+/// The scores of one token's experts in f64, and what they are chosen by.
+fn scores_and_choice(logits: &[f32], options: &Router, bias: Option<&[f32]>) -> (Vec<f64>, Vec<f64>) {
     let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max) as f64;
     let mut scores: Vec<f64> = logits
         .iter()
@@ -32,26 +27,52 @@ fn reference(
         // Logits order as their scores, and have no ties by rounding.
         choice = logits.iter().map(|&x| x as f64).collect();
     }
-    let best = |values: &[f64], k: usize| {
-        let mut order: Vec<usize> = (0..values.len()).collect();
-        order.sort_by(|&a, &b| {
-            let (a, b) = (values[a], values[b]);
-            b.is_nan().cmp(&a.is_nan()).then(b.partial_cmp(&a).unwrap_or(std::cmp::Ordering::Equal))
-        });
-        order.truncate(k);
-        order
+    (scores, choice)
+}
+
+/// The indices of the greatest, in falling order; of equals the first is first, and NaN before all.
+fn best(values: &[f64], k: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..values.len()).collect();
+    order.sort_by(|&a, &b| {
+        let (a, b) = (values[a], values[b]);
+        b.is_nan().cmp(&a.is_nan()).then(b.partial_cmp(&a).unwrap_or(std::cmp::Ordering::Equal))
+    });
+    order.truncate(k);
+    order
+}
+
+/// The score of each group.
+fn judge(choice: &[f64], groups: ExpertGroups) -> Vec<f64> {
+    let two = |members: &[f64]| {
+        let two = best(members, 2);
+        match groups.score {
+            GroupScore::SumOfTopTwo => members[two[0]] + members[two[1]],
+            GroupScore::Max => members[two[0]],
+        }
     };
+    choice.chunks(choice.len() / groups.n_group).map(two).collect()
+}
+
+/// Whether no rounding of f32 can decide which groups are open.
+fn groups_are_apart(logits: &[f32], options: &Router, bias: Option<&[f32]>) -> bool {
+    let Some(groups) = options.groups else { return true };
+    let mut judged = judge(&scores_and_choice(logits, options, bias).1, groups);
+    judged.sort_by(|a, b| b.total_cmp(a));
+    judged.get(groups.topk_group).is_none_or(|next| judged[groups.topk_group - 1] - next > 1e-5)
+}
+
+/// The definition in f64: ids and weights of one token.
+fn reference(
+    logits: &[f32],
+    options: &Router,
+    bias: Option<&[f32]>,
+    expert_scale: Option<&[f32]>,
+) -> (Vec<u32>, Vec<f64>) {
+    let (scores, choice) = scores_and_choice(logits, options, bias);
     let mut open = vec![true; logits.len()];
-    if let Some(ExpertGroups { n_group, topk_group, score }) = options.groups {
-        let size = logits.len() / n_group;
-        let judged: Vec<f64> = choice
-            .chunks(size)
-            .map(|members| match (score, best(members, 2)[..].to_vec()) {
-                (GroupScore::SumOfTopTwo, two) => members[two[0]] + members[two[1]],
-                (GroupScore::Max, two) => members[two[0]],
-            })
-            .collect();
-        let groups = best(&judged, topk_group);
+    if let Some(groups) = options.groups {
+        let size = logits.len() / groups.n_group;
+        let groups = best(&judge(&choice, groups), groups.topk_group);
         open.iter_mut().enumerate().for_each(|(i, open)| *open = groups.contains(&(i / size)));
     }
     let ids: Vec<usize> = best(&choice, logits.len()).into_iter().filter(|&i| open[i]).take(options.top_k).collect();
@@ -146,18 +167,21 @@ proptest! {
         let (topk_group, experts) = (topk_group.min(n_group), n_group * size);
         let top_k = top_k.min(topk_group * size);
         let group_score = if max { GroupScore::Max } else { GroupScore::SumOfTopTwo };
+        let random = &mut Random::new(seed);
+        let bias = has_bias.then(|| apart(random, experts, 2.0));
+        // Beside a bias scores are all the same, so that sums seldom come close.
+        let values: Vec<f32> = match has_bias {
+            true => vec![0.5; 3 * experts],
+            false => (0..3).flat_map(|_| apart(random, experts, 4.0)).collect(),
+        };
+        let groups = Some(ExpertGroups { n_group, topk_group, score: group_score });
+        let score = [RouterScore::Softmax, RouterScore::Sigmoid][score];
+        let options = Router { top_k, score, groups, ..Router::default() };
+        prop_assume!(values.chunks(experts).all(|row| groups_are_apart(row, &options, bias.as_deref())));
         on_every_device(|stream| {
             let random = &mut Random::new(seed);
-            let bias = has_bias.then(|| apart(random, experts, 2.0));
-            // Of sums that come close rounding would decide: beside a bias scores are all the same.
-            let values: Vec<f32> = match has_bias {
-                true => vec![0.5; 3 * experts],
-                false => (0..3).flat_map(|_| apart(random, experts, 4.0)).collect(),
-            };
             let logits = random.tensor(&stream.device().clone(), DType::F32, &values, [3, experts]);
-            let groups = Some(ExpertGroups { n_group, topk_group, score: group_score });
-            let score = [RouterScore::Softmax, RouterScore::Sigmoid][score];
-            assert_routes(stream, &logits, &values, Router { top_k, score, groups, ..Router::default() }, bias.as_deref(), None);
+            assert_routes(stream, &logits, &values, options, bias.as_deref(), None);
         });
     }
 }
