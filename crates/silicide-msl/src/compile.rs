@@ -72,7 +72,7 @@ pub(crate) fn compile(source: &str, options: &CompileOptions) -> Result<Compiled
 }
 
 pub(crate) struct Clang {
-    program: &'static str,
+    pub(crate) program: &'static str,
     version: String,
 }
 
@@ -169,7 +169,7 @@ fn flags(options: &CompileOptions) -> Vec<&'static str> {
 }
 
 /// Expands macros. The Metal headers are the shim, so their includes go; lines stay where they are.
-fn preprocess(program: &str, source: &str, options: &CompileOptions) -> Result<String, Error> {
+pub(crate) fn preprocess(program: &str, source: &str, options: &CompileOptions) -> Result<String, Error> {
     let mut text = format!("# 1 \"<metal_stdlib>\"\n{MACROS}");
     for (name, value) in &options.defines {
         let _ = writeln!(text, "#define {name} {value}");

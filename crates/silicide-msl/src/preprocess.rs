@@ -341,6 +341,39 @@ mod tests {
     }
 
     #[test]
+    fn macros_expand_as_clang_has_it() {
+        let source = r#"
+#define kernels(name, f, ...) template [[host_name(name "_f32")]] [[kernel]] decltype(f<__VA_ARGS__>) f<__VA_ARGS__>;
+#define both(name, T) \
+  kernels(name, add, T)  /* one */ \
+  kernels(name "_x", add, T, 4)
+both("a", float) both("b", half2)
+#define BUFFER(I, AT) device const T* codes##I [[buffer(AT)]], device T* out ## I
+void f(BUFFER(0, 1), BUFFER(1, FLT_MAX));
+#define PICK(at) pick(at, {{a, b}, p.n[0]}, (x, y))
+#define OUTER(x) PICK(x + INFINITY)
+OUTER(group.x)(1 >> 2, "no, /* comment */ here")
+#ifndef WHOLE
+#define WHOLE false
+#else
+#error WHOLE is there
+#endif
+#define SELF SELF + WHOLE
+float h = SELF * 1.5e-3h; // end
+"#;
+        let clang = match crate::compile::clang() {
+            Ok(clang) => clang,
+            Err(e) if std::env::var_os("SILICIDE_REQUIRE_CLANG").is_some() => panic!("{e}"),
+            Err(_) => return,
+        };
+        let options = crate::CompileOptions::default();
+        let theirs = crate::compile::preprocess(clang.program, source, &options).expect("clang expands");
+        let ours = preprocess(source, include_str!("../shim/macros.h")).expect("expands");
+        let spelled = |text: &str| tokens(text).iter().map(|t| t.text.to_owned()).collect::<Vec<_>>().join(" ");
+        assert_eq!(spelled(&ours), spelled(&theirs));
+    }
+
+    #[test]
     fn what_is_not_understood_is_named_by_its_line() {
         for (source, line, what) in [
             ("\n#if 1\n#endif", 2, "#if is not supported"),
