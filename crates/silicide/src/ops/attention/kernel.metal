@@ -13,11 +13,14 @@ constant constexpr uint SIMDGROUPS = 8;
 constant constexpr uint SPAN = 16;  // elements of a head, a lane
 constant constexpr uint KEYS = 32 / LANES;
 
+// Where four i of a lane's elements of a head are: neighbouring lanes have neighbouring fours.
+inline uint four_at(uint i, uint lane) { return (i * LANES + lane % LANES) * 4; }
+
 // A lane's elements of a head of `dim`; those past its end as zeros.
 template <typename T>
-inline void load_span(device const T* head, uint first, uint dim, thread float4* span) {
+inline void load_span(device const T* head, uint lane, uint dim, thread float4* span) {
   for (uint i = 0; i < SPAN / 4; ++i) {
-    uint d = first + i * 4;
+    uint d = four_at(i, lane);
     span[i] = float4(0.0f);
     if (WHOLE) {
       if (d < dim) {
@@ -85,13 +88,12 @@ kernel void attention(
   start = min(start + group.z * chunk, end);
   end = min(start + chunk, end);
 
-  uint first = lane % LANES * SPAN;
   float4 mine[HEADS][SPAN / 4];
   float4 sum_v[HEADS][SPAN / 4];
   float maximum[HEADS];
   float sum[HEADS];
   for (uint h = 0; h < HEADS; ++h) {
-    load_span(q + ulong(h) * p.q_strides[1], first, p.dim, mine[h]);
+    load_span(q + ulong(h) * p.q_strides[1], lane, p.dim, mine[h]);
     for (uint i = 0; i < SPAN / 4; ++i) {
       mine[h][i] *= p.scale;
       sum_v[h][i] = float4(0.0f);
@@ -106,9 +108,9 @@ kernel void attention(
     bool seen = key < end;
     ulong row = min(key, end - 1);
     float4 span[SPAN / 4];
-    load_span(k + row * p.k_strides[0], first, p.dim, span);
+    load_span(k + row * p.k_strides[0], lane, p.dim, span);
     float4 value[SPAN / 4];
-    load_span(v + row * p.v_strides[0], first, p.dim, value);
+    load_span(v + row * p.v_strides[0], lane, p.dim, value);
     for (uint h = 0; h < HEADS; ++h) {
       float4 dot = mine[h][0] * span[0];
       for (uint i = 1; i < SPAN / 4; ++i) {
@@ -159,7 +161,7 @@ kernel void attention(
     }
     if (lane < LANES) {
       for (uint i = 0; i < SPAN; ++i) {
-        joined[at * LANES * SPAN + first + i] = sum_v[h][i / 4][i % 4];
+        joined[at * LANES * SPAN + four_at(i / 4, lane) + i % 4] = sum_v[h][i / 4][i % 4];
       }
     }
   }
@@ -195,7 +197,7 @@ kernel void attention(
   }
 }
 
-// Joins the parts of one query and head.
+// Joins the parts of one query and head, 64 at most: a lane weighs two of them, for all elements.
 kernel void attention_join(
     device const float* partial [[buffer(0)]],
     device const float* sinks [[buffer(1)]],
@@ -203,27 +205,44 @@ kernel void attention_join(
     constant Params& p [[buffer(3)]],
     uint2 group [[threadgroup_position_in_grid]],
     uint thread_index [[thread_index_in_threadgroup]],
-    uint2 threads [[threads_per_threadgroup]]) {
+    uint2 threads [[threads_per_threadgroup]],
+    uint lane [[thread_index_in_simdgroup]]) {
   uint query = group.x;
   uint head = group.y;
   device const float* from = partial + (ulong(query) * p.q_heads + head) * p.parts * (p.dim + 2);
-  float highest = p.has_sinks ? sinks[head] : -INFINITY;
-  for (uint part = 0; part < p.parts; ++part) {
-    highest = greater(highest, from[part * (p.dim + 2) + p.dim]);
+  float maxima[2] = {-INFINITY, -INFINITY};
+  float sums[2] = {0.0f, 0.0f};
+  for (uint i = 0; i < 2; ++i) {
+    uint part = i * 32 + lane;
+    if (part < p.parts) {
+      maxima[i] = from[part * (p.dim + 2) + p.dim];
+      sums[i] = from[part * (p.dim + 2) + p.dim + 1];
+    }
   }
-  float all = p.has_sinks ? share(sinks[head], highest) : 0.0f;
-  for (uint part = 0; part < p.parts; ++part) {
-    device const float* of = from + part * (p.dim + 2) + p.dim;
-    all += of[1] * share(of[0], highest);
+  float highest = greater(maxima[0], maxima[1]);
+  for (uint other = 1; other < 32; other *= 2) {
+    highest = greater(highest, simd_shuffle_xor(highest, other));
+  }
+  if (p.has_sinks) {
+    highest = greater(highest, sinks[head]);
+  }
+  float weights[2] = {share(maxima[0], highest), share(maxima[1], highest)};
+  float all = simd_sum(sums[0] * weights[0] + sums[1] * weights[1]);
+  if (p.has_sinks) {
+    all += share(sinks[head], highest);
   }
   out += ulong(query) * p.out_strides[0] + ulong(head) * p.out_strides[1];
-  for (uint d = thread_index; d < p.dim; d += threads.x) {
+  // All lanes go as long as one has an element, since they tell one another the weights.
+  for (uint base = 0; base < p.dim; base += threads.x) {
+    uint d = min(base + thread_index, p.dim - 1);
     float element = 0.0f;
     for (uint part = 0; part < p.parts; ++part) {
-      device const float* of = from + part * (p.dim + 2);
-      element += of[d] * share(of[p.dim], highest);
+      float weight = simd_shuffle(part < 32 ? weights[0] : weights[1], part % 32);
+      element += from[part * (p.dim + 2) + d] * weight;
     }
-    out[d] = SCALAR(all == 0.0f ? 0.0f : element / all);
+    if (base + thread_index < p.dim) {
+      out[d] = SCALAR(all == 0.0f ? 0.0f : element / all);
+    }
   }
 }
 

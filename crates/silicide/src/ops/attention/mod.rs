@@ -199,6 +199,8 @@ impl GpuForm {
         // So many threadgroups keep a large GPU busy; a part has some keys for every simdgroup.
         const ENOUGH: u32 = 512;
         const LEAST_KEYS: u32 = 32;
+        /// `attention_join` takes no more.
+        const MOST_PARTS: u32 = 64;
         let lanes = p.dim.div_ceil(SPAN).next_power_of_two().max(4);
         let shared = p.q_heads / p.kv_heads;
         // All heads of a threadgroup lie in its memory at the end.
@@ -206,7 +208,7 @@ impl GpuForm {
         let keys = if p.window == 0 { p.keys } else { p.window.min(p.keys) };
         // Of a prompt there are enough queries. Otherwise their number has no say, so that one gives what a few give.
         let parts = match p.queries {
-            ..=16 => ENOUGH.div_ceil(p.q_heads / heads).min(keys.div_ceil(LEAST_KEYS)).max(1),
+            ..=16 => ENOUGH.div_ceil(p.q_heads / heads).min(keys.div_ceil(LEAST_KEYS)).clamp(1, MOST_PARTS),
             _ => 1,
         };
         // It rounds weights to the type of queries.
