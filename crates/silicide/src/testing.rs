@@ -440,6 +440,7 @@ mod tests {
             "expert_matmul",
             "expert_schedule",
             "gated_delta_rule",
+            "hadamard_transform",
             "l2_norm",
             "layer_norm",
             "matmul",

@@ -13,7 +13,7 @@ type Op = fn(&mut Stream, &Tensor, &Tensor) -> Result<()>;
 type Function = fn(&mut Stream, &Tensor) -> Result<Tensor>;
 
 /// Every way in which `out` may be `x` itself, `[tokens, heads, 4]`.
-const ALLOWED: [(&str, Op); 23] = [
+const ALLOWED: [(&str, Op); 24] = [
     ("binary, a", |s, x, out| binary_into(s, Binary::Sub, x, &other(s, x), out)),
     ("binary, b", |s, x, out| binary_into(s, Binary::Sub, &other(s, x), x, out)),
     ("binary, both", |s, x, out| binary_into(s, Binary::Mul, x, x, out)),
@@ -21,6 +21,7 @@ const ALLOWED: [(&str, Op); 23] = [
     ("cumsum", |s, x, out| cumsum_into(s, x, Cumsum { exclusive: true, reverse: true }, out)),
     ("glu, gate", |s, x, out| glu_into(s, Gate::Silu, x, &other(s, x), out)),
     ("glu, up", |s, x, out| glu_into(s, Gate::Silu, &other(s, x), x, out)),
+    ("hadamard_transform", |s, x, out| hadamard_transform_into(s, x, Hadamard::default(), out)),
     ("l2_norm", |s, x, out| l2_norm_into(s, x, 1e-6, out)),
     ("layer_norm", |s, x, out| layer_norm_into(s, x, Some(&weight(s, x)), None, 1e-5, out)),
     ("rms_norm", |s, x, out| rms_norm_into(s, x, &weight(s, x), 1e-5, out)),
