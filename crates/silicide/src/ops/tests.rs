@@ -272,6 +272,18 @@ fn other_ops_write_to_memory_of_their_own() {
             "gather, ids",
             gather_into(stream, &apart.reshape([16, 4]).unwrap(), &ids(&[4]), &rows.slice(0, 0..4).unwrap()),
         ),
+        ("kv_quantize", {
+            let codec = KvCodec::new(device, 64, KvCodecOptions::default()).unwrap();
+            let codes = Tensor::new(x.buffer().clone(), 0, DType::U8, [1, 4, 32]).unwrap();
+            let norms = device.zeros(DType::F32, [1, 4]).unwrap();
+            kv_quantize(stream, &x.reshape([1, 1, 64]).unwrap(), &slots.slice(0, 0..1).unwrap(), &codec, &codes, &norms)
+        }),
+        ("kv_dequantize", {
+            let codec = KvCodec::new(device, 64, KvCodecOptions::default()).unwrap();
+            let codes = Tensor::new(x.buffer().clone(), 0, DType::U8, [1, 1, 32]).unwrap();
+            let norms = device.zeros(DType::F32, [1, 1]).unwrap();
+            kv_dequantize_into(stream, &codes, &norms, &codec, KvDomain::Rotated, &x.reshape([1, 1, 64]).unwrap())
+        }),
         ("kv_write, keys", kv_write(stream, &x, &apart, &slots, &x, &device.zeros(DType::F32, [4, 4, 4]).unwrap())),
         ("kv_write, caches", kv_write(stream, &apart, &apart, &slots, &x, &x)),
         ("matmul", matmul_into(stream, &rows, &weight, Precision::F32, &rows)),
