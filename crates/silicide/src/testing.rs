@@ -440,6 +440,8 @@ mod tests {
             "expert_matmul",
             "expert_schedule",
             "gated_delta_rule",
+            "hadamard_transform",
+            "kv_quantize",
             "l2_norm",
             "layer_norm",
             "matmul",

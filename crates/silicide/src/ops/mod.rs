@@ -18,6 +18,8 @@ mod gated_delta_gates;
 mod gated_delta_rule;
 mod gather;
 mod glu;
+mod hadamard_transform;
+mod kv_quantize;
 mod kv_write;
 mod l2_norm;
 mod layer_norm;
@@ -58,6 +60,8 @@ pub use gated_delta_gates::{DecayRate, GatedDeltaGates, gated_delta_gates, gated
 pub use gated_delta_rule::{Decay, GatedDeltaRule, HeadMap, gated_delta_rule, gated_delta_rule_into};
 pub use gather::{gather, gather_into, take_along_axis, take_along_axis_into};
 pub use glu::{Gate, glu, glu_halves, glu_into};
+pub use hadamard_transform::{Hadamard, hadamard_signs, hadamard_transform, hadamard_transform_into};
+pub use kv_quantize::{KvCodec, KvCodecOptions, KvDomain, kv_dequantize, kv_dequantize_into, kv_quantize};
 pub use kv_write::kv_write;
 pub use l2_norm::{l2_norm, l2_norm_into};
 pub use layer_norm::{layer_norm, layer_norm_into};

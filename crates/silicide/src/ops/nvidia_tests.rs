@@ -26,6 +26,8 @@ const SOURCES: &[&KernelSource] = &[
     &gated_delta_rule::SOURCE,
     &gather::SOURCE,
     &glu::SOURCE,
+    &hadamard_transform::SOURCE,
+    &kv_quantize::SOURCE,
     &kv_write::SOURCE,
     &l2_norm::SOURCE,
     &layer_norm::SOURCE,
@@ -63,6 +65,12 @@ fn defines(source: &KernelSource) -> BTreeSet<String> {
     }
     if source.name == "gated_delta_rule" {
         return [1, 33, 64, 128, 192, 256].map(gated_delta_rule::defines).into();
+    }
+    if source.name == "hadamard_transform" {
+        return (5..14).map(|log| hadamard_transform::defines(1 << log)).collect();
+    }
+    if source.name == "kv_quantize" {
+        return [64, 128, 256, 512].map(kv_quantize::defines).into();
     }
     if source.name == "router" {
         return [1, 4, 128].map(|n| format!("#define PER_LANE {n}")).into();

@@ -13,7 +13,7 @@ type Op = fn(&mut Stream, &Tensor, &Tensor) -> Result<()>;
 type Function = fn(&mut Stream, &Tensor) -> Result<Tensor>;
 
 /// Every way in which `out` may be `x` itself, `[tokens, heads, 4]`.
-const ALLOWED: [(&str, Op); 23] = [
+const ALLOWED: [(&str, Op); 24] = [
     ("binary, a", |s, x, out| binary_into(s, Binary::Sub, x, &other(s, x), out)),
     ("binary, b", |s, x, out| binary_into(s, Binary::Sub, &other(s, x), x, out)),
     ("binary, both", |s, x, out| binary_into(s, Binary::Mul, x, x, out)),
@@ -21,6 +21,7 @@ const ALLOWED: [(&str, Op); 23] = [
     ("cumsum", |s, x, out| cumsum_into(s, x, Cumsum { exclusive: true, reverse: true }, out)),
     ("glu, gate", |s, x, out| glu_into(s, Gate::Silu, x, &other(s, x), out)),
     ("glu, up", |s, x, out| glu_into(s, Gate::Silu, &other(s, x), x, out)),
+    ("hadamard_transform", |s, x, out| hadamard_transform_into(s, x, Hadamard::default(), out)),
     ("l2_norm", |s, x, out| l2_norm_into(s, x, 1e-6, out)),
     ("layer_norm", |s, x, out| layer_norm_into(s, x, Some(&weight(s, x)), None, 1e-5, out)),
     ("rms_norm", |s, x, out| rms_norm_into(s, x, &weight(s, x), 1e-5, out)),
@@ -271,6 +272,18 @@ fn other_ops_write_to_memory_of_their_own() {
             "gather, ids",
             gather_into(stream, &apart.reshape([16, 4]).unwrap(), &ids(&[4]), &rows.slice(0, 0..4).unwrap()),
         ),
+        ("kv_quantize", {
+            let codec = KvCodec::new(device, 64, KvCodecOptions::default()).unwrap();
+            let codes = Tensor::new(x.buffer().clone(), 0, DType::U8, [1, 4, 32]).unwrap();
+            let norms = device.zeros(DType::F32, [1, 4]).unwrap();
+            kv_quantize(stream, &x.reshape([1, 1, 64]).unwrap(), &slots.slice(0, 0..1).unwrap(), &codec, &codes, &norms)
+        }),
+        ("kv_dequantize", {
+            let codec = KvCodec::new(device, 64, KvCodecOptions::default()).unwrap();
+            let codes = Tensor::new(x.buffer().clone(), 0, DType::U8, [1, 1, 32]).unwrap();
+            let norms = device.zeros(DType::F32, [1, 1]).unwrap();
+            kv_dequantize_into(stream, &codes, &norms, &codec, KvDomain::Rotated, &x.reshape([1, 1, 64]).unwrap())
+        }),
         ("kv_write, keys", kv_write(stream, &x, &apart, &slots, &x, &device.zeros(DType::F32, [4, 4, 4]).unwrap())),
         ("kv_write, caches", kv_write(stream, &apart, &apart, &slots, &x, &x)),
         ("matmul", matmul_into(stream, &rows, &weight, Precision::F32, &rows)),
