@@ -1,11 +1,12 @@
-"""Multi-section rotary embeddings: transformers' Qwen2-VL, Qwen3-VL and Qwen3.5 modules, ggml's convention,
+"""Multi-section rotary embeddings: transformers' Qwen2-VL, Qwen3-VL, Qwen3.5 and Gemma 4 modules, ggml's convention,
 and an f64 evaluation of both.
 
 `x` and every output are [length, heads, head_dim]; `positions` are [4, length] in the order time, height, width, extra.
 
-The two conventions differ in three parameters, which each case states:
+The conventions differ in three parameters, which each case states:
 
-- pairing: `rotary_halves` pairs x[p] with x[p + rope_dim/2], `head_halves` with x[p + head_dim/2];
+- pairing: `rotary_halves` pairs x[p] with x[p + rope_dim/2], `head_halves` with x[p + head_dim/2], `section_halves` the
+  halves of each section's own part of the head;
 - fallback: the axis of a pair that no interleaving rule names, `time` or `extra`;
 - mode: 8 contiguous sections, 40 interleaved, 24 contiguous with frequencies that restart in each section.
 """
@@ -15,12 +16,15 @@ import importlib.util
 import mlx.core as mx
 import numpy as np
 import torch
+from transformers.models.gemma4 import modeling_gemma4 as gemma4
+from transformers.models.gemma4.configuration_gemma4 import Gemma4VisionConfig
 from transformers.models.qwen2_vl import modeling_qwen2_vl as qwen2_vl
 from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLTextConfig, Qwen2VLVisionConfig
 from transformers.models.qwen3_5 import modeling_qwen3_5 as qwen3_5
 from transformers.models.qwen3_5.configuration_qwen3_5 import Qwen3_5TextConfig
 from transformers.models.qwen3_vl import modeling_qwen3_vl as qwen3_vl
-from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfig
+from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfig, Qwen3VLVisionConfig
+from transformers.vision_utils import get_vision_position_ids
 
 from common import Cases, random
 
@@ -47,6 +51,8 @@ def main():
         for kind, positions in (("text", [TEXT] * 4), ("image", IMAGE)):
             transformers_case(cases, f"{family}_{kind}", seed, np.array(positions, np.int32), *row)
     vision_case(cases)
+    qwen3_vl_vision_case(cases)
+    gemma4_vision_case(cases)
     ggml_cases(cases)
     cases.save()
 
@@ -136,6 +142,51 @@ def vision_case(cases):
     cases.add("vision", params, x=x, positions=positions, exact=exact, transformers=out)
 
 
+def qwen3_vl_vision_case(cases):
+    """The same, of patches in the order of 2x2 blocks."""
+    head_dim = 72
+    config = Qwen3VLVisionConfig(hidden_size=HEADS * head_dim, num_heads=HEADS)
+    config.rope_parameters = {"rope_type": "axial", "rope_theta": 10000.0}
+    config.num_attention_heads = HEADS
+    module = qwen3_vl.Qwen3VLVisionRotaryEmbedding(config)
+    places = get_vision_position_ids(torch.tensor([[1, 4, 6]]), 2)
+    assert places[:5].tolist() == [[0, 0], [0, 1], [1, 0], [1, 1], [0, 2]]
+    x = random(21, 24, HEADS, head_dim)
+    cos, sin = module(torch.from_numpy(x), places)
+    out, _ = qwen3_vl.apply_rotary_pos_emb_vision(torch.from_numpy(x), torch.from_numpy(x), cos, sin)
+    add_tower(cases, "vision_qwen3_vl", x, places, out, "head_halves")
+
+
+def gemma4_vision_case(cases):
+    """Each half of a head turns by itself."""
+    head_dim = 64
+    config = Gemma4VisionConfig(hidden_size=HEADS * head_dim, num_attention_heads=HEADS, head_dim=head_dim)
+    config.rope_parameters = {"rope_type": "axial", "rope_theta": 100.0}
+    module = gemma4.Gemma4VisionRotaryEmbedding(config)
+    places = torch.tensor([[0, 0], [1, 0], [0, 1], [17, 5], [255, 300]])
+    x = random(22, 5, HEADS, head_dim)
+    cos, sin = module(torch.from_numpy(x), places[None])
+    out = gemma4.apply_multidimensional_rope(torch.from_numpy(x)[None], cos, sin, places[None])[0]
+    add_tower(cases, "vision_gemma4", x, places, out, "section_halves", base=100.0)
+
+
+def add_tower(cases, name, x, places, out, pairing, base=10000.0):
+    head_dim = x.shape[2]
+    positions = np.concatenate([places.numpy().T, np.full((2, len(places)), -1)]).astype(np.int32)
+    params = {
+        "mode": VISION,
+        "sections": [head_dim // 4, head_dim // 4, 0, 0],
+        "head_dim": head_dim,
+        "rope_dim": head_dim // 2,
+        "base": base,
+        "pairing": pairing,
+        "fallback": "extra",
+    }
+    exact = evaluate(x, positions, **params)
+    assert np.abs(out.numpy() - exact).max() < 1e-4, name
+    cases.add(name, params, x=x, positions=positions, exact=exact, transformers=out.contiguous())
+
+
 def ggml_cases(cases):
     rows = [
         ("head_halves_mrope", MROPE, [16, 24, 24, 0], 128, 128, 1e6),
@@ -182,9 +233,12 @@ def evaluate(x, positions, mode, sections, head_dim, rope_dim, base, pairing, fa
                 exponent = sector - starts[axis]
         theta = positions[axis].astype(np.float64) * float(base) ** (-2.0 * exponent / rope_dim)
         cos, sin = np.cos(theta)[:, None], np.sin(theta)[:, None]
-        q = p + (rope_dim if pairing == "rotary_halves" else head_dim) // 2
-        a, b = x[..., p].astype(np.float64), x[..., q].astype(np.float64)
-        out[..., p], out[..., q] = a * cos - b * sin, b * cos + a * sin
+        i, q = p, p + (rope_dim if pairing == "rotary_halves" else head_dim) // 2
+        if pairing == "section_halves":
+            i = 2 * starts[axis] + sector - starts[axis]
+            q = i + sections[axis]
+        a, b = x[..., i].astype(np.float64), x[..., q].astype(np.float64)
+        out[..., i], out[..., q] = a * cos - b * sin, b * cos + a * sin
     return out
 
 

@@ -53,7 +53,7 @@ kernel void rotary(
   uint first, second;
   float2 cos_sin = float2(1.0f, 0.0f);
   if (turns) {
-    first = pair * p.step;
+    first = pair * p.step + (pair / p.section) * p.section;
     second = first + p.distance;
     uint position = positions[axes[pair] * ulong(p.tokens) + token];
     cos_sin = rotary_cos_sin(p.signed_positions ? long(int(position)) : long(position), frequencies[pair]) * p.scale;

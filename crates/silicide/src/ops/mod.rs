@@ -27,6 +27,7 @@ pub mod matmul;
 #[cfg(test)]
 mod nvidia_tests;
 mod reduce;
+mod resize;
 mod rms_norm;
 mod rms_norm_gated;
 mod rope;
@@ -67,6 +68,7 @@ pub use l2_norm::{l2_norm, l2_norm_into};
 pub use layer_norm::{layer_norm, layer_norm_into};
 pub use matmul::{Precision, Weight, matmul, matmul_each, matmul_each_into, matmul_into};
 pub use reduce::{Reduce, reduce, reduce_all, reduce_all_into, reduce_into};
+pub use resize::{Resize, ResizeFilter, resize, resize_into};
 pub use rms_norm::{RmsNormOptions, rms_norm, rms_norm_into, rms_norm_with};
 pub use rms_norm_gated::{rms_norm_gated, rms_norm_gated_into};
 pub use rope::{Llama3Scaling, Pairing, Rope, RopeFrequencies, YarnScaling, rope, rope_in_place, rope_into};

@@ -34,6 +34,7 @@ const SOURCES: &[&KernelSource] = &[
     &matmul::SOURCE,
     &matmul::NVIDIA,
     &reduce::SOURCE,
+    &resize::SOURCE,
     &rms_norm::SOURCE,
     &rms_norm_gated::SOURCE,
     &rope::SOURCE,

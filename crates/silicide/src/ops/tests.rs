@@ -132,7 +132,7 @@ fn many_threads_give_what_one_gives() {
         assert!(one == run(3, &apart), "{name}");
         assert!(one == run(3, &in_place), "{name}, in place");
     }
-    let others: [(&str, Function); 16] = [
+    let others: [(&str, Function); 17] = [
         ("argmax", |s, x| argmax(s, x)),
         ("argsort", |s, x| argsort(s, x, Order::Ascending)),
         ("argsort of a long row", |s, x| {
@@ -154,6 +154,7 @@ fn many_threads_give_what_one_gives() {
         ("gather", |s, x| gather(s, x, &positions(x, 1))),
         ("reduce", |s, x| reduce(s, Reduce::Sum, x)),
         ("reduce_all", |s, x| reduce_all(s, Reduce::Mean, x)),
+        ("resize", |s, x| resize(s, x, [97, 200], Resize { antialias: true, ..Resize::default() })),
         ("router", |s, x| router(s, x, Router { top_k: 2, ..Router::default() }).map(|(_, weights)| weights)),
         ("take_along_axis", |s, x| {
             let greatest = argmax(s, x)?.reshape([x.dim(0), x.dim(1), 1])?;
@@ -292,6 +293,7 @@ fn other_ops_write_to_memory_of_their_own() {
             "reduce_all",
             reduce_all_into(stream, Reduce::Sum, &rows, &rows.slice(0, 2..3).unwrap().slice(1, 1..2).unwrap()),
         ),
+        ("resize", resize_into(stream, &x, Resize::default(), &x.slice(0, 1..3).unwrap())),
         (
             "router",
             router_into(stream, &rows, Router::default(), &ids(&[16, 1]), &device.zeros(DType::F32, [16, 1]).unwrap()),

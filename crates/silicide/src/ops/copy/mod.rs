@@ -29,6 +29,40 @@ use crate::{Result, Tensor};
 /// # Ok(())
 /// # }
 /// ```
+///
+/// Rows of flattened patches for a vision tower, whose embedding is then one [`matmul`](super::matmul), in the order of
+/// Qwen2-VL's and Qwen3-VL's image processors: blocks of `merge` by `merge` patches one after the other, and within a patch
+/// channels, frames, rows, columns. An image has the same frame `frames` times; of a video each `frames` frames are one
+/// such copy, of a [`slice`](Tensor::slice), with axes 0 and 1 of the `reshape` in place of the broadcast.
+///
+/// ```
+/// use silicide::{Device, ops};
+/// # fn main() -> silicide::Result<()> {
+/// # let device = Device::cpu();
+/// # let stream = &mut device.stream();
+/// let (channels, height, width, patch, merge, frames) = (3, 8, 12, 2, 2, 2);
+/// let pixels: Vec<i32> = (0..288).collect();
+/// let image = device.tensor(&pixels, [channels, height, width])?;
+///
+/// let (down, across) = (height / (merge * patch), width / (merge * patch));
+/// let blocks = image.reshape([channels, down, merge, patch, across, merge, patch])?;
+/// let blocks = blocks.broadcast_to([frames, channels, down, merge, patch, across, merge, patch])?;
+/// let patches = ops::copy(stream, &blocks.permute(&[2, 5, 3, 6, 1, 0, 4, 7])?)?
+///     .reshape([down * across * merge * merge, channels * frames * patch * patch])?;
+///
+/// let rows = patches.to_vec::<i32>(stream)?;
+/// assert_eq!(rows[..8], [0, 1, 12, 13, 0, 1, 12, 13]);
+/// // The second patch is the first's right neighbour, the third is below the first.
+/// assert_eq!((rows[24], rows[48]), (2, 24));
+///
+/// // The four of a block already lie together, so merging them is a view.
+/// let merged = patches.reshape([down * across, merge * merge * 24])?;
+/// // Of rows in the order of the image it is another copy.
+/// let raster = device.tensor(&pixels, [24, 12])?.reshape([down, merge, across, merge, 12])?;
+/// let merged = ops::copy(stream, &raster.permute(&[0, 2, 1, 3, 4])?)?.reshape([down * across, merge * merge * 12])?;
+/// # Ok(())
+/// # }
+/// ```
 pub fn copy(stream: &mut Stream, x: &Tensor) -> Result<Tensor> {
     let out = stream.empty(x.dtype(), *x.shape())?;
     copy_into(stream, x, &out)?;

@@ -100,6 +100,33 @@ fn agrees_with_mlx() {
     });
 }
 
+/// The recipe of [`copy`]'s documentation is what transformers' processors of Qwen2-VL do.
+#[test]
+fn views_of_images_are_patches() {
+    let golden = Golden::read("patches");
+    on_every_device(|stream| {
+        let device = &stream.device().clone();
+        for case in ["image", "video"] {
+            let x = golden.tensor(device, &format!("{case}.x"));
+            let want = golden.tensor(device, &format!("{case}.out"));
+            let (frames, patch, merge) = (2, 3, 2);
+            let [given, channels, height, width] = x.shape()[..] else { panic!("{x:?}") };
+            let (down, across) = (height / (merge * patch), width / (merge * patch));
+            let rows = down * across * merge * merge;
+            let out = device.zeros(DType::I32, *want.shape()).unwrap();
+            for step in 0..given.div_ceil(frames) {
+                let some = x.slice(0, step * frames..given.min((step + 1) * frames)).unwrap();
+                let some = some.reshape([some.dim(0), channels, down, merge, patch, across, merge, patch]).unwrap();
+                let some = some.broadcast_to([frames, channels, down, merge, patch, across, merge, patch]).unwrap();
+                let blocks = some.permute(&[2, 5, 3, 6, 1, 0, 4, 7]).unwrap();
+                let out = out.slice(0, step * rows..(step + 1) * rows).unwrap();
+                copy_into(stream, &blocks, &out.reshape(*blocks.shape()).unwrap()).unwrap();
+            }
+            assert_eq!(out.to_vec::<i32>(stream).unwrap(), want.to_vec::<i32>(stream).unwrap(), "{case}");
+        }
+    });
+}
+
 #[test]
 fn broadcasts_and_concatenates() {
     on_every_device(|stream| {

@@ -62,12 +62,18 @@ fn rotate<T: Float>(p: &Params, x: &[f32], cos: &[f32], sin: &[f32], out: &mut [
             out[1] = T::from_f32(x[1] * c + x[0] * s);
         }
     } else {
-        let (first, second) = out.split_at_mut(p.distance as usize);
-        let (a, b) = x.split_at(p.distance as usize);
-        let (a, b) = (&a[..cos.len()], &b[..cos.len()]);
-        for ((((first, second), (a, b)), c), s) in first.iter_mut().zip(second).zip(a.iter().zip(b)).zip(cos).zip(sin) {
-            *first = T::from_f32(a * c - b * s);
-            *second = T::from_f32(b * c + a * s);
+        let section = p.section.max(1) as usize;
+        for (i, (cos, sin)) in cos.chunks(section).zip(sin.chunks(section)).enumerate() {
+            let start = 2 * i * section;
+            let (first, second) = out[start..].split_at_mut(p.distance as usize);
+            let (a, b) = x[start..].split_at(p.distance as usize);
+            let (a, b) = (&a[..cos.len()], &b[..cos.len()]);
+            for ((((first, second), (a, b)), c), s) in
+                first.iter_mut().zip(second).zip(a.iter().zip(b)).zip(cos).zip(sin)
+            {
+                *first = T::from_f32(a * c - b * s);
+                *second = T::from_f32(b * c + a * s);
+            }
         }
     }
     if p.copies != 0 {

@@ -22,6 +22,10 @@ pub enum Pairing {
     Halves,
     /// `p` and `p + head_dim / 2`. Differs from [`Halves`](Self::Halves) where only a part of the head turns.
     HeadHalves,
+    /// [`Halves`](Self::Halves) within each section's own part of the head, one part after the other: pair `i` of a section
+    /// of `n` pairs that starts at pair `s` is elements `2s + i` and `2s + i + n` (Gemma 4's vision tower). With one position
+    /// axis the whole is one section.
+    SectionHalves,
 }
 
 /// A rotary embedding on a device: the frequencies and what they turn.
@@ -31,7 +35,7 @@ impl Rope {
     /// Brings `frequencies` to `device`. Their number decides how much of a head turns: `rope_dim` is twice that.
     pub fn new(device: &Device, frequencies: &RopeFrequencies, pairing: Pairing) -> Result<Rope> {
         let table: Vec<_> = frequencies.inverse().iter().map(|&f| (f, 0)).collect();
-        Ok(Rope(Rotary::new(device, &table, frequencies.attention_factor(), 1, pairing)?))
+        Ok(Rope(Rotary::new(device, &table, frequencies.attention_factor(), 1, pairing, table.len())?))
     }
 }
 
@@ -92,6 +96,8 @@ pub(super) struct Rotary {
     /// Multiplies cosine and sine.
     scale: f32,
     pairing: Pairing,
+    /// Pairs of a section, for [`Pairing::SectionHalves`].
+    section: usize,
 }
 
 impl Rotary {
@@ -101,6 +107,7 @@ impl Rotary {
         scale: f64,
         position_axes: u32,
         pairing: Pairing,
+        section: usize,
     ) -> Result<Rotary> {
         // Turns in two parts, since the table has more bits than f64; whole turns drop out of the first.
         let turns = |radians: f64| {
@@ -117,6 +124,7 @@ impl Rotary {
             position_axes,
             scale: scale as f32,
             pairing,
+            section,
         })
     }
 
@@ -181,6 +189,7 @@ impl Rotary {
 
         let head_dim = size(op, "head_dim", head_dim)?;
         let pairs = pairs as u32;
+        let section = if self.pairing == Pairing::SectionHalves { self.section as u32 } else { pairs };
         let copies = out.offset() != x.offset() || !out.buffer().is_same(x.buffer());
         let params = Params {
             x_strides,
@@ -193,9 +202,10 @@ impl Rotary {
             step: if self.pairing == Pairing::Interleaved { 2 } else { 1 },
             distance: match self.pairing {
                 Pairing::Interleaved => 1,
-                Pairing::Halves => pairs,
+                Pairing::Halves | Pairing::SectionHalves => section,
                 Pairing::HeadHalves => head_dim / 2,
             },
+            section,
             rest: if self.pairing == Pairing::HeadHalves { pairs } else { 2 * pairs },
             copies: copies.into(),
             signed_positions: (positions.dtype() == DType::I32).into(),
@@ -255,6 +265,8 @@ kernel_params! {
         /// Elements between the first elements of neighbouring pairs, and between the two of a pair.
         step: u32,
         distance: u32,
+        /// Pairs whose elements lie together; those of the next pairs come after both of all of these.
+        section: u32,
         /// Elements `rest..` and `head_dim / 2 + pairs..`, `head_dim / 2 - pairs` of each, do not turn.
         rest: u32,
         /// Whether they must be copied.

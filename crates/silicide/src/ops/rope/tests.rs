@@ -4,7 +4,7 @@ use super::*;
 use crate::Shape;
 use crate::testing::{Golden, Random, assert_close, on_every_device, rounded, values_of};
 
-const PAIRINGS: [Pairing; 3] = [Pairing::Interleaved, Pairing::Halves, Pairing::HeadHalves];
+const PAIRINGS: [Pairing; 4] = [Pairing::Interleaved, Pairing::Halves, Pairing::HeadHalves, Pairing::SectionHalves];
 
 /// The definition, in f64. `x` is `[positions, heads, head_dim]`.
 fn reference(x: &[f32], positions: &[i64], head_dim: usize, inverse: &[f64], scale: f64, pairing: Pairing) -> Vec<f64> {
@@ -15,7 +15,7 @@ fn reference(x: &[f32], positions: &[i64], head_dim: usize, inverse: &[f64], sca
         for (p, f) in inverse.iter().enumerate() {
             let (i, j) = match pairing {
                 Pairing::Interleaved => (2 * p, 2 * p + 1),
-                Pairing::Halves => (p, p + pairs),
+                Pairing::Halves | Pairing::SectionHalves => (p, p + pairs),
                 Pairing::HeadHalves => (p, p + head_dim / 2),
             };
             let (sin, cos) = (positions[row / heads] as f64 * f).sin_cos();
@@ -46,7 +46,7 @@ proptest! {
         part in 0.0f64..1.2,
         seed: u64,
         dtype in 0usize..3,
-        pairing in 0usize..3,
+        pairing in 0usize..4,
         signed: bool,
         in_place: bool,
     ) {
@@ -248,7 +248,7 @@ fn keeps_nan_in_its_pair() {
             let lost: Vec<usize> = (0..6).filter(|&i| y[i].is_nan()).collect();
             let (wanted, untouched) = match pairing {
                 Pairing::Interleaved => ([0, 1], 5),
-                Pairing::Halves => ([1, 3], 5),
+                Pairing::Halves | Pairing::SectionHalves => ([1, 3], 5),
                 Pairing::HeadHalves => ([1, 4], 5),
             };
             assert_eq!(lost, wanted, "{pairing:?}");

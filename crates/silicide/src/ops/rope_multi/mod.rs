@@ -6,7 +6,7 @@ mod tests;
 use super::rope::{Pairing, Params, RopeFrequencies, Rotary};
 use crate::device::{Device, Stream};
 use crate::kernels::{KernelParams, KernelSource};
-use crate::ops::check::check;
+use crate::ops::check::{check, size};
 use crate::{Error, Result, Tensor};
 
 /// How the pairs of a head are shared out among the position axes. The values are those of ggml's `GGML_ROPE_TYPE_*`.
@@ -61,7 +61,8 @@ impl RopeMulti {
     ///
     /// # Errors
     ///
-    /// [`Error::Argument`] where all sections are empty, or one of `Vision` is longer than the frequencies.
+    /// [`Error::Argument`] where all sections are empty, one of `Vision` is longer than the frequencies, or those of
+    /// [`Pairing::SectionHalves`] are interleaved or not of one size that divides the pairs.
     pub fn new(
         device: &Device,
         frequencies: &RopeFrequencies,
@@ -69,7 +70,46 @@ impl RopeMulti {
         pairing: Pairing,
     ) -> Result<RopeMulti> {
         let table = sections.table(frequencies.inverse())?;
-        Ok(RopeMulti(Rotary::new(device, &table, frequencies.attention_factor(), 4, pairing)?))
+        let section = if pairing == Pairing::SectionHalves { sections.size(table.len())? } else { 0 };
+        Ok(RopeMulti(Rotary::new(device, &table, frequencies.attention_factor(), 4, pairing, section)?))
+    }
+
+    /// The rotary embedding of a vision tower, over heads of `head_dim` elements that all turn.
+    ///
+    /// Half of the pairs follow the first position axis and half the second, each by the frequencies
+    /// `theta^(-4i / head_dim)` from `i = 0` on, and `positions` are `[2, tokens]`: in the towers of transformers all
+    /// heights, then all widths. Towers of Qwen2-VL to Qwen3.5 take [`Pairing::Halves`], Gemma 4's, whose halves of a head
+    /// turn apart, [`Pairing::SectionHalves`]. It is [`RopeMultiMode::Vision`] without positions that nothing reads.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Argument`] where `head_dim` is no multiple of 4, or `theta` is not positive.
+    ///
+    /// ```
+    /// use silicide::ops::{self, Pairing, RopeMulti};
+    /// use silicide::Device;
+    /// # fn main() -> silicide::Result<()> {
+    /// let device = Device::cpu();
+    /// let stream = &mut device.stream();
+    /// let rope = RopeMulti::vision(&device, 4, 10_000.0, Pairing::SectionHalves)?;
+    /// let x = device.tensor(&[1.0f32, 0.0, 0.0, 1.0], [1, 1, 4])?;
+    /// // The patch of row 2 and column 5.
+    /// let positions = device.tensor(&[2u32, 5], [2, 1])?;
+    /// let y = ops::rope_multi(stream, &x, &positions, &rope)?.to_vec::<f32>(stream)?;
+    /// let want = [2f32.cos(), 2f32.sin(), -5f32.sin(), 5f32.cos()];
+    /// assert!(y.iter().zip(want).all(|(y, w)| (y - w).abs() < 1e-6));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn vision(device: &Device, head_dim: usize, theta: f64, pairing: Pairing) -> Result<RopeMulti> {
+        check(OP, head_dim > 0 && head_dim.is_multiple_of(4), || {
+            format!("head_dim: got {head_dim}, wanted a multiple of 4")
+        })?;
+        let section = size(OP, "head_dim", head_dim / 4)?;
+        let sections = [section, section, 0, 0];
+        let sections = RopeSections { mode: RopeMultiMode::Vision, sections, fallback: FallbackAxis::Temporal };
+        let table = sections.table(RopeFrequencies::new(head_dim / 2, theta)?.inverse())?;
+        Ok(RopeMulti(Rotary::new(device, &table, 1.0, 2, pairing, head_dim / 4)?))
     }
 }
 
@@ -107,13 +147,26 @@ impl RopeSections {
         };
         (0..pairs).map(pair).collect()
     }
+
+    /// Pairs of each section, where they are contiguous and of one size.
+    fn size(&self, pairs: usize) -> Result<usize> {
+        let sizes: Vec<u32> = self.sections.into_iter().filter(|&s| s > 0).collect();
+        let one = self.mode != RopeMultiMode::Imrope && sizes.iter().all(|s| *s == sizes[0]);
+        check(OP, one && pairs.is_multiple_of(sizes[0] as usize), || {
+            let (mode, sections) = (self.mode, self.sections);
+            format!(
+                "sections: got {mode:?} {sections:?}, wanted contiguous ones of one size that divides {pairs} pairs"
+            )
+        })?;
+        Ok(sizes[0] as usize)
+    }
 }
 
 /// [`rope`](super::rope) with the position of each pair's own axis.
 ///
 /// `x` is as for [`rope`](super::rope): `[tokens, heads, head_dim]` in f32, f16 or bf16. `positions` is axis-major,
 /// `[4, tokens]` or `[4 * tokens]` in i32 or u32: all times, then heights, widths and extras; for text all four are the
-/// token's position. The result has `x`'s shape and type. Mathematics: Wang et al., "Qwen2-VL", 2024.
+/// token's position. Those of [`RopeMulti::vision`] are `[2, tokens]`. The result has `x`'s shape and type. Mathematics: Wang et al., "Qwen2-VL", 2024.
 ///
 /// # Errors
 ///

@@ -35,6 +35,7 @@ fn reference(
             let exponent = if mode == RopeMultiMode::Vision { restarted as f64 } else { p as f64 };
             let angle = positions[axis * tokens + row / heads] as f64 * base.powf(-2.0 * exponent / rope_dim as f64);
             let (i, j) = match pairing {
+                Pairing::SectionHalves => (p + p / s0 as usize * s0 as usize, p + (p / s0 as usize + 1) * s0 as usize),
                 Pairing::Interleaved => (2 * p, 2 * p + 1),
                 Pairing::Halves => (p, p + pairs),
                 Pairing::HeadHalves => (p, p + head_dim / 2),
@@ -111,7 +112,11 @@ fn is_no_further_from_exact_than_transformers() {
             _ => RopeMultiMode::Imrope,
         };
         let fallback = if p["fallback"] == "time" { FallbackAxis::Temporal } else { FallbackAxis::Extra };
-        let pairing = if p["pairing"] == "rotary_halves" { Pairing::Halves } else { Pairing::HeadHalves };
+        let pairing = match p["pairing"].as_str() {
+            Some("rotary_halves") => Pairing::Halves,
+            Some("section_halves") => Pairing::SectionHalves,
+            _ => Pairing::HeadHalves,
+        };
         let sections = serde_json::from_value(p["sections"].clone()).unwrap();
         let sections = RopeSections { mode, sections, fallback };
         let frequencies =
@@ -121,9 +126,14 @@ fn is_no_further_from_exact_than_transformers() {
         let exact = golden.exact_values(&name("exact"));
         on_every_device(|stream| {
             let device = &stream.device().clone();
-            let rope = RopeMulti::new(device, &frequencies, sections, pairing).unwrap();
             let shape = *golden.tensor(device, &name("x")).shape();
-            let positions = golden.tensor(device, &name("positions"));
+            let mut positions = golden.tensor(device, &name("positions"));
+            let rope = if case.starts_with("vision_") {
+                positions = positions.slice(0, 0..2).unwrap();
+                RopeMulti::vision(device, shape[2], p["base"].as_f64().unwrap(), pairing).unwrap()
+            } else {
+                RopeMulti::new(device, &frequencies, sections, pairing).unwrap()
+            };
             let token = shape[1] * shape[2];
             for (dtype, theirs) in [(DType::F32, name("transformers")), (DType::BF16, name("transformers_bf16"))] {
                 let xt = tensor_of(device, dtype, &x, shape);
@@ -150,6 +160,61 @@ fn is_no_further_from_exact_than_transformers() {
             }
         });
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn a_vision_tower_follows_the_definition(
+        tokens in 0usize..4,
+        heads in 1usize..6,
+        quarter in prop_oneof![1usize..40, Just(64)],
+        rest in 0usize..5,
+        seed: u64,
+        dtype in 0usize..3,
+        pairing in 0usize..3,
+        in_place: bool,
+    ) {
+        let (dtype, dim) = (DType::FLOATS[dtype], 4 * quarter);
+        let pairing = [Pairing::Halves, Pairing::SectionHalves, Pairing::Interleaved][pairing];
+        // Only a part of the head turns where there is a rest.
+        let head_dim = dim + 2 * rest;
+        let (mode, fallback) = (RopeMultiMode::Vision, FallbackAxis::Temporal);
+        let two = RopeSections { mode, sections: [quarter as u32, quarter as u32, 0, 0], fallback };
+        on_every_device(|stream| {
+            let device = &stream.device().clone();
+            let mut random = Random::new(seed);
+            let x = rounded(dtype, &random.values(tokens * heads * head_dim));
+            let xt = random.tensor(device, dtype, &x, [tokens, heads, head_dim]);
+            let positions: Vec<i64> = (0..4 * tokens).map(|_| random.below(1000) as i64).collect();
+            let own: Vec<u32> = positions[..2 * tokens].iter().map(|&p| p as u32).collect();
+            let rope = RopeMulti::vision(device, dim, 1e4, pairing).unwrap();
+            let out = if in_place { xt.clone() } else { stream.empty(dtype, *xt.shape()).unwrap() };
+            rope_multi_into(stream, &xt, &device.tensor(&own, [2, tokens]).unwrap(), &rope, &out).unwrap();
+            let want = reference(&x, &positions, [heads, head_dim, dim / 2], 1e4, two, pairing);
+            assert_close(dtype, &values_of(stream, &out), &want, 2.0);
+        });
+    }
+}
+
+/// Sections of the same size that go round more than once, as the mathematics of `RopeSections` has it.
+#[test]
+fn sections_of_one_size_have_their_own_parts_of_the_head() {
+    let fallback = FallbackAxis::Temporal;
+    let sections = RopeSections { mode: RopeMultiMode::Mrope, sections: [3, 0, 3, 3], fallback };
+    let x = Random::new(3).values(2 * 36);
+    let positions: Vec<i32> = (0..8).map(|i| i * 7).collect();
+    let wide: Vec<i64> = positions.iter().map(|&p| p.into()).collect();
+    let want = reference(&x, &wide, [1, 36, 36], 1e4, sections, Pairing::SectionHalves);
+    on_every_device(|stream| {
+        let device = &stream.device().clone();
+        let frequencies = RopeFrequencies::new(36, 1e4).unwrap();
+        let rope = RopeMulti::new(device, &frequencies, sections, Pairing::SectionHalves).unwrap();
+        let (x, positions) = (device.tensor(&x, [2, 1, 36]).unwrap(), device.tensor(&positions, [4, 2]).unwrap());
+        let out = rope_multi(stream, &x, &positions, &rope).unwrap();
+        assert_close(DType::F32, &values_of(stream, &out), &want, 2.0);
+    });
 }
 
 #[test]
@@ -205,6 +270,12 @@ fn says_what_does_not_fit() {
     assert_eq!(error, "rope_multi: sections: got [0, 0, 0, 0], wanted at least one pair for an axis");
     let error = new(RopeMultiMode::Vision, [8, 8, 0, 0]).err().unwrap().to_string();
     assert_eq!(error, "rope_multi: section 0: got 8, wanted at most the 4 frequencies");
+    let sections = RopeSections { mode: RopeMultiMode::Mrope, sections: [2, 1, 0, 0], fallback: FallbackAxis::Extra };
+    let error = RopeMulti::new(&device, &frequencies, sections, Pairing::SectionHalves).err().unwrap().to_string();
+    let wanted = "wanted contiguous ones of one size that divides 4 pairs";
+    assert_eq!(error, format!("rope_multi: sections: got Mrope [2, 1, 0, 0], {wanted}"));
+    let error = RopeMulti::vision(&device, 6, 1e4, Pairing::Halves).err().unwrap().to_string();
+    assert_eq!(error, "rope_multi: head_dim: got 6, wanted a multiple of 4");
     // Counts that overflow when added.
     let rope = new(RopeMultiMode::Imrope, [u32::MAX; 4]).unwrap();
     let x = device.zeros(DType::F32, [3, 1, 8]).unwrap();
