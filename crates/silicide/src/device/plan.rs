@@ -3,6 +3,7 @@
 use std::any::Any;
 use std::sync::{Arc, OnceLock};
 
+use super::Device;
 use super::arena::Arena;
 use super::hazard::Hazards;
 use super::launch::{Cost, Launch, LockSet};
@@ -35,6 +36,11 @@ impl Plan {
     /// The launches, in order.
     pub fn launches(&self) -> &[Launch] {
         &self.launches
+    }
+
+    /// The device of its memory; None where there is no launch.
+    pub(super) fn device(&self) -> Option<&Device> {
+        self.launches.first().and_then(|launch| launch.args.first()).map(|arg| &arg.storage.device)
     }
 
     /// How many barriers separate the launches on a device that runs them concurrently.

@@ -85,9 +85,14 @@ impl Stream {
     ///
     /// # Errors
     ///
-    /// [`Error::Argument`] while recording; [`Error::Kernel`] where a kernel breaks a rule.
+    /// [`Error::Argument`] while recording, or where the plan is another device's; [`Error::Kernel`] where a kernel breaks a
+    /// rule.
     pub fn replay(&mut self, plan: &Plan) -> Result<()> {
         self.refuse_while_recording("replay")?;
+        if let Some(other) = plan.device().filter(|&device| *device != self.device) {
+            let message = format!("the plan is for another device ({other:?}) than the stream's ({:?})", self.device);
+            return Err(Error::argument("replay", message));
+        }
         self.hazards.clear();
         self.queue.barrier()?;
         self.queue.replay(plan)?;

@@ -327,3 +327,13 @@ fn other_ops_write_to_memory_of_their_own() {
         assert!(error.contains("memory of its own"), "{name}: {error}");
     }
 }
+
+#[test]
+fn a_plan_is_replayed_on_its_own_device() {
+    let (device, other) = (Device::cpu(), Device::cpu());
+    let x = device.tensor(&[1.0f32, 2.0], [2]).unwrap();
+    let (plan, _) = device.stream().record(|s| unary(s, Unary::Neg, &x)).unwrap();
+    let message = other.stream().replay(&plan).unwrap_err().to_string();
+    assert!(message.contains("another device"), "{message}");
+    device.stream().replay(&plan).unwrap();
+}

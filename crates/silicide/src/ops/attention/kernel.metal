@@ -4,8 +4,8 @@
 // the keys that it sees. LANES lanes have an element of 16 of a head each, so a simdgroup takes 32 / LANES keys at a time;
 // whoever takes a key keeps a running maximum, and all are joined at the end. Keys and values are read once.
 //
-// The host defines SCALAR and CACHE, the types of queries and of keys and values; LANES and HEADS; and WHOLE, which says
-// that heads are whole sixteens and that vectors of four lie aligned.
+// The host defines SCALAR and CACHE, the types of queries and of keys and values; LANES and HEADS; WHOLE, which says that
+// heads are whole sixteens and that vectors of four lie aligned; and TILED where there is the form for many queries.
 
 #include "silicide.h"
 
@@ -246,6 +246,7 @@ kernel void attention_join(
   }
 }
 
+#ifdef TILED
 constant constexpr uint TILE = 32;  // queries, and keys at a time
 constant constexpr uint DIMS = LANES * SPAN;
 constant constexpr uint STRIDE = DIMS + 8;  // of a staged row; the gap keeps rows in different banks
@@ -422,3 +423,4 @@ kernel void attention_tiled(
     }
   }
 }
+#endif

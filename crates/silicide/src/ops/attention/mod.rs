@@ -211,16 +211,22 @@ impl GpuForm {
             ..=16 => ENOUGH.div_ceil(p.q_heads / heads).min(keys.div_ceil(LEAST_KEYS)).clamp(1, MOST_PARTS),
             _ => 1,
         };
-        // It rounds weights to the type of queries.
-        let tiled = p.queries > 16 && dtype != DType::F32 && p.dim <= 256;
+        let tiled = p.queries > 16 && has_tiles(dtype, lanes);
         GpuForm { tiled, lanes, heads, parts }
     }
 }
 
+/// Whether there is the form for many queries: it rounds weights to the type of queries, and a tile of longer or wider heads
+/// would not fit.
+fn has_tiles(q: DType, lanes: u32) -> bool {
+    q != DType::F32 && lanes <= 16
+}
+
 /// What `kernel.metal` is compiled with.
 pub(super) fn defines(q: DType, cache: DType, lanes: u32, heads: u32, whole: bool) -> String {
+    let tiled = if has_tiles(q, lanes) { "#define TILED\n" } else { "" };
     format!(
-        "#define SCALAR {}\n#define CACHE {}\n#define LANES {lanes}\n#define HEADS {heads}\n#define WHOLE {whole}",
+        "{tiled}#define SCALAR {}\n#define CACHE {}\n#define LANES {lanes}\n#define HEADS {heads}\n#define WHOLE {whole}",
         q.msl(),
         cache.msl()
     )

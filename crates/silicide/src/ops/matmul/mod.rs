@@ -167,7 +167,7 @@ impl Form {
 /// `x W^T`: every row of `x` times every row of the weight.
 ///
 /// `x` is `[.., columns]` in f32, f16 or bf16 with any offset and any stride between rows; the result is `[.., rows]` in
-/// `x`'s type. Sums are f32. `precision` says whether the CPU may round activations; GPUs never round further than `x`'s
+/// `x`'s type. Sums are f32. `precision` says whether anything else may be rounded; GPUs never round further than to `x`'s
 /// own type.
 ///
 /// # Errors

@@ -38,8 +38,8 @@ pub use pack::{DenseView, PackLayout};
 pub enum Precision {
     /// `f32` throughout. A row's result is the same bits whatever rows stand beside it.
     F32,
-    /// Activations rounded: for few rows to integers of about 15 bits, 256 of which share a scale, for many to bf16. Sums
-    /// are `f32`.
+    /// On the CPU activations rounded: for few rows to integers of about 15 bits, 256 of which share a scale, for many to
+    /// bf16. On an NVIDIA GPU the elements of the weight rounded, for many rows of f16 or bf16 to their type. Sums are `f32`.
     Reduced,
 }
 
