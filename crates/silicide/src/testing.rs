@@ -441,6 +441,7 @@ mod tests {
             "expert_schedule",
             "gated_delta_rule",
             "hadamard_transform",
+            "head_norm_rope_cache",
             "kv_quantize",
             "l2_norm",
             "layer_norm",

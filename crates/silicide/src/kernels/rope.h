@@ -28,6 +28,36 @@ inline float2 rotary_cos_sin(long position, long frequency) {
   return quadrant & 2 ? -turned : turned;
 }
 
+// Two elements of a head and how they turn; the pairs after those that turn are two elements each of the rest.
+struct RotaryPair {
+  uint first;
+  uint second;
+  bool turns;
+  float2 cos_sin;
+};
+
+inline RotaryPair rotary_pair(
+    device const uint* positions,
+    device const long* frequencies,
+    device const uint* axes,
+    constant RotaryParams& p,
+    uint token,
+    uint pair) {
+  RotaryPair t;
+  t.turns = pair < p.pairs;
+  if (t.turns) {
+    t.first = pair * p.step + (pair / p.section) * p.section;
+    t.second = t.first + p.distance;
+    uint position = positions[axes[pair] * ulong(p.tokens) + token];
+    t.cos_sin = rotary_cos_sin(p.signed_positions ? long(int(position)) : long(position), frequencies[pair]) * p.scale;
+  } else {
+    t.first = p.rest + (pair - p.pairs);
+    t.second = p.head_dim / 2 + pair;
+    t.cos_sin = float2(1.0f, 0.0f);
+  }
+  return t;
+}
+
 // One thread a pair and `heads_per_thread` heads, which share the angle. `x2` and `out2` are a second tensor, whose heads
 // come after those of the first. Both elements of a pair are read before either is written, so in place is safe.
 template <typename T>
@@ -39,7 +69,7 @@ kernel void rotary(
     device const uint* positions [[buffer(4)]],
     device const long* frequencies [[buffer(5)]],
     device const uint* axes [[buffer(6)]],
-    constant Params& p [[buffer(7)]],
+    constant RotaryParams& p [[buffer(7)]],
     uint3 group [[threadgroup_position_in_grid]],
     uint thread_index [[thread_index_in_threadgroup]],
     uint3 threads [[threads_per_threadgroup]]) {
@@ -49,19 +79,7 @@ kernel void rotary(
   if (pair >= p.pairs + copied) {
     return;
   }
-  bool turns = pair < p.pairs;
-  uint first, second;
-  float2 cos_sin = float2(1.0f, 0.0f);
-  if (turns) {
-    first = pair * p.step + (pair / p.section) * p.section;
-    second = first + p.distance;
-    uint position = positions[axes[pair] * ulong(p.tokens) + token];
-    cos_sin = rotary_cos_sin(p.signed_positions ? long(int(position)) : long(position), frequencies[pair]) * p.scale;
-  } else {
-    first = p.rest + (pair - p.pairs);
-    second = p.head_dim / 2 + pair;
-  }
-
+  RotaryPair t = rotary_pair(positions, frequencies, axes, p, token, pair);
   uint head = group.y * p.heads_per_thread;
   uint end = min(head + p.heads_per_thread, p.heads[0] + p.heads[1]);
   for (; head < end; ++head) {
@@ -69,14 +87,14 @@ kernel void rotary(
     uint h = i ? head - p.heads[0] : head;
     device const T* source = (i ? x2 : x) + ulong(token) * p.x_strides[2 * i] + ulong(h) * p.x_strides[2 * i + 1];
     device T* target = (i ? out2 : out) + ulong(token) * p.out_strides[2 * i] + ulong(h) * p.out_strides[2 * i + 1];
-    T a = source[first];
-    T b = source[second];
-    if (turns) {
-      target[first] = T(float(a) * cos_sin.x - float(b) * cos_sin.y);
-      target[second] = T(float(b) * cos_sin.x + float(a) * cos_sin.y);
+    T a = source[t.first];
+    T b = source[t.second];
+    if (t.turns) {
+      target[t.first] = T(float(a) * t.cos_sin.x - float(b) * t.cos_sin.y);
+      target[t.second] = T(float(b) * t.cos_sin.x + float(a) * t.cos_sin.y);
     } else {
-      target[first] = a;
-      target[second] = b;
+      target[t.first] = a;
+      target[t.second] = b;
     }
   }
 }

@@ -19,6 +19,7 @@ mod gated_delta_rule;
 mod gather;
 mod glu;
 mod hadamard_transform;
+mod head_norm_rope_cache;
 mod kv_quantize;
 mod kv_write;
 mod l2_norm;
@@ -62,6 +63,7 @@ pub use gated_delta_rule::{Decay, GatedDeltaRule, HeadMap, gated_delta_rule, gat
 pub use gather::{gather, gather_into, take_along_axis, take_along_axis_into};
 pub use glu::{Gate, glu, glu_halves, glu_into};
 pub use hadamard_transform::{Hadamard, hadamard_signs, hadamard_transform, hadamard_transform_into};
+pub use head_norm_rope_cache::{CacheSlots, HeadNorm, head_norm_rope_cache, head_norm_rope_multi_cache};
 pub use kv_quantize::{KvCodec, KvCodecOptions, KvDomain, kv_dequantize, kv_dequantize_into, kv_quantize};
 pub use kv_write::kv_write;
 pub use l2_norm::{l2_norm, l2_norm_into};

@@ -27,6 +27,7 @@ const SOURCES: &[&KernelSource] = &[
     &gather::SOURCE,
     &glu::SOURCE,
     &hadamard_transform::SOURCE,
+    &head_norm_rope_cache::SOURCE,
     &kv_quantize::SOURCE,
     &kv_write::SOURCE,
     &l2_norm::SOURCE,

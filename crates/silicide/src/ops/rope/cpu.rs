@@ -2,22 +2,17 @@
 
 use std::f32::consts::TAU;
 
-use super::Params;
+use super::RotaryParams;
 use crate::Float;
 use crate::device::cpu::Call;
 use crate::device::cpu::scratch::with_scratch;
 use crate::device::cpu::vector::{narrow, vectorized, widen};
 
 pub(in crate::ops) fn run<T: Float>(call: &Call) {
-    let p: Params = call.params();
+    let p: RotaryParams = call.params();
     let (pairs, dim, tokens) = (p.pairs as usize, p.head_dim as usize, p.tokens as usize);
     let parts = [(call.view::<T>(0), call.view::<T>(1)), (call.view::<T>(2), call.view::<T>(3))];
     let (positions, frequencies, axes) = (call.slice::<u32>(4), call.slice::<i64>(5), call.slice::<u32>(6));
-    let position = |axis: usize, token: usize| match p.signed_positions {
-        0 => positions[axis * tokens + token] as i64,
-        _ => positions[axis * tokens + token] as i32 as i64,
-    };
-
     // Tasks must be worth the hand-over.
     let grain = 8192usize.div_ceil((p.heads[0] + p.heads[1]) as usize * dim);
     call.pool.parallel_ranges(tokens, grain, &|range| {
@@ -28,14 +23,7 @@ pub(in crate::ops) fn run<T: Float>(call: &Call) {
                 #[inline(always)]
                 || {
                     for token in range {
-                        let mut at = [0i64; 4];
-                        for (axis, at) in at.iter_mut().enumerate().take(p.axes as usize) {
-                            *at = position(axis, token);
-                        }
-                        for (((c, s), &f), &axis) in cos.iter_mut().zip(sin.iter_mut()).zip(frequencies).zip(axes) {
-                            (*c, *s) = cos_sin(at[axis as usize & 3].wrapping_mul(f));
-                            (*c, *s) = (*c * p.scale, *s * p.scale);
-                        }
+                        angles(&p, positions, frequencies, axes, token, cos, sin);
                         for (i, (x, out)) in parts.iter().enumerate() {
                             for head in 0..p.heads[i] as usize {
                                 let start = |s: &[u32]| token * s[2 * i] as usize + head * s[2 * i + 1] as usize;
@@ -54,8 +42,31 @@ pub(in crate::ops) fn run<T: Float>(call: &Call) {
     });
 }
 
+/// The cosine and the sine by which each pair of a token turns, scaled.
 #[inline(always)]
-fn rotate<T: Float>(p: &Params, x: &[f32], cos: &[f32], sin: &[f32], out: &mut [T]) {
+pub(in crate::ops) fn angles(
+    p: &RotaryParams,
+    positions: &[u32],
+    frequencies: &[i64],
+    axes: &[u32],
+    token: usize,
+    cos: &mut [f32],
+    sin: &mut [f32],
+) {
+    let mut at = [0i64; 4];
+    for (axis, at) in at.iter_mut().enumerate().take(p.axes as usize) {
+        let position = positions[axis * p.tokens as usize + token];
+        *at = if p.signed_positions == 0 { position as i64 } else { position as i32 as i64 };
+    }
+    for (((c, s), &f), &axis) in cos.iter_mut().zip(sin.iter_mut()).zip(frequencies).zip(axes) {
+        (*c, *s) = cos_sin(at[axis as usize & 3].wrapping_mul(f));
+        (*c, *s) = (*c * p.scale, *s * p.scale);
+    }
+}
+
+/// Turns a head; elements that do not turn are copied where they must be.
+#[inline(always)]
+pub(in crate::ops) fn rotate<T: Float>(p: &RotaryParams, x: &[f32], cos: &[f32], sin: &[f32], out: &mut [T]) {
     if p.step == 2 {
         for (((out, x), &c), &s) in out.chunks_exact_mut(2).zip(x.chunks_exact(2)).zip(cos).zip(sin) {
             out[0] = T::from_f32(x[0] * c - x[1] * s);

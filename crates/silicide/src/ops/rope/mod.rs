@@ -29,7 +29,7 @@ pub enum Pairing {
 }
 
 /// A rotary embedding on a device: the frequencies and what they turn.
-pub struct Rope(Rotary);
+pub struct Rope(pub(super) Rotary);
 
 impl Rope {
     /// Brings `frequencies` to `device`. Their number decides how much of a head turns: `rope_dim` is twice that.
@@ -128,6 +128,16 @@ impl Rotary {
         })
     }
 
+    /// In 2^-64 turns, by pair.
+    pub(super) fn frequencies(&self) -> &Tensor {
+        &self.frequencies
+    }
+
+    /// The position axis of each pair.
+    pub(super) fn axes(&self) -> &Tensor {
+        &self.axes
+    }
+
     /// Turns `first.0` into `first.1` and, in the same launch, `second.0` into `second.1`.
     pub(super) fn launch(
         &self,
@@ -138,6 +148,45 @@ impl Rotary {
         first: (&Tensor, &Tensor),
         second: Option<(&Tensor, &Tensor)>,
     ) -> Result<()> {
+        let params = self.params(op, positions, first, second)?;
+        let (x, out) = first;
+        let turned = x.elements() + second.map_or(0, |(k, _)| k.elements());
+        if turned == 0 {
+            return Ok(());
+        }
+        let RotaryParams { head_dim, pairs, heads, copies, .. } = params;
+        let launch = Launch::new(op, &params)
+            .read(x)
+            .write_in_place(out)
+            .read_optional(second.map(|(x, _)| x))
+            .write_in_place_optional(second.map(|(_, out)| out))
+            .read(positions)
+            .read(&self.frequencies)
+            .read(&self.axes)
+            .flops(3 * turned / head_dim as usize * 2 * pairs as usize);
+        let dtype = x.dtype();
+        stream.launch(launch, float_entry!(dtype, T => cpu::run::<T>), || {
+            let columns = if copies != 0 { head_dim / 2 } else { pairs };
+            let threads = columns.next_multiple_of(32).min(256);
+            let groups = (heads[0] + heads[1]).div_ceil(HEADS_PER_THREAD);
+            Gpu {
+                source,
+                entry: format!("{}_{dtype}", source.name),
+                defines: String::new(),
+                threadgroups: [params.tokens, groups, columns.div_ceil(threads)],
+                threads: [threads, 1, 1],
+            }
+        })
+    }
+
+    /// Checks what is to be turned, and says how.
+    pub(super) fn params(
+        &self,
+        op: &'static str,
+        positions: &Tensor,
+        first: (&Tensor, &Tensor),
+        second: Option<(&Tensor, &Tensor)>,
+    ) -> Result<RotaryParams> {
         let (x, out) = first;
         let pairs = self.frequencies.elements();
         let (mut heads, mut x_strides, mut out_strides) = ([0; 2], [0; 4], [0; 4]);
@@ -182,16 +231,11 @@ impl Rotary {
             format!("positions: got {positions:?}, wanted i32 or u32 {wanted}, contiguous")
         })?;
         size(op, "positions", positions.elements())?;
-        let turned = x.elements() + second.map_or(0, |(k, _)| k.elements());
-        if turned == 0 {
-            return Ok(());
-        }
-
         let head_dim = size(op, "head_dim", head_dim)?;
         let pairs = pairs as u32;
         let section = if self.pairing == Pairing::SectionHalves { self.section as u32 } else { pairs };
         let copies = out.offset() != x.offset() || !out.buffer().is_same(x.buffer());
-        let params = Params {
+        Ok(RotaryParams {
             x_strides,
             out_strides,
             heads,
@@ -211,28 +255,6 @@ impl Rotary {
             signed_positions: (positions.dtype() == DType::I32).into(),
             heads_per_thread: HEADS_PER_THREAD,
             scale: self.scale,
-        };
-        let launch = Launch::new(op, &params)
-            .read(x)
-            .write_in_place(out)
-            .read_optional(second.map(|(x, _)| x))
-            .write_in_place_optional(second.map(|(_, out)| out))
-            .read(positions)
-            .read(&self.frequencies)
-            .read(&self.axes)
-            .flops(3 * turned / head_dim as usize * 2 * pairs as usize);
-        let dtype = x.dtype();
-        stream.launch(launch, float_entry!(dtype, T => cpu::run::<T>), || {
-            let columns = if copies { head_dim / 2 } else { pairs };
-            let threads = columns.next_multiple_of(32).min(256);
-            let groups = (heads[0] + heads[1]).div_ceil(HEADS_PER_THREAD);
-            Gpu {
-                source,
-                entry: format!("{}_{dtype}", source.name),
-                defines: String::new(),
-                threadgroups: [params.tokens, groups, columns.div_ceil(threads)],
-                threads: [threads, 1, 1],
-            }
         })
     }
 }
@@ -254,7 +276,7 @@ const OP: &str = "rope";
 
 kernel_params! {
     /// Strides are elements by token and by head, those of the second tensor after those of the first.
-    pub(super) struct Params {
+    pub(super) struct RotaryParams {
         x_strides: [u32; 4],
         out_strides: [u32; 4],
         heads: [u32; 2],
@@ -278,4 +300,4 @@ kernel_params! {
 }
 
 pub(super) static SOURCE: KernelSource =
-    KernelSource { name: "rope", params: &[Params::DECLARATION], body: include_str!("kernel.metal") };
+    KernelSource { name: "rope", params: &[RotaryParams::DECLARATION], body: include_str!("kernel.metal") };

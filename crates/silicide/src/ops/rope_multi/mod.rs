@@ -3,7 +3,7 @@
 #[cfg(test)]
 mod tests;
 
-use super::rope::{Pairing, Params, RopeFrequencies, Rotary};
+use super::rope::{Pairing, RopeFrequencies, Rotary, RotaryParams};
 use crate::device::{Device, Stream};
 use crate::kernels::{KernelParams, KernelSource};
 use crate::ops::check::{check, size};
@@ -48,7 +48,7 @@ pub struct RopeSections {
 }
 
 /// A rotary embedding over several position axes, on a device.
-pub struct RopeMulti(Rotary);
+pub struct RopeMulti(pub(super) Rotary);
 
 impl RopeMulti {
     /// Brings `frequencies`, shared out by `sections`, to `device`.
@@ -225,4 +225,4 @@ pub fn rope_multi_in_place(
 const OP: &str = "rope_multi";
 
 pub(super) static SOURCE: KernelSource =
-    KernelSource { name: "rope_multi", params: &[Params::DECLARATION], body: include_str!("kernel.metal") };
+    KernelSource { name: "rope_multi", params: &[RotaryParams::DECLARATION], body: include_str!("kernel.metal") };
