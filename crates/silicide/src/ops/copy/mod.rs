@@ -30,7 +30,7 @@ use crate::{Result, Tensor};
 /// # }
 /// ```
 ///
-/// Rows of flattened patches for a vision tower, whose embedding is then one [`matmul`](super::matmul), in the order of
+/// Rows of flattened patches for a vision tower, whose embedding is then one [`matmul`](fn@super::matmul), in the order of
 /// Qwen2-VL's and Qwen3-VL's image processors: blocks of `merge` by `merge` patches one after the other, and within a patch
 /// channels, frames, rows, columns. An image has the same frame `frames` times; of a video each `frames` frames are one
 /// such copy, of a [`slice`](Tensor::slice), with axes 0 and 1 of the `reshape` in place of the broadcast.
