@@ -251,11 +251,13 @@ constant constexpr uint TILE = 32;  // queries, and keys at a time
 constant constexpr uint DIMS = LANES * SPAN;
 constant constexpr uint STRIDE = DIMS + 8;  // of a staged row; the gap keeps rows in different banks
 
-// TILE rows of q, k or v from `first` on, rounded to SCALAR; rows from `end` on and what is past a head's end are zeros.
+// TILE rows of q, k or v from `first` on, rounded to SCALAR; rows from `end` on and what is past a head's end are zeros. True
+// where all that this thread staged is finite.
 template <typename T>
-inline void stage(
+inline bool stage(
     threadgroup SCALAR* tile, device const T* from, ulong stride, uint first, uint end, uint dim, uint thread_index) {
   uint row = thread_index / 4;
+  bool finite = true;
   for (uint d = thread_index % 4 * 4; d < DIMS; d += 16) {
     float4 four = float4(0.0f);
     if (first + row < end) {
@@ -272,7 +274,68 @@ inline void stage(
         }
       }
     }
-    *(threadgroup vec<SCALAR, 4>*)(tile + row * STRIDE + d) = vec<SCALAR, 4>(four);
+    vec<SCALAR, 4> rounded = vec<SCALAR, 4>(four);
+    *(threadgroup vec<SCALAR, 4>*)(tile + row * STRIDE + d) = rounded;
+    // The difference of an infinity or NaN to itself is NaN.
+    float4 back = float4(rounded);
+    float4 none = back - back;
+    finite = finite && none.x == 0.0f && none.y == 0.0f && none.z == 0.0f && none.w == 0.0f;
+  }
+  return finite;
+}
+
+// One query by one simdgroup, key by key: what is not finite touches nothing but the queries that see it. For tiles in which
+// there is such a thing, whose products with a weight of zero would be NaN.
+inline void attend_alone(
+    device const SCALAR* q,
+    device const CACHE* k,
+    device const CACHE* v,
+    device SCALAR* out,
+    uint2 range,
+    bool has_sink,
+    float sink,
+    constant Params& p,
+    uint lane) {
+  constexpr uint PER_LANE = DIMS / 32;
+  float mine[PER_LANE];
+  float sum_v[PER_LANE];
+  for (uint i = 0; i < PER_LANE; ++i) {
+    uint d = i * 32 + lane;
+    mine[i] = d < p.dim ? float(q[d]) : 0.0f;
+    sum_v[i] = 0.0f;
+  }
+  float maximum = -INFINITY;
+  float sum = 0.0f;
+  for (uint key = range.x; key < range.y; ++key) {
+    device const CACHE* key_row = k + ulong(key) * p.k_strides[0];
+    device const CACHE* value_row = v + ulong(key) * p.v_strides[0];
+    float dot = 0.0f;
+    for (uint i = 0; i < PER_LANE; ++i) {
+      uint d = i * 32 + lane;
+      dot += d < p.dim ? mine[i] * float(key_row[d]) : 0.0f;
+    }
+    float score = simd_sum(dot) * p.scale;
+    if (p.softcap != 0.0f) {
+      score = p.softcap * metal::precise::tanh(score / p.softcap);
+    }
+    float most = greater(score, maximum);
+    float kept = share(maximum, most);
+    float weight = share(score, most);
+    maximum = most;
+    sum = sum * kept + weight;
+    for (uint i = 0; i < PER_LANE; ++i) {
+      uint d = i * 32 + lane;
+      sum_v[i] = sum_v[i] * kept + (d < p.dim ? weight * float(value_row[d]) : 0.0f);
+    }
+  }
+  float highest = has_sink ? greater(maximum, sink) : maximum;
+  float part = share(maximum, highest);
+  float total = sum * part + (has_sink ? share(sink, highest) : 0.0f);
+  for (uint i = 0; i < PER_LANE; ++i) {
+    uint d = i * 32 + lane;
+    if (d < p.dim) {
+      out[d] = SCALAR(total == 0.0f ? 0.0f : sum_v[i] * part / total);
+    }
   }
 }
 
@@ -296,6 +359,7 @@ kernel void attention_tiled(
   threadgroup SCALAR all_weights[4 * 8 * TILE];
   threadgroup float all_diagonals[4 * 64];
   threadgroup uint2 ranges[TILE];
+  threadgroup uint odd_in[4];
   threadgroup float* scores = all_scores + simdgroup * 8 * TILE;
   threadgroup SCALAR* weights = all_weights + simdgroup * 8 * TILE;
   threadgroup float* diagonal = all_diagonals + simdgroup * 64;
@@ -335,10 +399,11 @@ kernel void attention_tiled(
   uint2 range = ranges[simdgroup * 8 + row];
   float maximum = -INFINITY;
   float sum = 0.0f;
+  bool finite = true;
 
   for (uint base = start; base < end; base += TILE) {
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    stage(tile, k, p.k_strides[0], base, end, p.dim, thread_index);
+    finite = stage(tile, k, p.k_strides[0], base, end, p.dim, thread_index) && finite;
     threadgroup_barrier(mem_flags::mem_threadgroup);
     for (uint j = 0; j < TILE; j += 8) {
       simdgroup_float8x8 score = make_filled_simdgroup_matrix<float, 8, 8>(0.0f);
@@ -364,6 +429,7 @@ kernel void attention_tiled(
     }
     most = greater(most, simd_shuffle_xor(most, 1));
     most = greater(most, simd_shuffle_xor(most, 2));
+    finite = finite && (most == -INFINITY || most - most == 0.0f);
     float kept = share(maximum, most);
     float more = 0.0f;
     for (uint i = 0; i < 8; ++i) {
@@ -391,7 +457,7 @@ kernel void attention_tiled(
     }
 
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    stage(tile, v, p.v_strides[0], base, end, p.dim, thread_index);
+    finite = stage(tile, v, p.v_strides[0], base, end, p.dim, thread_index) && finite;
     threadgroup_barrier(mem_flags::mem_threadgroup);
     for (uint j = 0; j < TILE; j += 8) {
       simdgroup_matrix<SCALAR, 8, 8> part;
@@ -402,6 +468,21 @@ kernel void attention_tiled(
         simdgroup_multiply_accumulate(sum_v[d], part, values, sum_v[d]);
       }
     }
+  }
+
+  bool odd = simd_any(!finite);
+  if (lane == 0) {
+    odd_in[simdgroup] = odd;
+  }
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  if (odd_in[0] + odd_in[1] + odd_in[2] + odd_in[3] != 0) {
+    for (uint i = simdgroup * 8; i < simdgroup * 8 + 8 && first_query + i < p.queries; ++i) {
+      ulong query = first_query + i;
+      float sink = p.has_sinks ? sinks[head] : 0.0f;
+      attend_alone(
+          q + query * p.q_strides[0], k, v, out + query * p.out_strides[0], ranges[i], p.has_sinks, sink, p, lane);
+    }
+    return;
   }
 
   float highest = p.has_sinks ? greater(maximum, sinks[head]) : maximum;

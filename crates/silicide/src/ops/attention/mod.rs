@@ -46,8 +46,7 @@ pub enum Mask<'a> {
 /// Head dimensions go to 512. Scores and sums are f32; a query that sees no key gives zeros. The result is
 /// `[queries, query_heads, head_dim]` in `q`'s type, and a query's result does not depend on the other queries.
 ///
-/// On a GPU more than 16 queries in f16 or bf16 have the weights of values rounded to their type, and a value that is not
-/// finite makes NaN of every query that is computed beside one that sees it.
+/// On a GPU more than 16 queries in f16 or bf16 have the weights of values rounded to their type.
 ///
 /// Mathematics: Vaswani et al., "Attention Is All You Need", 2017; grouped heads: Ainslie et al., 2023.
 ///

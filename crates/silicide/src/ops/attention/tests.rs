@@ -228,6 +228,7 @@ fn queries_that_see_nothing_give_zeros_whatever_else_is_asked() {
 fn any_schedule_gives_the_definition() {
     on_every_schedule(|stream| {
         check_case(stream, &Case { sinks: true, window: Some(20), dim: 65, ..PLAIN });
+        check_case(stream, &Case { queries: 37, keys: 70, shows: Shows::Causal, types: 4, dim: 33, ..PLAIN });
     });
 }
 
@@ -343,6 +344,40 @@ fn nan_stays_with_the_queries_that_see_it() {
             assert!(by_key[0] == 0.5 && by_key[1].is_nan() && by_key[2].is_nan(), "{lost}: {by_key:?}");
             let by_value = attention(stream, &x, &x, &bad, options).unwrap().to_vec::<f32>(stream).unwrap();
             assert!(by_value[0] == 1.0 && !by_value[1].is_finite() && !by_value[2].is_finite(), "{lost}: {by_value:?}");
+        }
+    });
+}
+
+/// As above with as many queries as go by tiles on a GPU: those before the lost one stay what they are without it.
+#[test]
+fn nan_stays_with_the_queries_of_a_prompt_that_see_it() {
+    on_every_device(|stream| {
+        let device = &stream.device().clone();
+        let options = Attention { scale: 0.5, mask: Mask::Causal, window: Some(9), softcap: None, sinks: None };
+        let (tokens, dim, at) = (40, 16, 21);
+        let values = Random::new(3).values(tokens * dim);
+        for dtype in [DType::F16, DType::BF16] {
+            let x = tensor_of(device, dtype, &values, [tokens, 1, dim]);
+            let plain = attention(stream, &x, &x, &x, options).unwrap();
+            let plain = values_of(stream, &plain);
+            for lost in [f32::NAN, f32::INFINITY] {
+                let mut bad = values.clone();
+                bad[at * dim..][..dim].fill(lost);
+                let bad = tensor_of(device, dtype, &bad, [tokens, 1, dim]);
+                for (name, q, k, v, sees) in [
+                    ("query", &bad, &x, &x, at..at + 1),
+                    ("key", &x, &bad, &x, at..at + 9),
+                    ("value", &x, &x, &bad, at..at + 9),
+                ] {
+                    let out = attention(stream, q, k, v, options).unwrap();
+                    for (i, (got, want)) in values_of(stream, &out).chunks(dim).zip(plain.chunks(dim)).enumerate() {
+                        let near = got.iter().zip(want).all(|(g, w)| (g - w).abs() <= 0.02);
+                        assert!(sees.contains(&i) || near, "{lost} in {name}, query {i}: {got:?}, wanted {want:?}");
+                        let odd = got.iter().any(|g| !g.is_finite());
+                        assert!(name != "value" || odd == sees.contains(&i), "{lost} in value, query {i}: {got:?}");
+                    }
+                }
+            }
         }
     });
 }
