@@ -143,25 +143,43 @@ impl Kernel for Product<'_> {
 impl Product<'_> {
     #[inline(always)]
     unsafe fn panels<S: Simd, const KIND: usize, const SMALL: bool>(&self, table: &[u8; 16]) {
-        unpack::ask_first::<S>(self.level, self.weight.add(self.panels.start * self.layout.panel_bytes));
-        for panel in self.panels.clone() {
+        let mut rest = self.panels.clone();
+        // Intel's processors read two stretches of memory sooner than one as long.
+        if self.level == Level::Amx && self.rows.len() == 1 && rest.len() > 1 {
+            let apart = rest.len() / 2;
+            let second = rest.start + apart;
+            self.ask_first::<S>(rest.start);
+            self.ask_first::<S>(second);
+            for panel in rest.start..second {
+                self.block::<S, KIND, SMALL, 1, 2>([panel, panel + apart], self.rows.start, table);
+            }
+            rest.start = second + apart;
+        } else {
+            self.ask_first::<S>(rest.start);
+        }
+        for panel in rest {
             let mut row = self.rows.start;
             while S::BYTE_DOT && row + 4 <= self.rows.end {
-                self.block::<S, KIND, SMALL, 4>(panel, row, table);
+                self.block::<S, KIND, SMALL, 4, 1>([panel], row, table);
                 row += 4;
             }
             while row < self.rows.end {
-                self.block::<S, KIND, SMALL, 1>(panel, row, table);
+                self.block::<S, KIND, SMALL, 1, 1>([panel], row, table);
                 row += 1;
             }
         }
     }
 
-    /// `M` rows from `row` with one panel.
     #[inline(always)]
-    unsafe fn block<S: Simd, const KIND: usize, const SMALL: bool, const M: usize>(
+    unsafe fn ask_first<S: Simd>(&self, panel: usize) {
+        unpack::ask_first::<S>(self.level, self.weight.add(panel * self.layout.panel_bytes));
+    }
+
+    /// `M` rows from `row` with `P` panels.
+    #[inline(always)]
+    unsafe fn block<S: Simd, const KIND: usize, const SMALL: bool, const M: usize, const P: usize>(
         &self,
-        panel: usize,
+        panels: [usize; P],
         row: usize,
         table: &[u8; 16],
     ) {
@@ -172,66 +190,72 @@ impl Product<'_> {
         let group_units = (self.layout.group / UNIT).max(1);
         let halves = if SMALL { 2 } else { 1 };
         let width = UNIT / 4 / halves;
-        let mut at = self.weight.add(panel * self.layout.panel_bytes);
-        let mut out = [S::splat(0.0); M];
+        let mut at = panels.map(|panel| self.weight.add(panel * self.layout.panel_bytes));
+        let mut out = [[S::splat(0.0); M]; P];
         // As many groups of 16 as a record has.
-        let mut scales = [(S::splat(0.0), S::splat(0.0)); 2 * RECORD];
+        let mut scales = [[(S::splat(0.0), S::splat(0.0)); 2 * RECORD]; P];
         for record in 0..records {
             let first = record * RECORD;
             let units = RECORD.min(x.units - first);
             let header = self.layout.header(units);
-            unpack::ask_ahead::<S>(self.level, at, header);
+            let codes = at.map(|at| at.add(header));
             // All of a record's scales come first, so that memory is read from front to back.
-            let mut unit = 0;
-            let mut group = 0;
-            while unit < units {
-                for _ in 0..halves {
-                    let (scale, bias) = unpack::scale::<S>(self.layout, at, group);
-                    scales[group] = (scale, bias.unwrap_or(S::splat(0.0)));
-                    group += 1;
+            for p in 0..P {
+                unpack::ask_ahead::<S>(self.level, at[p], header);
+                for group in 0..units.div_ceil(group_units) * halves {
+                    let (scale, bias) = unpack::scale::<S>(self.layout, at[p], group);
+                    scales[p][group] = (scale, bias.unwrap_or(S::splat(0.0)));
                 }
-                unit += group_units;
             }
-            let codes = at.add(header);
-            let mut products = [S::splat(0.0); M];
+            let mut products = [[S::splat(0.0); M]; P];
             let (mut unit, mut group) = (0, 0);
             while unit < units {
                 let end = units.min(unit + group_units);
                 for half in 0..halves {
-                    let (scale, bias) = scales[group];
-                    group += 1;
-                    let mut sums = [S::sum_zero(); M];
+                    let mut sums = [[S::sum_zero(); M]; P];
                     for unit in unit..end {
-                        let codes = codes.add(unit * unit_bytes);
-                        if half == 0 {
-                            unpack::ask_ahead::<S>(self.level, codes, unit_bytes);
-                        }
-                        let w = unpack::quads::<S, KIND>(codes, table);
-                        for m in 0..M {
-                            let at = (row + m) * x.units + first + unit;
-                            let Sums { zeros, totals } = &*x.sums.add(at);
-                            let quads = x.quads.add(at * UNIT_BYTES);
-                            let mut sum = S::sum_add(sums[m], zeros[half]);
-                            for i in half * width..(half + 1) * width {
-                                sum = S::dot(sum, w[i], quads.add(i * QUAD));
+                        for p in 0..P {
+                            let codes = codes[p].add(unit * unit_bytes);
+                            if half == 0 {
+                                unpack::ask_ahead::<S>(self.level, codes, unit_bytes);
                             }
-                            sums[m] = sum;
-                            products[m] = S::fma(bias, S::splat(totals[half]), products[m]);
+                            let w = unpack::quads::<S, KIND>(codes, table);
+                            for m in 0..M {
+                                let at = (row + m) * x.units + first + unit;
+                                let Sums { zeros, totals } = &*x.sums.add(at);
+                                let quads = x.quads.add(at * UNIT_BYTES);
+                                let mut sum = S::sum_add(sums[p][m], zeros[half]);
+                                for i in half * width..(half + 1) * width {
+                                    sum = S::dot(sum, w[i], quads.add(i * QUAD));
+                                }
+                                sums[p][m] = sum;
+                                let bias = scales[p][group].1;
+                                products[p][m] = S::fma(bias, S::splat(totals[half]), products[p][m]);
+                            }
                         }
                     }
-                    for m in 0..M {
-                        products[m] = S::fma(S::sum_to_f32(sums[m]), scale, products[m]);
+                    for p in 0..P {
+                        for m in 0..M {
+                            let scale = scales[p][group].0;
+                            products[p][m] = S::fma(S::sum_to_f32(sums[p][m]), scale, products[p][m]);
+                        }
                     }
+                    group += 1;
                 }
                 unit = end;
             }
-            for m in 0..M {
-                out[m] = S::fma(products[m], S::splat(*x.scales.add((row + m) * records + record)), out[m]);
+            for p in 0..P {
+                for m in 0..M {
+                    let scale = S::splat(*x.scales.add((row + m) * records + record));
+                    out[p][m] = S::fma(products[p][m], scale, out[p][m]);
+                }
+                at[p] = codes[p].add(units * unit_bytes);
             }
-            at = codes.add(units * unit_bytes);
         }
-        for (m, out) in out.into_iter().enumerate() {
-            self.out.store::<S>(row + m, panel, out);
+        for p in 0..P {
+            for m in 0..M {
+                self.out.store::<S>(row + m, panels[p], out[p][m]);
+            }
         }
     }
 }
