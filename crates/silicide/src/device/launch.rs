@@ -19,6 +19,8 @@ pub struct Launch {
     pub(crate) params: Vec<u8>,
     pub(crate) cost: Cost,
     pub(crate) choice: Choice,
+    /// Bytes of threadgroup memory besides what the kernel declares; only NVIDIA's kernels ask for any.
+    pub(crate) threadgroup_memory: u32,
     pub(crate) body: Body,
     /// What the CPU form needs and plain parameters cannot hold, such as a packed weight's layout.
     pub(crate) context: Option<Arc<dyn Any + Send + Sync>>,
@@ -107,6 +109,7 @@ impl Launch {
             params: bytemuck::bytes_of(params).to_vec(),
             cost: Cost::default(),
             choice: Choice::default(),
+            threadgroup_memory: 0,
             body: Body::None,
             context: None,
         }
@@ -200,6 +203,12 @@ impl Launch {
     /// Says how many bytes must be written, where it is less than whole tensors.
     pub(crate) fn writes_bytes(mut self, written: usize) -> Launch {
         self.cost.written = written as u64;
+        self
+    }
+
+    /// Gives the kernel threadgroup memory whose size it does not declare.
+    pub(crate) fn threadgroup_memory(mut self, bytes: u32) -> Launch {
+        self.threadgroup_memory = bytes;
         self
     }
 

@@ -127,6 +127,11 @@ impl Device {
         self.0.free_memory()
     }
 
+    /// The compute capability of an NVIDIA GPU.
+    pub(crate) fn compute_capability(&self) -> Option<(u32, u32)> {
+        self.0.compute_capability()
+    }
+
     /// What kind of device it is.
     pub fn kind(&self) -> DeviceKind {
         self.0.kind()
@@ -265,6 +270,9 @@ pub(crate) trait Executor: Send + Sync {
         unreachable!("the memory is shared")
     }
     fn free_memory(&self) -> Option<usize> {
+        None
+    }
+    fn compute_capability(&self) -> Option<(u32, u32)> {
         None
     }
     fn as_cpu(&self) -> Option<&cpu::Cpu> {

@@ -34,6 +34,7 @@ const SOURCES: &[&KernelSource] = &[
     &layer_norm::SOURCE,
     &matmul::SOURCE,
     &matmul::NVIDIA,
+    &matmul::wgmma::SOURCE,
     &reduce::SOURCE,
     &resize::SOURCE,
     &rms_norm::SOURCE,
@@ -73,6 +74,9 @@ fn defines(source: &KernelSource) -> BTreeSet<String> {
     }
     if source.name == "kv_quantize" {
         return [64, 128, 256, 512].map(kv_quantize::defines).into();
+    }
+    if source.name == matmul::wgmma::SOURCE.name {
+        return DType::FLOATS[1..].iter().copied().map(matmul::wgmma::defines).collect();
     }
     if source.name == "router" {
         return [1, 4, 128].map(|n| format!("#define PER_LANE {n}")).into();
@@ -120,6 +124,8 @@ fn every_kernel_compiles_for_nvidia() {
             assert!(!entries.is_empty(), "{} has no kernel", source.name);
             // The many formats take turns, the others are compiled for both.
             for architecture in architectures.by_ref().take(if all.len() > 1 { 1 } else { 2 }) {
+                // Its instructions are those of Hopper alone.
+                let architecture = if source.name == matmul::wgmma::SOURCE.name { "sm_90a" } else { architecture };
                 if let Err(e) = cuda::compile(&text, architecture) {
                     panic!("{} for {architecture} with {defines:?}:\n{e}", source.name);
                 }

@@ -204,10 +204,17 @@ impl Driver {
         function: &Function,
         grid: [u32; 3],
         block: [u32; 3],
+        shared: u32,
         arguments: &[u64],
     ) -> Result<()> {
         self.enter()?;
         let mut parameters = [arguments.as_ptr() as *mut c_void];
+        // What every GPU has is given without asking.
+        if shared > 48 << 10 {
+            use sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as SIZE;
+            // SAFETY: the function's module is loaded.
+            check(unsafe { sys::cuFuncSetAttribute(function.function, SIZE, shared as i32) }, "cuFuncSetAttribute")?;
+        }
         // Threads may come up while those of the launch before still run: every kernel begins by waiting for its end, and
         // from 9.0 on that wait is an instruction.
         let mut early = sys::CUlaunchAttribute {
@@ -222,7 +229,7 @@ impl Driver {
             blockDimX: block[0],
             blockDimY: block[1],
             blockDimZ: block[2],
-            sharedMemBytes: 0,
+            sharedMemBytes: shared,
             hStream: lane.0,
             attrs: &mut early,
             numAttrs: u32::from(self.capability >= (9, 0)),

@@ -147,6 +147,10 @@ impl Executor for Cuda {
         self.shared.driver.free_memory().ok().map(|free| free.min(left))
     }
 
+    fn compute_capability(&self) -> Option<(u32, u32)> {
+        Some(self.shared.driver.capability)
+    }
+
     fn queue(&self) -> Box<dyn Queue> {
         Box::new(CudaQueue { shared: self.shared.clone() })
     }
@@ -183,7 +187,10 @@ impl Shared {
         constants.copy_from_slice(&launch.params);
         // SAFETY: the argument is the kernel's; the ranges were checked against their buffers when the tensors were made, and
         // buffers are freed in the order of the stream.
-        unsafe { self.driver.launch(lane, &kernel.function, gpu.threadgroups, gpu.threads, &arguments) }
+        unsafe {
+            let shared = launch.threadgroup_memory;
+            self.driver.launch(lane, &kernel.function, gpu.threadgroups, gpu.threads, shared, &arguments)
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The forms for GPUs.
 
-use super::{AT_ONCE, OP, Params, Precision, flops, params};
+use super::{AT_ONCE, OP, Params, Precision, flops, params, wgmma};
 use crate::device::{Gpu, Launch, Stream};
 use crate::kernels::{KernelParams, KernelSource};
 use crate::matrix::{Matrix, MatrixFormat};
@@ -38,6 +38,9 @@ fn launch_run(
     products: &[Product],
     precision: Precision,
 ) -> Result<()> {
+    if wgmma::pays(stream.device(), x, x_rows, products, precision) {
+        return wgmma::launch(stream, x, x_rows, products);
+    }
     let matrix = products[0].matrix;
     let whole = x_rows.len.is_multiple_of(UNIT) && x.vectors_align(4);
     let MatrixParts { defines, group_size } = parts(matrix, x.dtype(), whole);

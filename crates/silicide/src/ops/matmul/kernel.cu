@@ -168,6 +168,34 @@ kernel void matmul_tensor(
 instantiate_kernel("matmul_tensor_64", matmul_tensor, 64)
 instantiate_kernel("matmul_tensor_128", matmul_tensor, 128)
 
+// Writes a weight as rows of SCALAR to out0. A thread has four units, asked for together.
+kernel void matmul_dequantize(
+    PRODUCTS,
+    uint group [[threadgroup_position_in_grid]],
+    uint thread_index [[thread_index_in_threadgroup]]) {
+  uint units = p.k / UNIT;
+  uint end = p.n[0] * units;
+  Stored weight = {codes0, scales0, biases0, p.code_stride, p.k, p.group_size};
+  Unit loaded[4];
+  for (uint i = 0; i < 4; ++i) {
+    uint at = min(group * 1024 + i * 256 + thread_index, end - 1);
+    loaded[i] = Reader::at(weight, at / units).load(at % units);
+  }
+  for (uint i = 0; i < 4; ++i) {
+    uint at = group * 1024 + i * 256 + thread_index;
+    if (at < end) {
+      float4 e[4];
+      dequantize(loaded[i], e);
+      device uint4* to = (device uint4*)(out0 + ulong(at) * UNIT);
+      for (uint h = 0; h < 2; ++h) {
+        float4 low = e[h * 2];
+        float4 high = e[h * 2 + 1];
+        to[h] = uint4(pack_two(low.x, low.y), pack_two(low.z, low.w), pack_two(high.x, high.y), pack_two(high.z, high.w));
+      }
+    }
+  }
+}
+
 // Few rows of x, at most eight, and codes of four bits: the plain form spends some four instructions on a code, this one
 // little more than one.
 //

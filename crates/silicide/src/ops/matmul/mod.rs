@@ -4,6 +4,7 @@ pub mod cpu;
 mod gpu;
 #[cfg(test)]
 pub(super) mod tests;
+pub(super) mod wgmma;
 
 use std::fmt;
 use std::sync::Arc;

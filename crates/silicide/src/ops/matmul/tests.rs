@@ -189,6 +189,26 @@ fn dense_weights_of_any_size() {
     });
 }
 
+/// Tiles that are full, and the last of each axis that are not.
+#[test]
+fn many_rows_of_16_bits() {
+    on_every_device(|stream| {
+        let random = &mut Random::new(4);
+        let affine = QuantFormat::Affine { bits: 4, group_size: 32 };
+        for dtype in [DType::F16, DType::BF16] {
+            for (format, m) in [
+                (MatrixFormat::Dense(dtype), 65),
+                (MatrixFormat::Dense(dtype), 129),
+                (MatrixFormat::Quantized(affine, dtype), 257),
+                (MatrixFormat::Quantized(QuantFormat::Ggml(GgmlFormat::Q8_0), DType::F32), 256),
+            ] {
+                let matrix = StoredMatrix::random(format, 133, 160, random);
+                check_products(stream, &matrix, dtype, &[m], random);
+            }
+        }
+    });
+}
+
 /// The products that mlx (for affine, in f32 throughout) and gguf-py's elements give.
 #[test]
 fn products_of_mlx_and_gguf_py() {
