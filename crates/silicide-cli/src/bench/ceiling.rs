@@ -1,0 +1,133 @@
+//! The most that a device does, measured: what ops are held against.
+
+use std::hint::black_box;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use silicide::device::cpu::Pool;
+use silicide::{DType, Device, DeviceKind, Result, ops};
+
+use super::case::{Arithmetic, Call, Moved, Setup, call};
+use super::measure;
+
+/// What bounds a case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Bound {
+    /// Reading and writing memory.
+    Copy,
+    /// Reading memory alone, on a CPU.
+    Read,
+    /// Multiply-adds of f32.
+    F32,
+    /// Products of bf16.
+    Bf16,
+    /// Products of bytes, on a CPU.
+    Int8,
+}
+
+impl Bound {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Bound::Copy => "copy",
+            Bound::Read => "read",
+            Bound::F32 => "f32",
+            Bound::Bf16 => "bf16",
+            Bound::Int8 => "int8",
+        }
+    }
+}
+
+/// Rates a second.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(super) struct Ceilings {
+    /// Bytes copied, read and written together.
+    pub(super) copy_bytes: f64,
+    /// Bytes read by the threads in use.
+    pub(super) read_bytes: Option<f64>,
+    /// Operations, a multiply-add being two, of vectors of f32,
+    pub f32_flops: Option<f64>,
+    /// of bf16 matrices (or of the widest that the device has),
+    pub bf16_flops: Option<f64>,
+    /// and of bytes.
+    pub int8_ops: Option<f64>,
+}
+
+impl Ceilings {
+    /// Measures `device`. `matrix_flops` is taken as it is.
+    pub(super) fn measure(device: &Device, setup: &mut Setup, matrix_flops: Option<f64>) -> Result<Ceilings> {
+        let threads = match device.kind() {
+            DeviceKind::Cpu => device.description().split(' ').next().and_then(|n| n.parse().ok()),
+            _ => None,
+        };
+        Ok(Ceilings {
+            copy_bytes: copy(device, setup)?,
+            read_bytes: threads.map(read),
+            f32_flops: None,
+            bf16_flops: matrix_flops,
+            int8_ops: None,
+        })
+    }
+
+    /// The least seconds that a call takes, and why. None where the rate that may bound it is not known.
+    pub(super) fn floor(&self, moved: Moved, arithmetic: Arithmetic, flops: u64) -> (f64, Bound) {
+        let bytes = (moved.read + moved.written) as f64;
+        let memory = match self.read_bytes {
+            // A CPU reads a line before it writes to it.
+            Some(rate) if moved.written * 8 <= moved.read => (bytes / rate, Bound::Read),
+            _ => (bytes / self.copy_bytes, Bound::Copy),
+        };
+        let compute = match arithmetic {
+            Arithmetic::None => None,
+            Arithmetic::Vector => self.f32_flops.map(|rate| (rate, Bound::F32)),
+            Arithmetic::Matrix => self.bf16_flops.map(|rate| (rate, Bound::Bf16)),
+            Arithmetic::Codes => match self.int8_ops {
+                Some(rate) => Some((rate, Bound::Int8)),
+                None => self.bf16_flops.map(|rate| (rate, Bound::Bf16)),
+            },
+        };
+        let compute = compute.map(|(rate, bound)| (flops as f64 / rate, bound));
+        compute.filter(|compute| compute.0 > memory.0).unwrap_or(memory)
+    }
+}
+
+/// Copies that go round a pool as cases do.
+fn copy(device: &Device, setup: &mut Setup) -> Result<f64> {
+    let elements = if device.kind() == DeviceKind::Cpu { 16 << 20 } else { 32 << 20 };
+    let mut calls: Vec<Call> = Vec::new();
+    for _ in 0..4 {
+        let (from, to) = (setup.input(DType::F32, [elements])?, setup.output(DType::F32, [elements])?);
+        calls.push(call(move |stream| ops::copy_into(stream, &from, &to))?);
+    }
+    let times = measure::time(&mut device.stream(), &calls, 15, Duration::from_millis(500))?;
+    Ok((8 * elements) as f64 / times.best)
+}
+
+/// Bytes a second that `threads` read of what no cache holds.
+fn read(threads: usize) -> f64 {
+    const SET: usize = 512 << 20;
+    const PIECE: usize = 16 << 20;
+    let pool = Pool::new(threads);
+    let data = vec![1u64; SET / 8];
+    let mut pieces = data.chunks_exact(PIECE / 8).cycle();
+    let tasks = pool.threads() * 8;
+    let (begun, mut best) = (Instant::now(), f64::INFINITY);
+    while begun.elapsed() < Duration::from_millis(500) {
+        let piece = pieces.next().expect("a cycle");
+        let (part, total) = (piece.len() / tasks, AtomicU64::new(0));
+        let begun = Instant::now();
+        pool.parallel(tasks, &|i| {
+            let mut sums = [0u64; 32];
+            for line in piece[i * part..(i + 1) * part].as_chunks::<32>().0 {
+                for (sum, x) in sums.iter_mut().zip(line) {
+                    *sum = sum.wrapping_add(*x);
+                }
+            }
+            total.fetch_add(sums.iter().sum(), Ordering::Relaxed);
+        });
+        best = best.min(begun.elapsed().as_secs_f64());
+        black_box(total.into_inner());
+    }
+    PIECE as f64 / best
+}
