@@ -34,6 +34,8 @@ const SOURCES: &[&KernelSource] = &[
     &layer_norm::SOURCE,
     &matmul::SOURCE,
     &matmul::NVIDIA,
+    &matmul::peak::SOURCE,
+    &matmul::peak::NVIDIA,
     &reduce::SOURCE,
     &resize::SOURCE,
     &rms_norm::SOURCE,
@@ -73,6 +75,9 @@ fn defines(source: &KernelSource) -> BTreeSet<String> {
     }
     if source.name == "kv_quantize" {
         return [64, 128, 256, 512].map(kv_quantize::defines).into();
+    }
+    if source.name == matmul::peak::NVIDIA.name {
+        return ["", "#define WGMMA"].map(String::from).into();
     }
     if source.name == "router" {
         return [1, 4, 128].map(|n| format!("#define PER_LANE {n}")).into();
@@ -120,6 +125,8 @@ fn every_kernel_compiles_for_nvidia() {
             assert!(!entries.is_empty(), "{} has no kernel", source.name);
             // The many formats take turns, the others are compiled for both.
             for architecture in architectures.by_ref().take(if all.len() > 1 { 1 } else { 2 }) {
+                // Hopper's own instructions.
+                let architecture = if defines.contains("WGMMA") { "sm_90a" } else { architecture };
                 if let Err(e) = cuda::compile(&text, architecture) {
                     panic!("{} for {architecture} with {defines:?}:\n{e}", source.name);
                 }
