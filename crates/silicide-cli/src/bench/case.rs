@@ -15,8 +15,11 @@ pub(super) struct Case {
     /// What its operations are counted as, and how many there are.
     pub(super) arithmetic: Arithmetic,
     pub(super) flops: u64,
-    make: Box<dyn Fn(&mut Setup) -> Result<Call>>,
+    make: Make,
 }
+
+/// Takes what a call needs.
+type Make = Box<dyn Fn(&mut Setup) -> Result<Call>>;
 
 /// Records or runs one call; tensors that the op made for itself are kept by who calls.
 pub(super) type Call = Box<dyn Fn(&mut Stream) -> Result<Vec<Tensor>>>;
@@ -28,9 +31,11 @@ pub(super) enum Arithmetic {
     None,
     /// Multiply-adds in f32.
     Vector,
-    /// Products of bf16.
+    /// Products of matrices of bf16, on a CPU of f32: attention, whose operands are of those types.
+    Scores,
+    /// Products of matrices of bf16.
     Matrix,
-    /// Products with codes: of bytes where the device has them, of bf16 elsewhere.
+    /// Products with codes: of bytes on a CPU that has such instructions, else of bf16.
     Codes,
 }
 

@@ -10,6 +10,7 @@ use silicide::{DType, Device, DeviceKind, Result, ops};
 
 use super::case::{Arithmetic, Call, Moved, Setup, call};
 use super::measure;
+use crate::report::{human_bytes, human_count};
 
 /// What bounds a case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -61,16 +62,33 @@ impl Ceilings {
             DeviceKind::Cpu => device.description().split(' ').next().and_then(|n| n.parse().ok()),
             _ => None,
         };
+        // The emulated device's own rates say nothing.
+        let peak = match device.kind() {
+            DeviceKind::EmulatedMetal => None,
+            _ => Some(ops::matmul::peak_rates(device)?),
+        };
         Ok(Ceilings {
             copy_bytes: copy(device, setup)?,
             read_bytes: threads.map(read),
-            f32_flops: None,
-            bf16_flops: matrix_flops,
-            int8_ops: None,
+            f32_flops: peak.map(|peak| peak.f32),
+            bf16_flops: matrix_flops.or(peak.and_then(|peak| peak.bf16)),
+            int8_ops: peak.and_then(|peak| peak.int8),
         })
     }
 
-    /// The least seconds that a call takes, and why. None where the rate that may bound it is not known.
+    /// For people.
+    pub(super) fn line(&self) -> String {
+        let bytes = |what, rate: f64| format!("{what} {}/s", human_bytes(rate as u64));
+        let flops = |what, rate: f64, unit| format!("{what} {}{unit}/s", human_count(rate as u64));
+        let mut rates = vec![bytes("copies", self.copy_bytes)];
+        rates.extend(self.read_bytes.map(|rate| bytes("reads", rate)));
+        rates.extend(self.f32_flops.map(|rate| flops("f32", rate, "FLOP")));
+        rates.extend(self.bf16_flops.map(|rate| flops("bf16 products", rate, "FLOP")));
+        rates.extend(self.int8_ops.map(|rate| flops("int8 products", rate, "OP")));
+        rates.join(", ")
+    }
+
+    /// The least seconds that a call takes, and why.
     pub(super) fn floor(&self, moved: Moved, arithmetic: Arithmetic, flops: u64) -> (f64, Bound) {
         let bytes = (moved.read + moved.written) as f64;
         let memory = match self.read_bytes {
@@ -78,14 +96,15 @@ impl Ceilings {
             Some(rate) if moved.written * 8 <= moved.read => (bytes / rate, Bound::Read),
             _ => (bytes / self.copy_bytes, Bound::Copy),
         };
+        let f32 = self.f32_flops.map(|rate| (rate, Bound::F32));
+        let bf16 = self.bf16_flops.map(|rate| (rate, Bound::Bf16)).or(f32);
+        let int8 = self.int8_ops.map(|rate| (rate, Bound::Int8));
         let compute = match arithmetic {
             Arithmetic::None => None,
-            Arithmetic::Vector => self.f32_flops.map(|rate| (rate, Bound::F32)),
-            Arithmetic::Matrix => self.bf16_flops.map(|rate| (rate, Bound::Bf16)),
-            Arithmetic::Codes => match self.int8_ops {
-                Some(rate) => Some((rate, Bound::Int8)),
-                None => self.bf16_flops.map(|rate| (rate, Bound::Bf16)),
-            },
+            Arithmetic::Vector => f32,
+            Arithmetic::Scores if self.read_bytes.is_some() => f32,
+            Arithmetic::Scores | Arithmetic::Matrix => bf16,
+            Arithmetic::Codes => int8.or(bf16),
         };
         let compute = compute.map(|(rate, bound)| (flops as f64 / rate, bound));
         compute.filter(|compute| compute.0 > memory.0).unwrap_or(memory)
@@ -100,20 +119,20 @@ fn copy(device: &Device, setup: &mut Setup) -> Result<f64> {
         let (from, to) = (setup.input(DType::F32, [elements])?, setup.output(DType::F32, [elements])?);
         calls.push(call(move |stream| ops::copy_into(stream, &from, &to))?);
     }
-    let times = measure::time(&mut device.stream(), &calls, 15, Duration::from_millis(500))?;
+    let times = measure::time(&mut device.stream(), &calls, 15, Duration::from_millis(300))?;
     Ok((8 * elements) as f64 / times.best)
 }
 
 /// Bytes a second that `threads` read of what no cache holds.
 fn read(threads: usize) -> f64 {
-    const SET: usize = 512 << 20;
+    const SET: usize = 256 << 20;
     const PIECE: usize = 16 << 20;
     let pool = Pool::new(threads);
     let data = vec![1u64; SET / 8];
     let mut pieces = data.chunks_exact(PIECE / 8).cycle();
     let tasks = pool.threads() * 8;
     let (begun, mut best) = (Instant::now(), f64::INFINITY);
-    while begun.elapsed() < Duration::from_millis(500) {
+    while begun.elapsed() < Duration::from_millis(300) {
         let piece = pieces.next().expect("a cycle");
         let (part, total) = (piece.len() / tasks, AtomicU64::new(0));
         let begun = Instant::now();

@@ -32,20 +32,18 @@ pub(super) fn time(stream: &mut Stream, calls: &[Call], rounds: usize, budget: D
 }
 
 fn direct(stream: &mut Stream, calls: &[Call], rounds: usize, budget: Duration) -> Result<Times> {
-    // What a call leaves is kept until its memory has left the caches.
-    let mut kept = Vec::new();
+    // What a call leaves is kept until its turn comes again, so that its memory has left the caches by then.
+    let mut kept: Vec<_> = calls.iter().map(|_| Vec::new()).collect();
     let mut run = |i: usize| {
         let i = i % calls.len();
-        kept.resize_with(calls.len(), Vec::new);
+        kept[i].clear();
         let begun = Instant::now();
-        let made = calls[i](stream)?;
-        let seconds = begun.elapsed().as_secs_f64();
-        kept[i] = made;
-        Ok(seconds)
+        kept[i] = calls[i](stream)?;
+        Ok(begun.elapsed().as_secs_f64())
     };
-    let warm = Instant::now();
+    // Once round, so that the system has given all memory that will be written to.
     let mut next = 0;
-    while next == 0 || (next < calls.len() && warm.elapsed() < budget / 4) {
+    while next < calls.len() {
         run(next)?;
         next += 1;
     }

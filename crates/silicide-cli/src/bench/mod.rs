@@ -31,7 +31,8 @@ pub fn ops(args: &BenchOpsArgs, out: &mut dyn Write, notes: &mut dyn Write) -> a
     let cases = chosen(cases(device.kind()), args)?;
     let pool = args.pool.unwrap_or_else(|| default_pool(&device));
     let setup = &mut Setup::new(&device, pool)?;
-    let ceilings = Ceilings::measure(&device, setup, args.matrix_tflops.map(|rate| f64::from(rate) * 1e12))?;
+    let matrix_flops = args.matrix_tflops.map(|rate| f64::from(rate) * 1e12);
+    let ceilings = Ceilings::measure(&device, setup, matrix_flops)?;
     let mut report = Report::new(&device, ceilings, pool);
     if !args.json {
         report.write_head(out)?;
@@ -52,9 +53,12 @@ pub fn ops(args: &BenchOpsArgs, out: &mut dyn Write, notes: &mut dyn Write) -> a
         }
         report.rows.push(row);
     }
+    report.ceilings_after = Some(Ceilings::measure(&device, setup, matrix_flops)?);
     if args.json {
         serde_json::to_writer(&mut *out, &report)?;
         writeln!(out)?;
+    } else {
+        report.write_tail(out)?;
     }
     let failed = report.rows.iter().filter(|row| row.error.is_some()).count();
     if failed > 0 {

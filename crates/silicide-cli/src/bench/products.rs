@@ -83,8 +83,13 @@ fn matmul(model: Dims, format: MatrixFormat, m: usize, n: usize, k: usize) -> Ca
         let (x, out) = (s.input(s.float(), [m, k])?, s.output(s.float(), [m, n])?);
         call(move |stream| ops::matmul_into(stream, &x, &weight, Precision::Reduced, &out))
     };
-    let arithmetic = if format == BF16 { Arithmetic::Matrix } else { Arithmetic::Codes };
-    Case::new("matmul", model.name, format!("{m} x [{n}, {k}] {format}"), make).flops(arithmetic, 2 * m * n * k)
+    Case::new("matmul", model.name, format!("{m} x [{n}, {k}] {format}"), make)
+        .flops(arithmetic(format, m), 2 * m * n * k)
+}
+
+/// Few rows repay products with the codes themselves, many repay dequantising them.
+fn arithmetic(format: MatrixFormat, rows: usize) -> Arithmetic {
+    if format == BF16 || rows > 16 { Arithmetic::Matrix } else { Arithmetic::Codes }
 }
 
 /// Gate and up projection, in one launch.
@@ -96,7 +101,7 @@ fn gate_and_up(model: Dims, m: usize) -> Case {
         call(move |stream| ops::matmul_each_into(stream, &x, [(&gate, &a), (&up, &b)], Precision::Reduced))
     };
     Case::new("matmul_each", model.name, format!("{m} x 2 of [{n}, {k}] {FOUR_BITS}"), make)
-        .flops(Arithmetic::Codes, 4 * m * n * k)
+        .flops(arithmetic(FOUR_BITS, m), 4 * m * n * k)
 }
 
 fn router(model: Dims, tokens: usize) -> Case {
@@ -135,7 +140,8 @@ fn experts(model: Dims, format: MatrixFormat, tokens: usize) -> Case {
     };
     let shape = format!("{tokens} x {slots} of {experts} x [{intermediate}, {hidden}] {format}");
     let flops = 2 * tokens * slots * intermediate * hidden;
-    Case::new("expert_matmul", model.name, shape, make).flops(Arithmetic::Codes, flops)
+    let rows = tokens * slots / experts;
+    Case::new("expert_matmul", model.name, shape, make).flops(arithmetic(format, rows), flops)
 }
 
 fn sum_of_experts(model: Dims, tokens: usize) -> Case {

@@ -8,7 +8,7 @@ use silicide::{Device, DeviceKind};
 use super::case::{Case, Moved, activations, keys_and_values};
 use super::ceiling::{Bound, Ceilings};
 use super::measure::Times;
-use crate::report::{human_bytes, human_count};
+use crate::report::human_bytes;
 
 /// All of a run.
 #[derive(Serialize)]
@@ -19,7 +19,10 @@ pub(super) struct Report {
     dtype: String,
     kv_dtype: String,
     pool_bytes: usize,
+    /// Shares are of these.
     ceilings: Ceilings,
+    /// The same once more: where they differ, something else was running, or the device was too hot.
+    pub(super) ceilings_after: Option<Ceilings>,
     pub(super) rows: Vec<Row>,
     #[serde(skip)]
     on_cpu: bool,
@@ -58,6 +61,7 @@ impl Report {
             kv_dtype: keys_and_values(device).to_string(),
             pool_bytes: pool,
             ceilings,
+            ceilings_after: None,
             rows: Vec::new(),
             on_cpu: device.kind() == DeviceKind::Cpu,
         }
@@ -65,23 +69,23 @@ impl Report {
 
     /// All above the rows.
     pub(super) fn write_head(&self, out: &mut dyn Write) -> io::Result<()> {
-        let Report { device, dtype, kv_dtype, pool_bytes, ceilings: c, .. } = self;
-        let bytes = |rate: f64| format!("{}/s", human_bytes(rate as u64));
-        let flops = |rate: f64| format!("{}FLOP/s", human_count(rate as u64));
-        let mut rates = vec![format!("copies {}", bytes(c.copy_bytes))];
-        rates.extend(c.read_bytes.map(|rate| format!("reads {}", bytes(rate))));
-        rates.extend(c.f32_flops.map(|rate| format!("f32 {}", flops(rate))));
-        rates.extend(c.bf16_flops.map(|rate| format!("bf16 products {}", flops(rate))));
-        rates.extend(c.int8_ops.map(|rate| format!("int8 products {}OP/s", human_count(rate as u64))));
+        let Report { device, dtype, kv_dtype, pool_bytes, ceilings, .. } = self;
         writeln!(out, "silicide {}, {device}", self.version)?;
         writeln!(out)?;
-        writeln!(out, "Measured: {}.", rates.join(", "))?;
+        writeln!(out, "Measured before: {}.", ceilings.line())?;
         let timed = if self.on_cpu { "Calls are timed one by one" } else { "Calls are timed within replayed plans" };
         let pool = human_bytes(*pool_bytes as u64);
         writeln!(out, "Activations {dtype}, keys and values {kv_dtype}. {timed}; operands go round {pool}.")?;
         writeln!(out)?;
         writeln!(out, "| op | model | shape | median | best | moved | GB/s | TFLOP/s | share | of |")?;
         writeln!(out, "|---|---|---|--:|--:|--:|--:|--:|--:|---|")
+    }
+
+    /// All below the rows.
+    pub(super) fn write_tail(&self, out: &mut dyn Write) -> io::Result<()> {
+        let Some(after) = &self.ceilings_after else { return Ok(()) };
+        writeln!(out)?;
+        writeln!(out, "Measured after: {}.", after.line())
     }
 }
 

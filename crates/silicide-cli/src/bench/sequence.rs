@@ -217,7 +217,7 @@ fn decode(model: Dims, keys: usize, window: Option<usize>) -> Case {
             ops::attention_into(stream, &q, &k, &v, options, &out)
         })
     };
-    Case::new("attention", model.name, shape, make).flops(Arithmetic::Matrix, 4 * heads * head_dim * seen)
+    Case::new("attention", model.name, shape, make).flops(Arithmetic::Scores, 4 * heads * head_dim * seen)
 }
 
 fn prefill(model: Dims, tokens: usize, window: Option<usize>) -> Case {
@@ -237,7 +237,7 @@ fn prefill(model: Dims, tokens: usize, window: Option<usize>) -> Case {
             ops::attention_into(stream, &q, &k, &v, options, &out)
         })
     };
-    Case::new("attention", model.name, shape, make).flops(Arithmetic::Matrix, 4 * heads * head_dim * pairs)
+    Case::new("attention", model.name, shape, make).flops(Arithmetic::Scores, 4 * heads * head_dim * pairs)
 }
 
 fn kv_quantize(model: Dims, bits: u32, tokens: usize) -> Case {

@@ -1,14 +1,14 @@
 //! The rates of a CPU.
 
 use std::hint::black_box;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::PeakRates;
 use crate::device::cpu::simd::{self, Kernel, LANES, Simd};
 use crate::device::cpu::{Features, Level, Pool};
 
-/// Steps of a task, some tenths of a millisecond.
-const STEPS: usize = 1 << 15;
+/// Steps of a task, some tens of microseconds.
+const STEPS: usize = 1 << 13;
 
 pub(super) fn peak_rates(pool: &Pool, features: Features) -> PeakRates {
     let f32 = rate(pool, SUMS * LANES * 2, || {
@@ -23,14 +23,15 @@ pub(super) fn peak_rates(pool: &Pool, features: Features) -> PeakRates {
 
 /// Operations a second where each thread does `each` in each of the steps of `task`.
 fn rate(pool: &Pool, each: usize, task: impl Fn() + Sync) -> f64 {
-    const TRIES: usize = 12;
+    /// Long enough for a quiet moment, and for a clock that rises under load.
+    const LONG: Duration = Duration::from_millis(30);
     let threads = pool.threads();
-    let mut best = 0f64;
-    for _ in 0..TRIES {
+    let (first, mut best) = (Instant::now(), 0f64);
+    while best == 0.0 || first.elapsed() < LONG {
         let begun = Instant::now();
         // Several a thread, so that one which starts late has less.
-        pool.parallel(4 * threads, &|_| task());
-        best = best.max((4 * threads * each * STEPS) as f64 / begun.elapsed().as_secs_f64());
+        pool.parallel(16 * threads, &|_| task());
+        best = best.max((16 * threads * each * STEPS) as f64 / begun.elapsed().as_secs_f64());
     }
     best
 }
