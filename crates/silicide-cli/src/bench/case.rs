@@ -184,9 +184,16 @@ impl Setup {
 
     /// Numbers from -1 to 1 that the call reads and replaces.
     pub(super) fn state(&mut self, dtype: DType, shape: impl Into<Shape>) -> Result<Tensor> {
-        let shape = shape.into();
-        let from = self.input(dtype, shape)?;
-        let to = self.output(dtype, shape)?;
+        let tensor = self.numbers_in_space(dtype, shape)?;
+        self.reads(bytes(&tensor));
+        self.writes(bytes(&tensor));
+        Ok(tensor)
+    }
+
+    /// Numbers from -1 to 1 of which the call reads and replaces less than all.
+    pub(super) fn numbers_in_space(&mut self, dtype: DType, shape: impl Into<Shape>) -> Result<Tensor> {
+        let from = self.part(dtype, shape)?;
+        let to = self.space(dtype, *from.shape())?;
         ops::copy_into(&mut self.stream, &from, &to)?;
         self.stream.synchronize()?;
         Ok(to)
@@ -297,9 +304,13 @@ impl Setup {
 impl Source {
     fn new(format: MatrixFormat, rows: usize, columns: usize) -> Source {
         let map = |bytes: Vec<u8>| Mapped::copy_from(&bytes).expect("memory for a weight");
-        let numbers = |bytes: usize| -> Vec<u8> {
-            let pattern = pattern();
-            (0..bytes.div_ceil(pattern.len())).flat_map(|_| pattern.iter().copied()).take(bytes).collect()
+        let pattern = pattern();
+        let numbers = |len: usize| {
+            let mut bytes = Vec::with_capacity(len);
+            while bytes.len() < len {
+                bytes.extend_from_slice(&pattern[..pattern.len().min(len - bytes.len())]);
+            }
+            bytes
         };
         match format {
             MatrixFormat::Dense(dtype) => Source { codes: map(numbers(rows * columns * dtype.size())), scales: None },

@@ -113,7 +113,11 @@ impl Ceilings {
 
 /// Copies that go round a pool as cases do.
 fn copy(device: &Device, setup: &mut Setup) -> Result<f64> {
-    let elements = if device.kind() == DeviceKind::Cpu { 16 << 20 } else { 32 << 20 };
+    let elements = match device.kind() {
+        DeviceKind::EmulatedMetal => 1 << 16,
+        DeviceKind::Cpu => 16 << 20,
+        DeviceKind::Metal | DeviceKind::Cuda => 32 << 20,
+    };
     let mut calls: Vec<Call> = Vec::new();
     for _ in 0..4 {
         let (from, to) = (setup.input(DType::F32, [elements])?, setup.output(DType::F32, [elements])?);

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use silicide::{DeviceKind, Result, Stream};
+use silicide::{DeviceKind, Result, Stream, Tensor};
 
 use super::case::Call;
 
@@ -31,14 +31,26 @@ pub(super) fn time(stream: &mut Stream, calls: &[Call], rounds: usize, budget: D
     }
 }
 
+/// What calls left, until their turn comes again: so that memory which an op takes for itself has left the caches by then.
+type Kept = Vec<Vec<Tensor>>;
+
+fn room(calls: &[Call]) -> Kept {
+    calls.iter().map(|_| Vec::new()).collect()
+}
+
+/// The call whose turn it is.
+fn run(stream: &mut Stream, calls: &[Call], turn: usize, kept: &mut Kept) -> Result<()> {
+    let i = turn % calls.len();
+    kept[i].clear();
+    kept[i] = calls[i](stream)?;
+    Ok(())
+}
+
 fn direct(stream: &mut Stream, calls: &[Call], rounds: usize, budget: Duration) -> Result<Times> {
-    // What a call leaves is kept until its turn comes again, so that its memory has left the caches by then.
-    let mut kept: Vec<_> = calls.iter().map(|_| Vec::new()).collect();
+    let mut kept = room(calls);
     let mut run = |i: usize| {
-        let i = i % calls.len();
-        kept[i].clear();
         let begun = Instant::now();
-        kept[i] = calls[i](stream)?;
+        run(stream, calls, i, &mut kept)?;
         Ok(begun.elapsed().as_secs_f64())
     };
     // Once round, so that the system has given all memory that will be written to.

@@ -110,8 +110,8 @@ fn rope_in_place(model: Dims, tokens: usize) -> Case {
 fn rope_multi_in_place(model: Dims, tokens: usize) -> Case {
     Case::new("rope_multi_in_place", model.name, heads_of(model, tokens) + ", 64 turn", move |s| {
         let rope = multi(s.device(), model)?;
-        let q = s.space(s.float(), [tokens, model.heads, model.head_dim])?;
-        let k = s.space(s.float(), [tokens, model.kv_heads, model.head_dim])?;
+        let q = s.numbers_in_space(s.float(), [tokens, model.heads, model.head_dim])?;
+        let k = s.numbers_in_space(s.float(), [tokens, model.kv_heads, model.head_dim])?;
         let turned = tokens * (model.heads + model.kv_heads) * 64 * s.float().size();
         s.reads(turned);
         s.writes(turned);
