@@ -5,7 +5,7 @@
 //! - [`args`]: the grammar of the command line
 //! - [`model`]: from the text after `--model` to a path, and `silicide pull`
 //! - [`hub`]: the Hugging Face hub's client and cache; [`starter`]: models that Python packages carry too
-//! - [`generate`], [`talk`], [`inspect`], [`devices`], [`explain`], [`bench`]: a subcommand each; [`engine`]: from options to a model
+//! - [`generate`], [`talk`], [`inspect`], [`devices`], [`explain`], [`bench`](mod@bench): a subcommand each; [`engine`]: from options to a model
 //! - [`prompt`]: what is fed to the model; [`chat`]: a conversation at the terminal
 //! - [`report`]: what is printed after a run, tables, sizes
 //!

@@ -1,7 +1,7 @@
 //! `silicide bench ops`: every op at the shapes of real models, against what the device does at best.
 //!
-//! A [`Case`](case::Case) is an op at a shape; its operands come from a [`Setup`](case::Setup), which counts the bytes that
-//! they are. [`measure`] times it, [`ceiling`] says what it could take, [`report`] prints both.
+//! A case is an op at a shape; its operands come from a setup, which counts the bytes that they are. `measure` times it,
+//! `ceiling` says what it could take, `report` prints both.
 
 mod case;
 mod ceiling;
