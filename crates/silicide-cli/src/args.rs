@@ -30,6 +30,23 @@ pub enum Command {
     Devices(DevicesArgs),
     /// Show what a decode step and a 512-token prompt cost, launch by launch.
     Explain(ExplainArgs),
+    /// Time operations against what the device does at best.
+    #[command(subcommand)]
+    Bench(BenchCommand),
+}
+
+/// The subcommands of `silicide bench`.
+#[derive(Debug, Subcommand)]
+#[command(disable_help_subcommand = true)]
+pub enum BenchCommand {
+    /// Time every operation at the shapes of real models.
+    ///
+    /// Prints a Markdown table. A row has the median and the best time of a call, the bytes that the operation has to move at
+    /// least and the operations that it has to do, and the share that it reaches of what bounds it: the rate at which this
+    /// device copies (on a CPU reads, where little is written), or the rate of its matrix or vector instructions, all
+    /// measured first. Operands go round a pool of memory that no cache holds, so weights are as cold as those of a model.
+    /// Small operations, whose operands the caches hold all the same, can reach more than 100 %.
+    Ops(BenchOpsArgs),
 }
 
 const STYLES: Styles = Styles::styled()
@@ -199,6 +216,39 @@ pub struct ExplainArgs {
     pub json: bool,
 }
 
+/// Options of `silicide bench ops`.
+#[derive(Debug, Args)]
+pub struct BenchOpsArgs {
+    /// Only operations or shapes that contain this, such as attention, or "matmul 1 x".
+    #[arg(short, long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
+    pub filter: Option<String>,
+
+    /// Only shapes of models whose name contains this, such as llama, 27B, 35B or gpt-oss.
+    #[arg(short, long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
+    pub model: Option<String>,
+
+    /// How often a plan is replayed on a GPU; on a CPU, the least number of calls.
+    #[arg(long, value_name = "N", default_value_t = 9, value_parser = rounds, allow_negative_numbers = true)]
+    pub rounds: usize,
+
+    /// Bytes that operands go round in, read and written apart [default: 512M, on a CPU 256M or more].
+    #[arg(long, value_name = "SIZE", value_parser = memory_size, allow_negative_numbers = true)]
+    pub pool: Option<usize>,
+
+    /// The device's rate of bf16 products in TFLOP/s [default: measured].
+    #[arg(long, value_name = "RATE", allow_negative_numbers = true)]
+    #[arg(value_parser = |s: &str| number(s, f32::MIN_POSITIVE..=f32::MAX, "above 0"))]
+    pub matrix_tflops: Option<f32>,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub device: DeviceArgs,
+
+    /// Print one JSON object instead of the table.
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// Which model.
 #[derive(Debug, Args)]
 pub struct ModelArgs {
@@ -249,13 +299,22 @@ pub struct SamplingArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Hardware")]
 pub struct HardwareArgs {
-    /// Where to run.
-    #[arg(long, value_enum, default_value_t, value_name = "DEVICE")]
-    pub device: DeviceChoice,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub device: DeviceArgs,
 
     /// Element type of activations, keys and values.
     #[arg(long, value_enum, default_value_t, value_name = "TYPE")]
     pub dtype: ActivationType,
+}
+
+/// Where to run.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Hardware")]
+pub struct DeviceArgs {
+    /// Where to run.
+    #[arg(long, value_enum, default_value_t, value_name = "DEVICE")]
+    pub device: DeviceChoice,
 
     /// CPU threads [default: one a core].
     #[arg(long, value_name = "N", value_parser = threads, allow_negative_numbers = true)]
@@ -322,10 +381,17 @@ fn memory_size(text: &str) -> Result<usize, String> {
 }
 
 fn threads(text: &str) -> Result<usize, String> {
-    const MOST: usize = 1024;
+    count(text, 1024)
+}
+
+fn rounds(text: &str) -> Result<usize, String> {
+    count(text, 10_000)
+}
+
+fn count(text: &str, most: usize) -> Result<usize, String> {
     match text.parse() {
-        Ok(n) if (1..=MOST).contains(&n) => Ok(n),
-        _ => Err(format!("wanted a number from 1 to {MOST}")),
+        Ok(n) if (1..=most).contains(&n) => Ok(n),
+        _ => Err(format!("wanted a number from 1 to {most}")),
     }
 }
 
@@ -363,6 +429,7 @@ mod tests {
         Only::<InspectArgs>::command().debug_assert();
         Only::<DevicesArgs>::command().debug_assert();
         Only::<ExplainArgs>::command().debug_assert();
+        Only::<BenchOpsArgs>::command().debug_assert();
     }
 
     #[test]
@@ -378,6 +445,7 @@ mod tests {
         check::<InspectArgs>();
         check::<DevicesArgs>();
         check::<ExplainArgs>();
+        check::<BenchOpsArgs>();
     }
 
     #[test]
@@ -405,7 +473,7 @@ mod tests {
         assert_eq!(args.prompt_tokens, Some(vec![1, 2, 3]));
         assert_eq!(args.sampling.stop, ["a", "b,c"]);
         assert_eq!(args.sampling.temp, Some(0.0));
-        assert_eq!(args.hardware.device, DeviceChoice::EmulatedMetal);
+        assert_eq!(args.hardware.device.device, DeviceChoice::EmulatedMetal);
         assert_eq!(args.hardware.dtype, ActivationType::F32);
         assert_eq!(args.max_tokens, 32);
     }

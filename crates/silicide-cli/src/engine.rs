@@ -7,10 +7,10 @@ use silicide::device::{CpuOptions, CudaOptions, EmulatedOptions};
 use silicide::{DType, Device};
 use silicide_lm::{LoadOptions, Model, SamplingOptions};
 
-use crate::args::{ActivationType, DeviceChoice, HardwareArgs, SamplingArgs};
+use crate::args::{ActivationType, DeviceArgs, DeviceChoice, HardwareArgs, SamplingArgs};
 
 /// The device that the options name.
-pub fn device(options: &HardwareArgs) -> silicide::Result<Device> {
+pub fn device(options: &DeviceArgs) -> silicide::Result<Device> {
     let threads = options.threads.unwrap_or(0);
     let cpu = || Device::cpu_with(CpuOptions { threads, ..CpuOptions::default() });
     let memory_limit = options.memory_limit;
@@ -38,7 +38,7 @@ pub fn load(path: &Path, options: &HardwareArgs) -> anyhow::Result<(Model, Durat
         ActivationType::Bf16 => Some(DType::BF16),
         ActivationType::F16 => Some(DType::F16),
     };
-    let model = Model::load_with(path, &device(options)?, LoadOptions { dtype })?;
+    let model = Model::load_with(path, &device(&options.device)?, LoadOptions { dtype })?;
     Ok((model, begun.elapsed()))
 }
 

@@ -5,13 +5,14 @@
 //! - [`args`]: the grammar of the command line
 //! - [`model`]: from the text after `--model` to a path, and `silicide pull`
 //! - [`hub`]: the Hugging Face hub's client and cache; [`starter`]: models that Python packages carry too
-//! - [`generate`], [`talk`], [`inspect`], [`devices`], [`explain`]: a subcommand each; [`engine`]: from options to a model
+//! - [`generate`], [`talk`], [`inspect`], [`devices`], [`explain`], [`bench`](mod@bench): a subcommand each; [`engine`]: from options to a model
 //! - [`prompt`]: what is fed to the model; [`chat`]: a conversation at the terminal
 //! - [`report`]: what is printed after a run, tables, sizes
 //!
 //! Results go to stdout, everything else to stderr.
 
 pub mod args;
+pub mod bench;
 pub mod chat;
 pub mod devices;
 mod digest;
@@ -35,7 +36,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use args::{Cli, Command};
+use args::{BenchCommand, Cli, Command};
 use interrupt::Interrupt;
 use model::Library;
 
@@ -85,6 +86,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Pull(args) => model::pull(&args, &library, out),
         Command::Devices(args) => devices::devices(&args, out),
         Command::Explain(args) => explain::explain(&args, &library, out),
+        Command::Bench(BenchCommand::Ops(args)) => bench::ops(&args, out, notes),
     }
 }
 

@@ -35,6 +35,8 @@ const SOURCES: &[&KernelSource] = &[
     &matmul::SOURCE,
     &matmul::NVIDIA,
     &matmul::wgmma::SOURCE,
+    &matmul::peak::SOURCE,
+    &matmul::peak::NVIDIA,
     &reduce::SOURCE,
     &resize::SOURCE,
     &rms_norm::SOURCE,
@@ -77,6 +79,9 @@ fn defines(source: &KernelSource) -> BTreeSet<String> {
     }
     if source.name == matmul::wgmma::SOURCE.name {
         return DType::FLOATS[1..].iter().copied().map(matmul::wgmma::defines).collect();
+    }
+    if source.name == matmul::peak::NVIDIA.name {
+        return ["", "#define WGMMA"].map(String::from).into();
     }
     if source.name == "router" {
         return [1, 4, 128].map(|n| format!("#define PER_LANE {n}")).into();
@@ -124,8 +129,9 @@ fn every_kernel_compiles_for_nvidia() {
             assert!(!entries.is_empty(), "{} has no kernel", source.name);
             // The many formats take turns, the others are compiled for both.
             for architecture in architectures.by_ref().take(if all.len() > 1 { 1 } else { 2 }) {
-                // Its instructions are those of Hopper alone.
-                let architecture = if source.name == matmul::wgmma::SOURCE.name { "sm_90a" } else { architecture };
+                // Hopper's own instructions.
+                let hopper = source.name == matmul::wgmma::SOURCE.name || defines.contains("WGMMA");
+                let architecture = if hopper { "sm_90a" } else { architecture };
                 if let Err(e) = cuda::compile(&text, architecture) {
                     panic!("{} for {architecture} with {defines:?}:\n{e}", source.name);
                 }

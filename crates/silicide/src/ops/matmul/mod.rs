@@ -2,6 +2,7 @@
 
 pub mod cpu;
 mod gpu;
+pub(super) mod peak;
 #[cfg(test)]
 pub(super) mod tests;
 pub(super) mod wgmma;
@@ -14,6 +15,7 @@ use self::cpu::{DenseView, Factor, Method, PackLayout, RowsMut};
 pub(super) use self::gpu::{MatrixParts, ROWS, SIMDGROUPS, UNIT, parts, splits};
 #[cfg(test)]
 pub(super) use self::gpu::{NVIDIA, SOURCE, defines, reader};
+pub use self::peak::{PeakRates, peak_rates};
 use crate::device::cpu::scratch::with_scratch;
 use crate::device::cpu::vector::{narrow, vectorized, widen};
 use crate::device::cpu::{Call, Entry, Features};

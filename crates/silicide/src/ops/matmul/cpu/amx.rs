@@ -104,3 +104,34 @@ unsafe fn tiles(x: *const u16, stride: usize, left: *const u16, right: *const u1
         options(nostack),
     );
 }
+
+/// `steps` products of tiles in registers, four sums in turn: what AMX does at best.
+///
+/// # Safety
+///
+/// The machine has AMX tiles of bf16, and the process may use them.
+pub(in crate::ops::matmul) unsafe fn tile_products(steps: usize) {
+    let zeros = Sums([[[0.0; LANES]; TILE]; 4]);
+    asm!("ldtilecfg [{}]", in(reg) &CONFIG, options(nostack, readonly, preserves_flags));
+    asm!(
+        "tilezero tmm0",
+        "tilezero tmm1",
+        "tilezero tmm2",
+        "tilezero tmm3",
+        "tileloadd tmm4, [{zeros} + {line}]",
+        "tileloadd tmm5, [{zeros} + {line}]",
+        "2:",
+        "tdpbf16ps tmm0, tmm4, tmm5",
+        "tdpbf16ps tmm1, tmm4, tmm5",
+        "tdpbf16ps tmm2, tmm4, tmm5",
+        "tdpbf16ps tmm3, tmm4, tmm5",
+        "dec {steps}",
+        "jnz 2b",
+        zeros = in(reg) zeros.0.as_ptr(),
+        line = in(reg) 64usize,
+        steps = inout(reg) steps.div_ceil(4) => _,
+        out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _, out("tmm5") _,
+        options(nostack),
+    );
+    asm!("tilerelease", options(nostack, nomem, preserves_flags));
+}

@@ -31,6 +31,8 @@ use crate::device::cpu::simd::{self, LANES, Simd};
 use integer::Activations;
 use pack::{Codes, UNIT};
 
+#[cfg(target_arch = "x86_64")]
+pub(super) use amx::tile_products;
 pub use pack::{DenseView, PackLayout};
 
 /// How exactly a product is taken.

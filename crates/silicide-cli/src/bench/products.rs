@@ -1,0 +1,173 @@
+//! Products with weights: of every token, and of experts.
+
+use silicide::ops::{self, Precision, Router, WeightedReduce};
+use silicide::quant::{GgmlFormat, QuantFormat};
+use silicide::{DType, MatrixFormat, Result};
+
+use super::case::{Arithmetic, Case, Setup, call, keep, scattered, stored_bytes};
+use super::models::{Dims, GPT_OSS, LLAMA, QWEN_27B, QWEN_35B};
+
+const fn affine(bits: u8) -> MatrixFormat {
+    MatrixFormat::Quantized(QuantFormat::Affine { bits, group_size: 64 }, DType::BF16)
+}
+
+const fn ggml(format: GgmlFormat) -> MatrixFormat {
+    MatrixFormat::Quantized(QuantFormat::Ggml(format), DType::BF16)
+}
+
+pub(super) const FOUR_BITS: MatrixFormat = affine(4);
+const MXFP4: MatrixFormat = MatrixFormat::Quantized(QuantFormat::Mxfp4, DType::BF16);
+pub(super) const BF16: MatrixFormat = MatrixFormat::Dense(DType::BF16);
+
+/// The formats of weights that decode at several rows is timed with.
+const FORMATS: [MatrixFormat; 7] = [
+    FOUR_BITS,
+    affine(8),
+    MXFP4,
+    ggml(GgmlFormat::Q4_0),
+    ggml(GgmlFormat::Q8_0),
+    ggml(GgmlFormat::Q4_K),
+    ggml(GgmlFormat::Q6_K),
+];
+
+pub(super) fn cases(gpu: bool) -> Vec<Case> {
+    let mut cases = Vec::new();
+    cases.push(gate_and_up(LLAMA, 1));
+    for format in FORMATS.into_iter().chain([BF16]) {
+        for m in [1, 2, 4, 8, 16] {
+            cases.push(matmul(LLAMA, format, m, LLAMA.intermediate, LLAMA.hidden));
+        }
+    }
+    for (model, format, n, k) in [
+        (LLAMA, FOUR_BITS, LLAMA.hidden, LLAMA.hidden),
+        (LLAMA, FOUR_BITS, LLAMA.hidden, LLAMA.intermediate),
+        (LLAMA, FOUR_BITS, LLAMA.vocab, LLAMA.hidden),
+        (QWEN_27B, FOUR_BITS, QWEN_27B.intermediate, QWEN_27B.hidden),
+        (QWEN_27B, FOUR_BITS, QWEN_27B.hidden, QWEN_27B.intermediate),
+        (QWEN_35B, FOUR_BITS, 8192, QWEN_35B.hidden),
+        (GPT_OSS, BF16, GPT_OSS.heads * GPT_OSS.head_dim, GPT_OSS.hidden),
+    ] {
+        cases.push(matmul(model, format, 1, n, k));
+    }
+    for format in [BF16, FOUR_BITS] {
+        for m in [512, 1024, 2048, 4096] {
+            cases.push(matmul(LLAMA, format, m, LLAMA.hidden, LLAMA.hidden));
+        }
+        // As long as all the others together on a CPU.
+        for m in [512, 1024, 2048, 4096].into_iter().filter(|&m| gpu || m == 512) {
+            cases.push(matmul(LLAMA, format, m, LLAMA.intermediate, LLAMA.hidden));
+        }
+    }
+    for tokens in [1, 8, 512] {
+        cases.push(router(QWEN_35B, tokens));
+    }
+    cases.push(router(GPT_OSS, 1));
+    for tokens in [8, 512, 4096] {
+        cases.push(schedule(QWEN_35B, tokens));
+    }
+    for (model, format) in [(QWEN_35B, FOUR_BITS), (GPT_OSS, MXFP4)] {
+        for tokens in [1, 8, 512] {
+            cases.push(experts(model, format, tokens));
+        }
+    }
+    for tokens in [1, 8, 512, 4096] {
+        cases.push(sum_of_experts(QWEN_35B, tokens));
+    }
+    cases
+}
+
+/// One row is a step of decoding, few are of several sequences or of drafts, many are a prompt.
+fn matmul(model: Dims, format: MatrixFormat, m: usize, n: usize, k: usize) -> Case {
+    let make = move |s: &mut Setup| {
+        let [weight] = s.weights(format, n, k)?;
+        let (x, out) = (s.input(s.float(), [m, k])?, s.output(s.float(), [m, n])?);
+        call(move |stream| ops::matmul_into(stream, &x, &weight, Precision::Reduced, &out))
+    };
+    Case::new("matmul", model.name, format!("{m} x [{n}, {k}] {format}"), make)
+        .flops(arithmetic(format, m), 2 * m * n * k)
+}
+
+/// Few rows repay products with the codes themselves, many repay dequantising them.
+fn arithmetic(format: MatrixFormat, rows: usize) -> Arithmetic {
+    if format == BF16 || rows > 16 { Arithmetic::Matrix } else { Arithmetic::Codes }
+}
+
+/// Gate and up projection, in one launch.
+fn gate_and_up(model: Dims, m: usize) -> Case {
+    let Dims { intermediate: n, hidden: k, .. } = model;
+    let make = move |s: &mut Setup| {
+        let [gate, up] = s.weights(FOUR_BITS, n, k)?;
+        let (x, a, b) = (s.input(s.float(), [m, k])?, s.output(s.float(), [m, n])?, s.output(s.float(), [m, n])?);
+        call(move |stream| ops::matmul_each_into(stream, &x, [(&gate, &a), (&up, &b)], Precision::Reduced))
+    };
+    Case::new("matmul_each", model.name, format!("{m} x 2 of [{n}, {k}] {FOUR_BITS}"), make)
+        .flops(arithmetic(FOUR_BITS, m), 4 * m * n * k)
+}
+
+fn router(model: Dims, tokens: usize) -> Case {
+    let Dims { experts, experts_per_token: top_k, .. } = model;
+    let make = move |s: &mut Setup| {
+        let logits = s.input(s.float(), [tokens, experts])?;
+        let (ids, weights) = (s.output(DType::U32, [tokens, top_k])?, s.output(DType::F32, [tokens, top_k])?);
+        call(move |stream| ops::router_into(stream, &logits, Router { top_k, ..Router::default() }, &ids, &weights))
+    };
+    Case::new("router", model.name, format!("{tokens} x {experts}, best {top_k}"), make)
+}
+
+fn schedule(model: Dims, tokens: usize) -> Case {
+    let Dims { experts, experts_per_token: slots, .. } = model;
+    let make = move |s: &mut Setup| {
+        let ids = s.ids(tokens * slots, experts)?.reshape([tokens, slots])?;
+        // The places in order, and a few words a tile.
+        s.writes(4 * tokens * slots);
+        call(move |stream| ops::expert_schedule(stream, &ids, experts).map(drop))
+    };
+    Case::new("expert_schedule", model.name, format!("{tokens} x {slots} of {experts}"), make)
+}
+
+fn experts(model: Dims, format: MatrixFormat, tokens: usize) -> Case {
+    let Dims { experts, experts_per_token: slots, intermediate, hidden, .. } = model;
+    let make = move |s: &mut Setup| {
+        let weight = s.experts(format, experts, intermediate, hidden)?;
+        let mut used = scattered(s.copy() * tokens * slots, tokens * slots, experts);
+        let ids = s.ids(tokens * slots, experts)?.reshape([tokens, slots])?;
+        used.sort_unstable();
+        used.dedup();
+        s.reads(used.len() * stored_bytes(format, intermediate, hidden));
+        let (x, out) = (s.input(s.float(), [tokens, hidden])?, s.output(s.float(), [tokens, slots, intermediate])?);
+        let schedule = ops::expert_schedule(&mut s.device().stream(), &ids, experts)?;
+        call(move |stream| ops::expert_matmul_into(stream, &x, &weight, &schedule, None, Precision::Reduced, &out))
+    };
+    let shape = format!("{tokens} x {slots} of {experts} x [{intermediate}, {hidden}] {format}");
+    let flops = 2 * tokens * slots * intermediate * hidden;
+    let rows = tokens * slots / experts;
+    Case::new("expert_matmul", model.name, shape, make).flops(arithmetic(format, rows), flops)
+}
+
+fn sum_of_experts(model: Dims, tokens: usize) -> Case {
+    let Dims { experts_per_token: slots, hidden, .. } = model;
+    let make = move |s: &mut Setup| {
+        let float = s.float();
+        let (y, weights) = (s.input(float, [tokens, slots, hidden])?, s.input(DType::F32, [tokens, slots])?);
+        let (shared, gate) = (s.input(float, [tokens, hidden])?, s.input(float, [tokens, 1])?);
+        let (residual, out) = (s.input(float, [tokens, hidden])?, s.output(float, [tokens, hidden])?);
+        call(move |stream| {
+            let options =
+                WeightedReduce { shared: Some(&shared), shared_gate_logit: Some(&gate), residual: Some(&residual) };
+            ops::weighted_reduce_into(stream, &y, &weights, options, &out)
+        })
+    };
+    Case::new("weighted_reduce", model.name, format!("{tokens} x {slots} x {hidden}, shared, residual"), make)
+}
+
+/// Rows of the token embedding.
+pub(super) fn embedding(model: Dims, format: MatrixFormat, tokens: usize) -> Case {
+    let Dims { hidden, vocab, .. } = model;
+    let make = move |s: &mut Setup| -> Result<_> {
+        let (table, ids, float) = (s.table(format, vocab, hidden)?, s.ids(tokens, vocab)?, s.float());
+        s.reads(tokens * stored_bytes(format, 1, hidden));
+        s.writes(tokens * hidden * float.size());
+        keep(move |stream| ops::embedding(stream, &ids, &table, 1.0, float))
+    };
+    Case::new("embedding", model.name, format!("{tokens} of [{vocab}, {hidden}] {format}"), make)
+}
