@@ -59,7 +59,10 @@ fn defines(source: &KernelSource) -> BTreeSet<String> {
         let forms = [(4, 4), (8, 1), (8, 4), (16, 2), (32, 1)];
         let all = types.into_iter().zip(forms).chain(types.into_iter().zip(forms.into_iter().rev()));
         return all
-            .map(|((q, cache), (lanes, heads))| attention::defines(q, cache, lanes, heads, lanes != 16))
+            .flat_map(|((q, kv), (lanes, heads))| {
+                [CacheLayout::Rows, CacheLayout::Ring]
+                    .map(|cache| attention::defines(q, kv, lanes, heads, lanes != 16, cache))
+            })
             .collect();
     }
     if source.name == "causal_conv1d" {
@@ -73,6 +76,9 @@ fn defines(source: &KernelSource) -> BTreeSet<String> {
     }
     if source.name == "kv_quantize" {
         return [64, 128, 256, 512].map(kv_quantize::defines).into();
+    }
+    if source.name == "kv_write" {
+        return [CacheLayout::Rows, CacheLayout::Ring].map(kv_write::defines).into();
     }
     if source.name == "router" {
         return [1, 4, 128].map(|n| format!("#define PER_LANE {n}")).into();
