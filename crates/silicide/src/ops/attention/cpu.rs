@@ -189,6 +189,11 @@ impl Work<'_> {
         rows * PART * (1 + self.may_hide() as usize) + self.padded * (BLOCK + LANES)
     }
 
+    /// Whether positions are rows, and a query sees all between its first and its last key.
+    fn is_plain(&self) -> bool {
+        self.p.ring == 0 && !self.may_hide()
+    }
+
     /// Whether keys between those that a query sees may be hidden.
     fn may_hide(&self) -> bool {
         self.mask.is_some() || self.p.pages != 0
@@ -228,7 +233,13 @@ impl Work<'_> {
     fn part(&self, tile: &Tile, part: usize, q: &[f32], states: &mut [f32], room: &mut [f32]) {
         let keys = tile.keys.start.max(part * PART)..tile.keys.end.min((part + 1) * PART);
         // SAFETY: the slices have the sizes that `state` and `room` give.
-        unsafe { simd::run(self.features, Part { work: self, tile, keys, q, states, room }) };
+        unsafe {
+            if self.is_plain() {
+                simd::run(self.features, Part::<true> { work: self, tile, keys, q, states, room });
+            } else {
+                simd::run(self.features, Part::<false> { work: self, tile, keys, q, states, room });
+            }
+        }
     }
 
     /// Joins the states of a part to those of the parts before it.
@@ -274,8 +285,8 @@ impl Work<'_> {
     }
 }
 
-/// The rows of a tile with the keys of a part.
-struct Part<'a> {
+/// The rows of a tile with the keys of a part; `PLAIN` where [`Work::is_plain`].
+struct Part<'a, const PLAIN: bool> {
     work: &'a Work<'a>,
     tile: &'a Tile,
     keys: Range<usize>,
@@ -284,15 +295,16 @@ struct Part<'a> {
     room: &'a mut [f32],
 }
 
-impl Kernel for Part<'_> {
+impl<const PLAIN: bool> Kernel for Part<'_, PLAIN> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let Part { work, tile, keys, q, states, room } = self;
         let (padded, size) = (work.padded, work.state());
         let (scores, room) = room.split_at_mut(tile.rows * PART);
-        let (terms, room) = room.split_at_mut(if work.may_hide() { tile.rows * PART } else { 0 });
+        let may_hide = !PLAIN && work.may_hide();
+        let (terms, room) = room.split_at_mut(if may_hide { tile.rows * PART } else { 0 });
         let (block, columns) = room.split_at_mut(BLOCK * padded);
-        let terms = if work.may_hide() { Terms::new(work, tile, &keys, terms) } else { None };
+        let terms = if may_hide { Terms::new(work, tile, &keys, terms) } else { None };
         let hides =
             |some: Range<usize>| terms.as_ref().is_some_and(|t| t.hide(some.start - keys.start..some.end - keys.start));
         for from in keys.clone().step_by(LANES) {
@@ -300,9 +312,9 @@ impl Kernel for Part<'_> {
                 continue;
             }
             for (i, key) in (from..keys.end.min(from + LANES)).enumerate() {
-                work.k.widen::<S>(key, tile.kv_head, block.as_mut_ptr().add(i * padded));
+                work.k.widen::<S, PLAIN>(key, tile.kv_head, block.as_mut_ptr().add(i * padded));
                 // Memory answers late, so the value is asked for while there is other work.
-                let value = work.v.row(key, tile.kv_head);
+                let value = work.v.row::<PLAIN>(key, tile.kv_head);
                 for line in value.unwrap_or_default().chunks(64) {
                     S::prefetch(line.as_ptr());
                 }
@@ -332,7 +344,7 @@ impl Kernel for Part<'_> {
                 continue;
             }
             for (i, key) in some.clone().enumerate() {
-                work.v.widen::<S>(key, tile.kv_head, block.as_mut_ptr().add(i * padded));
+                work.v.widen::<S, PLAIN>(key, tile.kv_head, block.as_mut_ptr().add(i * padded));
             }
             let states = states.as_mut_ptr();
             let values = |row: usize, keys_of: Range<usize>| Values {
@@ -344,7 +356,7 @@ impl Kernel for Part<'_> {
                 size,
             };
             if let Some(terms) = &terms
-                && block[..some.len() * padded].iter().any(|x| !x.is_finite())
+                && !mask::all_finite(&block[..some.len() * padded])
             {
                 // A weight of zero would make NaN of what is hidden.
                 for row in 0..tile.rows {

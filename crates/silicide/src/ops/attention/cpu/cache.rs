@@ -50,10 +50,12 @@ impl<'a> Cache<'a> {
         Cache { bytes, dtype, strides: strides.map(|s| s as usize), dim: p.dim as usize, places }
     }
 
-    /// The elements of a head of a token, given its position; None where its page is not there.
+    /// The elements of a head of a token, given its position; None where its page is not there. `ROWS` says that the cache
+    /// is rows, so that their loops are free of the rest.
     #[inline(always)]
-    pub(super) fn row(&self, position: usize, head: usize) -> Option<&[u8]> {
+    pub(super) fn row<const ROWS: bool>(&self, position: usize, head: usize) -> Option<&[u8]> {
         let token = match self.places {
+            _ if ROWS => position * self.strides[0],
             Places::Rows => position * self.strides[0],
             Places::Ring { rows } => position % rows * self.strides[0],
             Places::Pages { table, size, pages, stride } => {
@@ -78,8 +80,8 @@ impl<'a> Cache<'a> {
 
     /// Writes a row as `f32`, with zeros up to whole vectors, or all zeros for one that is not there.
     #[inline(always)]
-    pub(super) unsafe fn widen<S: Simd>(&self, position: usize, head: usize, to: *mut f32) {
-        let Some(row) = self.row(position, head) else {
+    pub(super) unsafe fn widen<S: Simd, const ROWS: bool>(&self, position: usize, head: usize, to: *mut f32) {
+        let Some(row) = self.row::<ROWS>(position, head) else {
             to.write_bytes(0, self.dim.next_multiple_of(LANES));
             return;
         };

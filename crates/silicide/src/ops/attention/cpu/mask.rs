@@ -42,13 +42,14 @@ impl<'a> Terms<'a> {
                 }
                 None => {
                     for (term, key) in terms.iter_mut().zip(keys.clone()) {
-                        *term = if work.k.row(key, tile.kv_head).is_some() { 0.0 } else { f32::NEG_INFINITY };
+                        *term = if work.k.row::<false>(key, tile.kv_head).is_some() { 0.0 } else { f32::NEG_INFINITY };
                     }
                 }
             }
-            plain &= terms.iter().all(|&t| t == 0.0);
+            // Without a way out in between, so that vectors can do it.
+            plain &= terms.iter().fold(true, |all, &t| all & (t == 0.0));
             for (hidden, terms) in hidden.iter_mut().zip(terms.chunks(LANES)) {
-                *hidden &= terms.iter().all(|&t| t == f32::NEG_INFINITY);
+                *hidden &= terms.iter().fold(true, |all, &t| all & (t == f32::NEG_INFINITY));
             }
         }
         (!plain).then_some(Terms { rows, share, hidden })
@@ -95,4 +96,12 @@ impl<'a> MaskTensor<'a> {
             _ => to.iter_mut().zip(row).for_each(|(t, &seen)| *t = if seen != 0 { 0.0 } else { f32::NEG_INFINITY }),
         }
     }
+}
+
+/// Whether no element is an infinity or NaN.
+#[inline(always)]
+pub(super) fn all_finite(x: &[f32]) -> bool {
+    // As integers the sizes of floats are in order, with infinity and then NaN at the end.
+    let largest = x.iter().fold(0, |most, x| (x.to_bits() & 0x7fff_ffff).max(most));
+    largest < f32::INFINITY.to_bits()
 }
