@@ -47,7 +47,7 @@ mod walk;
 mod weighted_reduce;
 
 pub use argmax::{argmax, argmax_into};
-pub use attention::{Attention, Mask, attention, attention_into};
+pub use attention::{Attention, CacheLayout, Mask, attention, attention_into};
 pub use binary::{Binary, Operand, binary, binary_into};
 pub use cast::{cast, cast_into};
 pub use causal_conv1d::{CausalConv1d, causal_conv1d, causal_conv1d_into};
@@ -65,7 +65,7 @@ pub use glu::{Gate, glu, glu_halves, glu_into};
 pub use hadamard_transform::{Hadamard, hadamard_signs, hadamard_transform, hadamard_transform_into};
 pub use head_norm_rope_cache::{CacheSlots, HeadNorm, head_norm_rope_cache, head_norm_rope_multi_cache};
 pub use kv_quantize::{KvCodec, KvCodecOptions, KvDomain, kv_dequantize, kv_dequantize_into, kv_quantize};
-pub use kv_write::kv_write;
+pub use kv_write::{kv_write, kv_write_with};
 pub use l2_norm::{l2_norm, l2_norm_into};
 pub use layer_norm::{layer_norm, layer_norm_into};
 pub use matmul::{Precision, Weight, matmul, matmul_each, matmul_each_into, matmul_into};

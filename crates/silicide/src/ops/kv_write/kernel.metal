@@ -1,4 +1,4 @@
-// kv_write: one threadgroup for each new token and head.
+// kv_write: one threadgroup for each new token and head. The host defines RING or PAGES where the cache is one.
 
 #include "silicide.h"
 
@@ -7,16 +7,37 @@ kernel void kv_write(
     device const T* keys [[buffer(0)]],
     device const T* values [[buffer(1)]],
     device const uint* slots [[buffer(2)]],
-    device C* key_cache [[buffer(3)]],
-    device C* value_cache [[buffer(4)]],
-    constant Params& p [[buffer(5)]],
+    device const uint* table [[buffer(3)]],
+    device C* key_cache [[buffer(4)]],
+    device C* value_cache [[buffer(5)]],
+    constant Params& p [[buffer(6)]],
     uint3 group [[threadgroup_position_in_grid]],
     uint thread_index [[thread_index_in_threadgroup]],
+    uint lane [[thread_index_in_simdgroup]],
     uint3 threads [[threads_per_threadgroup]]) {
   uint slot = slots[group.x];
+#ifdef RING
+  // What a newer token of this launch lies over is not written.
+  int latest = -1;
+  for (uint i = lane; i < p.tokens; i += 32) {
+    latest = max(latest, as_type<int>(slots[i]));
+  }
+  latest = simd_max(latest);
+  int position = as_type<int>(slot);
+  slot = position < 0 || uint(latest - position) >= p.capacity ? p.capacity : slot % p.capacity;
+#endif
   if (slot >= p.capacity) {
     return;
   }
+#ifdef PAGES
+  uint page = table[slot / p.page_size];
+  if (page >= p.pages) {
+    return;
+  }
+  slot %= p.page_size;
+  key_cache += ulong(page) * p.page_strides[0];
+  value_cache += ulong(page) * p.page_strides[1];
+#endif
   keys += ulong(group.x) * p.k_strides[0] + ulong(group.y) * p.k_strides[1];
   values += ulong(group.x) * p.v_strides[0] + ulong(group.y) * p.v_strides[1];
   key_cache += ulong(slot) * p.k_cache_strides[0] + ulong(group.y) * p.k_cache_strides[1];
