@@ -1,9 +1,9 @@
 //! Ops along a sequence: rotary embeddings, caches, attention, linear attention.
 
 use silicide::ops::{
-    self, Attention, CacheSlots, CausalConv1d, Decay, DecayRate, FallbackAxis, GatedDeltaGates, GatedDeltaRule,
-    HeadMap, HeadNorm, KvCodec, KvCodecOptions, KvDomain, Mask, Pairing, Rope, RopeFrequencies, RopeMulti,
-    RopeMultiMode, RopeSections,
+    self, Attention, CacheLayout, CacheSlots, CausalConv1d, Decay, DecayRate, FallbackAxis, GatedDeltaGates,
+    GatedDeltaRule, HeadMap, HeadNorm, KvCodec, KvCodecOptions, KvDomain, Mask, Pairing, Rope, RopeFrequencies,
+    RopeMulti, RopeMultiMode, RopeSections,
 };
 use silicide::{DType, Device, Result, Tensor};
 
@@ -213,7 +213,8 @@ fn decode(model: Dims, keys: usize, window: Option<usize>) -> Case {
         let scale = (head_dim as f32).powf(-0.5);
         call(move |stream| {
             let mask = Mask::Positions(&position);
-            let options = Attention { scale, mask, window, softcap: None, sinks: sinks.as_ref() };
+            let options =
+                Attention { scale, mask, cache: CacheLayout::Rows, window, softcap: None, sinks: sinks.as_ref() };
             ops::attention_into(stream, &q, &k, &v, options, &out)
         })
     };
@@ -233,7 +234,14 @@ fn prefill(model: Dims, tokens: usize, window: Option<usize>) -> Case {
         let sinks = sinks(s, model)?;
         let scale = (head_dim as f32).powf(-0.5);
         call(move |stream| {
-            let options = Attention { scale, mask: Mask::Causal, window, softcap: None, sinks: sinks.as_ref() };
+            let options = Attention {
+                scale,
+                mask: Mask::Causal,
+                cache: CacheLayout::Rows,
+                window,
+                softcap: None,
+                sinks: sinks.as_ref(),
+            };
             ops::attention_into(stream, &q, &k, &v, options, &out)
         })
     };

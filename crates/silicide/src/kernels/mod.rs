@@ -10,6 +10,7 @@ const HEADERS: &[(&str, &str)] = &[
     ("matrix.h", include_str!("matrix.h")),
     ("matrix_ggml.h", include_str!("matrix_ggml.h")),
     ("matrix_mlx.h", include_str!("matrix_mlx.h")),
+    ("nvidia.h", include_str!("nvidia.h")),
     ("order.h", include_str!("order.h")),
     ("product.h", include_str!("product.h")),
     ("products.h", include_str!("products.h")),

@@ -1,6 +1,7 @@
 //! Scaled dot-product attention, for a prompt, a chunk of one, or a single token against a cache.
 
 mod cpu;
+pub(super) mod decode;
 #[cfg(test)]
 mod tests;
 
@@ -277,21 +278,39 @@ pub fn attention_into(
         let threadgroups = [query_tiles, params.q_heads, 1];
         return stream.launch(launch, NO_CPU, || gpu("attention_tiled", threadgroups, 128));
     }
-    let threadgroups = [params.queries, params.q_heads / form.heads, form.parts];
-    if form.parts == 1 {
+    let tensor = decode::Form::of(stream.device(), q, k, v, &params);
+    let parts = tensor.as_ref().map_or(form.parts, |t| t.parts);
+    let params = Params { parts, ..params };
+    let (memory, few) = match &tensor {
+        Some(tensor) => {
+            let few = Gpu {
+                source: &decode::SOURCE,
+                defines: variant.defines() + &tensor.defines(),
+                ..gpu("attention_decode", [params.queries, params.kv_heads, parts], decode::THREADS)
+            };
+            (tensor.threadgroup_memory(), few)
+        }
+        None => {
+            let threadgroups = [params.queries, params.q_heads / form.heads, parts];
+            (0, gpu("attention", threadgroups, 32 * SIMDGROUPS))
+        }
+    };
+    let launch = |params: &Params| launch(params).threadgroup_memory(memory);
+    if parts == 1 {
         // No part is written.
-        let launch = launch(&params).write(out).read_optional(None);
-        return stream.launch(launch, NO_CPU, || gpu("attention", threadgroups, 32 * SIMDGROUPS));
+        return stream.launch(launch(&params).write(out).read_optional(None), NO_CPU, || few);
     }
-    let shape = [params.queries, params.q_heads, form.parts, dim + 2].map(|n| n as usize);
+    let shape = [params.queries, params.q_heads, parts, dim + 2].map(|n| n as usize);
     let partial = stream.empty(DType::F32, shape)?;
-    let parts = launch(&params).read_optional(None).write(&partial);
     let joined = Launch::new(OP, &params).read(&partial).read_optional(sinks).write(out);
-    stream.launch(parts, NO_CPU, || gpu("attention", threadgroups, 32 * SIMDGROUPS))?;
+    stream.launch(launch(&params).read_optional(None).write(&partial), NO_CPU, || few)?;
     stream.launch(joined, NO_CPU, || {
         gpu("attention_join", [params.queries, params.q_heads, 1], dim.next_multiple_of(32).min(256))
     })
 }
+
+/// `attention_join` takes no more.
+const MOST_PARTS: u32 = 64;
 
 const NO_CPU: Entry = |_| unreachable!("the stream is a GPU's");
 
@@ -309,8 +328,6 @@ impl GpuForm {
         // So many threadgroups keep a large GPU busy; a part has some keys for every simdgroup.
         const ENOUGH: u32 = 512;
         const LEAST_KEYS: u32 = 32;
-        /// `attention_join` takes no more.
-        const MOST_PARTS: u32 = 64;
         let lanes = p.dim.div_ceil(SPAN).next_power_of_two().max(4);
         let shared = p.q_heads / p.kv_heads;
         // All heads of a threadgroup lie in its memory at the end.
@@ -333,6 +350,7 @@ fn has_tiles(q: DType, lanes: u32) -> bool {
 }
 
 /// What the kernels are compiled for.
+#[derive(Clone, Copy)]
 pub(super) struct Variant {
     pub(super) q: DType,
     pub(super) kv: DType,

@@ -6,6 +6,7 @@
 // rounded to the type of x. Sums are f32.
 
 #include "matrix.h"
+#include "nvidia.h"
 #include "products.h"
 
 constant constexpr uint TILE_N = 128;
@@ -14,44 +15,6 @@ constant constexpr uint STAGES = 3;
 
 // The place of eight elements in a tile whose rows have TILE_K: so that eight rows at one column lie in different banks.
 inline uint chunk_at(uint row, uint chunk) { return row * TILE_K + (chunk ^ (row >> 1 & 3)) * 8; }
-
-inline uint shared_address(threadgroup const SCALAR* at) { return uint(__cvta_generic_to_shared(at)); }
-
-// Sixteen bytes from device to threadgroup memory, or zeros.
-inline void copy_async(threadgroup SCALAR* to, device const SCALAR* from, bool there) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(there ? 16 : 0));
-}
-
-// Four 8x8 matrices, whose rows begin at the addresses of lanes 0 to 7, 8 to 15 ...
-inline void load_matrices(thread uint* m, threadgroup const SCALAR* row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
-               : "r"(shared_address(row)));
-}
-
-// sums += a b, 16x8x16.
-inline void multiply(thread float* sums, thread const uint* a, thread const uint* b) {
-  if constexpr (is_same_v<SCALAR, half>) {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                 : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-  } else {
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-                 : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-  }
-}
-
-// Two floats, rounded; the first in the low half.
-inline uint pack_two(float low, float high) {
-  uint packed;
-  if constexpr (is_same_v<SCALAR, half>) {
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
-  } else {
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
-  }
-  return packed;
-}
 
 template <uint TILE_M>
 kernel void matmul_tensor(
@@ -82,7 +45,7 @@ kernel void matmul_tensor(
       uint chunk = i % 4;
       uint column = step * TILE_K + chunk * 8;
       device const SCALAR* from = x + ulong(min(first_token + row, p.m - 1)) * p.x_stride;
-      copy_async(tile + chunk_at(row, chunk), from + (column < p.k ? column : 0), column < p.k);
+      copy_sixteen(shared_address(tile + chunk_at(row, chunk)), from + (column < p.k ? column : 0), column < p.k);
     }
     asm volatile("cp.async.commit_group;");
   };
@@ -128,10 +91,10 @@ kernel void matmul_tensor(
       uint a[ROWS / 16][4];
       uint b[4][2];
       for (uint i = 0; i < ROWS / 16; ++i) {
-        load_matrices(a[i], tile_x + chunk_at(m + i * 16 + lane % 16, k + lane / 16));
+        load_matrices(a[i], shared_address(tile_x + chunk_at(m + i * 16 + lane % 16, k + lane / 16)));
       }
       for (uint j = 0; j < 4; j += 2) {
-        load_matrices(b[j], tile_w + chunk_at(n + j * 8 + lane / 16 * 8 + lane % 8, k + lane / 8 % 2));
+        load_matrices(b[j], shared_address(tile_w + chunk_at(n + j * 8 + lane / 16 * 8 + lane % 8, k + lane / 8 % 2)));
       }
       for (uint i = 0; i < ROWS / 16; ++i) {
         for (uint j = 0; j < 4; ++j) {
@@ -303,12 +266,12 @@ inline void fetch_stretch(
     threadgroup Stretch<S, GROUPS>& to, Affine<4, S> first, Affine<4, S> second, Affine<4, S> third, uint at, uint lane) {
   uint chunk = lane % 4;
   uint row = lane / 4;
-  copy_async((threadgroup SCALAR*)(to.codes + codes_at(row, chunk)), (device const SCALAR*)(first.codes + at * 64 + chunk * 16), true);
-  copy_async((threadgroup SCALAR*)(to.codes + codes_at(row + 8, chunk)), (device const SCALAR*)(second.codes + at * 64 + chunk * 16), true);
+  copy_sixteen(shared_address(to.codes + codes_at(row, chunk)), first.codes + at * 64 + chunk * 16, true);
+  copy_sixteen(shared_address(to.codes + codes_at(row + 8, chunk)), second.codes + at * 64 + chunk * 16, true);
   device const S* from = lane < 16 ? third.scales : third.biases;
   threadgroup vec<S, GROUPS>* target = lane < 16 ? to.scales : to.biases;
   asm volatile("cp.async.ca.shared.global [%0], [%1], %2;"
-               ::"r"(uint(__cvta_generic_to_shared(target + lane % 16))), "l"(from + at * GROUPS), "n"(sizeof(vec<S, GROUPS>)));
+               ::"r"(shared_address(target + lane % 16)), "l"(from + at * GROUPS), "n"(sizeof(vec<S, GROUPS>)));
 }
 
 template <typename R>
@@ -354,13 +317,19 @@ kernel void matmul_tensor_few(
     device const SCALAR* x_row = x + (there ? ulong(token) * p.x_stride : 0);
     float sums[4] = {0.0f, 0.0f, 0.0f, 0.0f};
     uint slot = 0;
-    for (uint at = simdgroup; at < stretches; at += 8) {
-      uint4 beside[4];
+    uint4 next[4];
+    auto look = [&](uint at) {
       for (uint w = 0; w < 4; ++w) {
-        beside[w] = there ? *(device const uint4*)(x_row + at * 128 + column_of<GROUPS>(w, lane)) : uint4(0);
+        bool inside = there && at < stretches;
+        next[w] = inside ? *(device const uint4*)(x_row + at * 128 + column_of<GROUPS>(w, lane)) : uint4(0);
       }
+    };
+    look(simdgroup);
+    for (uint at = simdgroup; at < stretches; at += 8) {
       asm volatile("cp.async.wait_group %0;" ::"n"(DEPTH - 1));
       simdgroup_barrier(mem_flags::mem_threadgroup);
+      uint4 beside[4] = {next[0], next[1], next[2], next[3]};
+      look(at + 8);
       add_stretch(staged[simdgroup][slot], beside, lane, sums);
       simdgroup_barrier(mem_flags::mem_threadgroup);
       fetch(at + 8 * DEPTH, slot);

@@ -6,6 +6,7 @@
 // are asynchronous too: those of one tile run while the copies of a later one are asked for. Sums are f32.
 
 #include "matrix.h"
+#include "nvidia.h"
 #include "products.h"
 
 constant constexpr uint TILE_M = 128;
@@ -61,20 +62,6 @@ inline void multiply_tiles(thread float (&d)[128], ulong a, ulong b, uint more) 
 // exclusive-or r.
 inline ulong describe(uint shared) { return (shared & 0x3ffff) >> 4 | 1ul << 16 | 64ul << 32 | 1ul << 62; }
 
-inline void copy_async(uint to, device const SCALAR* from, bool there) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0) : "memory");
-}
-
-inline uint pack_two(float low, float high) {
-  uint packed;
-#ifdef HALF
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
-#else
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
-#endif
-  return packed;
-}
-
 // Copies of a tile of ROWS rows: a thread has one chunk of every 32nd row.
 template <uint ROWS>
 struct TileCopies {
@@ -88,7 +75,7 @@ struct TileCopies {
     bool inside = first_column + column < columns;
     for (uint i = 0; i < ROWS / 32; ++i) {
       bool there = inside && i * 32 < rows;
-      copy_async(tile + to + i * 4096, there ? from + i * stride + first_column : from, there);
+      copy_sixteen(tile + to + i * 4096, there ? from + i * stride + first_column : from, there);
     }
   }
 };
@@ -113,7 +100,7 @@ kernel void matmul_wgmma(
   constexpr uint X_BYTES = TILE_M * TILE_K * 2;
   constexpr uint STAGE = X_BYTES + TILE_N * TILE_K * 2;
   extern __shared__ uint4 dynamic[];
-  uint staged = (uint(__cvta_generic_to_shared(dynamic)) + 1023) / 1024 * 1024;
+  uint staged = (shared_address(dynamic) + 1023) / 1024 * 1024;
 
   // Threadgroups that follow each other share rows of the weight, and bands of x that the second cache holds.
   constexpr uint BAND = 8;

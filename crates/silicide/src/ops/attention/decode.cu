@@ -1,0 +1,245 @@
+// attention for few queries on NVIDIA's tensor cores, for queries, keys and values of one type of 16 bits. The plain form spends more
+// time on arithmetic than memory takes; kernel.metal is its check, and joins its parts.
+//
+// A threadgroup of four simdgroups computes the query heads that share a head of keys and values, at most 8 * TILES, for one query
+// and one part of the keys that it sees. A simdgroup takes every fourth sixteen of keys, which come by asynchronous copies,
+// STAGES - 1 ahead. Scores are [keys, heads], sums of values [elements, heads], so that a lane has the same heads of both. A
+// weight is split in two 16-bit numbers, whose products with values are summed in f32.
+//
+// The host defines SCALAR, DIM, TILES, STAGES, and what attention.h names.
+
+#include "attention.h"
+#include "nvidia.h"
+#include "silicide.h"
+
+constant constexpr uint SIMDGROUPS = 4;
+constant constexpr uint KEYS = 16;
+constant constexpr uint CHUNKS = DIM / 8;                       // of sixteen bytes in a row
+constant constexpr uint PITCH = (CHUNKS + 7) / 8 * 8;           // of a row of a tile, in chunks
+constant constexpr uint TILE = KEYS * PITCH * 16;               // bytes
+constant constexpr uint STEPS = DIM / 16;
+
+// The place of a chunk in a tile: so that eight rows at one column lie in different banks.
+inline uint chunk_at(uint row, uint chunk) { return (row * PITCH + (chunk ^ (row % 8))) * 16; }
+
+// The transpose of an 8x8 matrix of 16 bits.
+inline uint transpose(uint rows) {
+  uint columns;
+  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(columns) : "r"(rows));
+  return columns;
+}
+
+kernel void attention_decode(
+    device const SCALAR* q [[buffer(0)]],
+    device const SCALAR* k [[buffer(1)]],
+    device const SCALAR* v [[buffer(2)]],
+    device const uint* positions [[buffer(3)]],
+    device const float* sinks [[buffer(4)]],
+    device const uint* table [[buffer(5)]],
+    device const uchar* mask [[buffer(6)]],
+    device SCALAR* out [[buffer(7)]],
+    device float* partial [[buffer(8)]],
+    constant Params& p [[buffer(9)]],
+    uint3 group [[threadgroup_position_in_grid]],
+    uint3 groups [[threadgroups_per_grid]],
+    uint lane [[thread_index_in_simdgroup]],
+    uint simdgroup [[simdgroup_index_in_threadgroup]]) {
+  extern __shared__ uint4 dynamic[];
+  threadgroup float maxima[SIMDGROUPS * TILES * 8];
+  threadgroup float sums[SIMDGROUPS * TILES * 8];
+  uint staged = shared_address(dynamic) + simdgroup * STAGES * 2 * TILE;
+
+  uint query = group.x;
+  uint heads = p.q_heads / p.kv_heads;
+  uint first_head = group.y * heads;
+  q += ulong(query) * p.q_strides[0] + ulong(first_head) * p.q_strides[1];
+  k += ulong(group.y) * p.k_strides[1];
+  v += ulong(group.y) * p.v_strides[1];
+  out += ulong(query) * p.out_strides[0] + ulong(first_head) * p.out_strides[1];
+
+  Places places = places_of(p, table, positions, lane);
+  uint2 range = visible(p, places, positions, query);
+  uint step = SIMDGROUPS * KEYS;
+  uint chunk = ((range.y - range.x + groups.z - 1) / groups.z + step - 1) / step * step;
+  uint start = min(range.x + group.z * chunk, range.y);
+  uint end = min(start + chunk, range.y);
+
+  uint mine[TILES][STEPS][2];
+  for (uint n = 0; n < TILES; ++n) {
+    uint head = n * 8 + lane / 4;
+    for (uint i = 0; i < STEPS * 2; ++i) {
+      device const SCALAR* from = q + ulong(min(head, heads - 1)) * p.q_strides[1] + i * 8 + lane % 4 * 2;
+      mine[n][i / 2][i % 2] = head < heads ? *(device const uint*)from : 0;
+    }
+  }
+  auto first_key = [&](uint turn) { return start + (turn * SIMDGROUPS + simdgroup) * KEYS; };
+  auto fetch = [&](uint turn) {
+    uint base = first_key(turn);
+    if (base < end) {
+      uint to = staged + turn % STAGES * 2 * TILE;
+      for (uint i = lane; i < KEYS * CHUNKS; i += 32) {
+        uint row = i / CHUNKS;
+        uint c = i % CHUNKS;
+        ulong2 at;
+        bool there = find(p, places, min(base + row, end - 1), at) && base + row < end;
+        copy_sixteen(to + chunk_at(row, c), k + at.x + c * 8, there);
+        copy_sixteen(to + TILE + chunk_at(row, c), v + at.y + c * 8, there);
+      }
+    }
+    asm volatile("cp.async.commit_group;" ::: "memory");
+  };
+
+  float sum_v[TILES][STEPS][4];
+  float maximum[TILES][2];
+  float sum[TILES][2];
+  // A value that is not finite times a half of a weight may be NaN where times the whole it is infinite; then weights are rounded.
+  for (uint halves = 2; halves > 0; --halves) {
+    for (uint n = 0; n < TILES; ++n) {
+      for (uint i = 0; i < STEPS * 4; ++i) {
+        sum_v[n][i / 4][i % 4] = 0.0f;
+      }
+      for (uint c = 0; c < 2; ++c) {
+        maximum[n][c] = -INFINITY;
+        sum[n][c] = 0.0f;
+      }
+    }
+    for (uint turn = 0; turn + 1 < STAGES; ++turn) {
+      fetch(turn);
+    }
+    for (uint turn = 0; first_key(turn) < end; ++turn) {
+      asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 2) : "memory");
+      simdgroup_barrier(mem_flags::mem_threadgroup);
+      fetch(turn + STAGES - 1);
+      uint keys = staged + turn % STAGES * 2 * TILE;
+      float scores[TILES][4];
+      for (uint n = 0; n < TILES; ++n) {
+        for (uint e = 0; e < 4; ++e) {
+          scores[n][e] = 0.0f;
+        }
+      }
+      for (uint i = 0; i < STEPS; ++i) {
+        uint a[4];
+        load_matrices(a, keys + chunk_at(lane % 16, i * 2 + lane / 16));
+        for (uint n = 0; n < TILES; ++n) {
+          multiply(scores[n], a, mine[n][i]);
+        }
+      }
+
+      uint weights[TILES][2][2];
+      for (uint n = 0; n < TILES; ++n) {
+        bool seen[2];
+        for (uint r = 0; r < 2; ++r) {
+          uint key = first_key(turn) + lane / 4 + r * 8;
+          ulong2 at;
+          seen[r] = find(p, places, min(key, end - 1), at) && key < end;
+        }
+        for (uint c = 0; c < 2; ++c) {
+          float most = -INFINITY;
+          for (uint r = 0; r < 2; ++r) {
+            float score = scores[n][r * 2 + c] * p.scale;
+            if (p.softcap != 0.0f) {
+              score = p.softcap * metal::precise::tanh(score / p.softcap);
+            }
+            score = seen[r] ? score : -INFINITY;
+            scores[n][r * 2 + c] = score;
+            most = greater(score, most);
+          }
+          for (uint other = 4; other < 32; other *= 2) {
+            most = greater(most, simd_shuffle_xor(most, other));
+          }
+          most = greater(most, maximum[n][c]);
+          float kept = share(maximum[n][c], most);
+          maximum[n][c] = most;
+          sum[n][c] *= kept;
+          for (uint r = 0; r < 2; ++r) {
+            float weight = share(scores[n][r * 2 + c], most);
+            scores[n][r * 2 + c] = weight;
+            sum[n][c] += weight;
+          }
+          for (uint i = 0; i < STEPS; ++i) {
+            sum_v[n][i][c] *= kept;
+            sum_v[n][i][c + 2] *= kept;
+          }
+        }
+        for (uint r = 0; r < 2; ++r) {
+          uint high = pack_two(scores[n][r * 2], scores[n][r * 2 + 1]);
+          float2 rest = float2(scores[n][r * 2], scores[n][r * 2 + 1]) - unpack_two(high);
+          weights[n][0][r] = transpose(high);
+          weights[n][1][r] = transpose(pack_two(rest.x, rest.y));
+        }
+      }
+      for (uint i = 0; i < STEPS; ++i) {
+        uint a[4];
+        load_transposed(a, keys + TILE + chunk_at(lane / 16 * 8 + lane % 8, i * 2 + lane / 8 % 2));
+        for (uint n = 0; n < TILES; ++n) {
+          multiply(sum_v[n][i], a, weights[n][0]);
+          if (halves == 2) {
+            multiply(sum_v[n][i], a, weights[n][1]);
+          }
+        }
+      }
+    }
+    asm volatile("cp.async.wait_group 0;" ::: "memory");
+    simdgroup_barrier(mem_flags::mem_threadgroup);
+    bool finite = true;
+    for (uint n = 0; n < TILES; ++n) {
+      for (uint i = 0; i < STEPS * 4; ++i) {
+        finite = finite && abs(sum_v[n][i / 4][i % 4]) < INFINITY;
+      }
+    }
+    if (simd_all(finite)) {
+      break;
+    }
+  }
+
+  // The stages are used up; their memory joins the simdgroups.
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  threadgroup float* joined = (threadgroup float*)dynamic;
+  for (uint n = 0; n < TILES; ++n) {
+    for (uint c = 0; c < 2; ++c) {
+      uint head = n * 8 + lane % 4 * 2 + c;
+      for (uint other = 4; other < 32; other *= 2) {
+        sum[n][c] += simd_shuffle_xor(sum[n][c], other);
+      }
+      if (lane < 4) {
+        maxima[simdgroup * TILES * 8 + head] = maximum[n][c];
+        sums[simdgroup * TILES * 8 + head] = sum[n][c];
+      }
+      for (uint i = 0; i < STEPS; ++i) {
+        for (uint r = 0; r < 2; ++r) {
+          joined[(simdgroup * TILES * 8 + head) * DIM + i * 16 + r * 8 + lane / 4] = sum_v[n][i][r * 2 + c];
+        }
+      }
+    }
+  }
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+
+  bool whole = groups.z == 1;
+  for (uint i = simdgroup * 32 + lane; i < heads * DIM; i += SIMDGROUPS * 32) {
+    uint h = i / DIM;
+    uint d = i % DIM;
+    uint head = first_head + h;
+    float highest = whole && p.has_sinks ? sinks[head] : -INFINITY;
+    for (uint s = 0; s < SIMDGROUPS; ++s) {
+      highest = greater(highest, maxima[s * TILES * 8 + h]);
+    }
+    float all = whole && p.has_sinks ? share(sinks[head], highest) : 0.0f;
+    float element = 0.0f;
+    for (uint s = 0; s < SIMDGROUPS; ++s) {
+      uint at = s * TILES * 8 + h;
+      float part = share(maxima[at], highest);
+      all += sums[at] * part;
+      element += joined[at * DIM + d] * part;
+    }
+    if (whole) {
+      out[ulong(h) * p.out_strides[1] + d] = SCALAR(all == 0.0f ? 0.0f : element / all);
+      continue;
+    }
+    device float* to = partial + ((ulong(query) * p.q_heads + head) * groups.z + group.z) * (DIM + 2);
+    to[d] = element;
+    if (d == 0) {
+      to[DIM] = highest;
+      to[DIM + 1] = all;
+    }
+  }
+}
