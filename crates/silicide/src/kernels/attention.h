@@ -1,6 +1,6 @@
 // What the forms of attention share: where the key and value of a position lie, which a query sees, and what a mask adds.
 //
-// The host defines CACHE, the type of keys and values; RING or PAGES where they lie so; MASK, the type of a mask's elements,
+// The host defines SCALAR, the type of queries; CACHE, that of keys and values; RING or PAGES where they lie so; MASK, the type of a mask's elements,
 // and MASKED where there is a mask.
 
 // e^(x - most), where nothing was seen nothing.
@@ -74,4 +74,75 @@ inline uint2 visible(constant Params& p, Places places, device const uint* posit
   }
   return uint2(p.window != 0 && end > p.window ? end - p.window : 0, end);
 #endif
+}
+
+// One query by one simdgroup, key by key: what is not finite touches nothing but the queries that see it. For tiles in which
+// there is such a thing, whose products with a weight of zero would be NaN. A head has at most DIMS elements.
+template <uint DIMS>
+inline void attend_alone(
+    device const SCALAR* q,
+    device const CACHE* k,
+    device const CACHE* v,
+    device const MASK* mask,
+    device SCALAR* out,
+    uint2 range,
+    Places places,
+    bool has_sink,
+    float sink,
+    constant Params& p,
+    uint lane) {
+  constexpr uint PER_LANE = DIMS / 32;
+  float mine[PER_LANE];
+  float sum_v[PER_LANE];
+  for (uint i = 0; i < PER_LANE; ++i) {
+    uint d = i * 32 + lane;
+    mine[i] = d < p.dim ? float(q[d]) : 0.0f;
+    sum_v[i] = 0.0f;
+  }
+  float maximum = -INFINITY;
+  float sum = 0.0f;
+  for (uint key = range.x; key < range.y; ++key) {
+    ulong2 at;
+    if (!find(p, places, key, at)) {
+      continue;
+    }
+#ifdef MASKED
+    float term = mask_term(mask[key]);
+    if (term == -INFINITY) {
+      continue;
+    }
+#endif
+    device const CACHE* key_row = k + at.x;
+    device const CACHE* value_row = v + at.y;
+    float dot = 0.0f;
+    for (uint i = 0; i < PER_LANE; ++i) {
+      uint d = i * 32 + lane;
+      dot += d < p.dim ? mine[i] * float(key_row[d]) : 0.0f;
+    }
+    float score = simd_sum(dot) * p.scale;
+    if (p.softcap != 0.0f) {
+      score = p.softcap * metal::precise::tanh(score / p.softcap);
+    }
+#ifdef MASKED
+    score += term;
+#endif
+    float most = greater(score, maximum);
+    float kept = share(maximum, most);
+    float weight = share(score, most);
+    maximum = most;
+    sum = sum * kept + weight;
+    for (uint i = 0; i < PER_LANE; ++i) {
+      uint d = i * 32 + lane;
+      sum_v[i] = sum_v[i] * kept + (d < p.dim ? weight * float(value_row[d]) : 0.0f);
+    }
+  }
+  float highest = has_sink ? greater(maximum, sink) : maximum;
+  float part = share(maximum, highest);
+  float total = sum * part + (has_sink ? share(sink, highest) : 0.0f);
+  for (uint i = 0; i < PER_LANE; ++i) {
+    uint d = i * 32 + lane;
+    if (d < p.dim) {
+      out[d] = SCALAR(total == 0.0f ? 0.0f : sum_v[i] * part / total);
+    }
+  }
 }

@@ -50,3 +50,10 @@ inline float2 unpack_two(uint packed) {
   vec<SCALAR, 2> two = as_type<vec<SCALAR, 2>>(packed);
   return float2(two);
 }
+
+// 2^x, to some 2 units in the last place; 0 for negative infinity.
+inline float power_of_two(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}

@@ -12,7 +12,8 @@ use crate::{DType, MatrixFormat};
 const SOURCES: &[&KernelSource] = &[
     &argmax::SOURCE,
     &attention::SOURCE,
-    &attention::decode::SOURCE,
+    &attention::nvidia::DECODE,
+    &attention::nvidia::PREFILL,
     &attention::TILED,
     &binary::SOURCE,
     &cast::SOURCE,
@@ -77,11 +78,14 @@ fn defines(source: &KernelSource) -> BTreeSet<String> {
         let caches = ["#define RING\n", "#define PAGES\n"].map(|cache| attention::Variant { cache, ..one });
         let masks = [DType::Bool, DType::F32, DType::F16, DType::BF16];
         let masks = masks.map(|mask| attention::Variant { mask: Some(mask), ..one });
-        if source.name == attention::decode::SOURCE.name {
+        if source.name.ends_with(".cu") {
             let variants = [DType::F16, DType::BF16].map(|dtype| attention::Variant { q: dtype, kv: dtype, ..one });
             let variants = variants.into_iter().chain(caches);
             let shapes = [(64, 8), (80, 1), (128, 4), (128, 16), (256, 6), (192, 12)];
-            let shapes = shapes.map(|(dim, heads)| attention::decode::Form::shaped(dim, heads).defines());
+            let shapes = shapes.map(|(dim, heads)| match source.name == attention::nvidia::PREFILL.name {
+                true => attention::nvidia::prefill_defines(dim),
+                false => attention::nvidia::Decode::shaped(dim, heads).defines(),
+            });
             return variants.cycle().zip(shapes).map(|(variant, shape)| variant.defines() + &shape).collect();
         }
         let tiled = source.name == attention::TILED.name;

@@ -1,7 +1,7 @@
 //! Scaled dot-product attention, for a prompt, a chunk of one, or a single token against a cache.
 
 mod cpu;
-pub(super) mod decode;
+pub(super) mod nvidia;
 #[cfg(test)]
 mod tests;
 
@@ -260,6 +260,15 @@ pub fn attention_into(
         threadgroups,
         threads: [threads, 1, 1],
     };
+    let tensor_cores = nvidia::fits(stream.device(), q, k, v, &params);
+    if form.tiled && tensor_cores {
+        let launch = launch(&params).read_optional(None).write(out).choice("attention_prefill", "");
+        return stream.launch(launch.threadgroup_memory(nvidia::prefill_memory(dim)), NO_CPU, || Gpu {
+            source: &nvidia::PREFILL,
+            defines: variant.defines() + &nvidia::prefill_defines(dim),
+            ..gpu("attention_prefill", [params.queries.div_ceil(nvidia::TILE), params.q_heads, 1], nvidia::THREADS)
+        });
+    }
     if form.tiled {
         let (query_tiles, key_tiles) = (params.queries.div_ceil(TILE), params.keys.div_ceil(TILE));
         let classes = match shown {
@@ -278,15 +287,15 @@ pub fn attention_into(
         let threadgroups = [query_tiles, params.q_heads, 1];
         return stream.launch(launch, NO_CPU, || gpu("attention_tiled", threadgroups, 128));
     }
-    let tensor = decode::Form::of(stream.device(), q, k, v, &params);
+    let tensor = if tensor_cores { nvidia::Decode::of(&params) } else { None };
     let parts = tensor.as_ref().map_or(form.parts, |t| t.parts);
     let params = Params { parts, ..params };
     let (memory, few) = match &tensor {
         Some(tensor) => {
             let few = Gpu {
-                source: &decode::SOURCE,
+                source: &nvidia::DECODE,
                 defines: variant.defines() + &tensor.defines(),
-                ..gpu("attention_decode", [params.queries, params.kv_heads, parts], decode::THREADS)
+                ..gpu("attention_decode", [params.queries, params.kv_heads, parts], nvidia::THREADS)
             };
             (tensor.threadgroup_memory(), few)
         }

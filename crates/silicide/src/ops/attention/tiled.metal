@@ -43,76 +43,6 @@ inline bool stage(threadgroup SCALAR* tile, device const T* from, bool there, ui
   return finite;
 }
 
-// One query by one simdgroup, key by key: what is not finite touches nothing but the queries that see it. For tiles in which
-// there is such a thing, whose products with a weight of zero would be NaN.
-inline void attend_alone(
-    device const SCALAR* q,
-    device const CACHE* k,
-    device const CACHE* v,
-    device const MASK* mask,
-    device SCALAR* out,
-    uint2 range,
-    Places places,
-    bool has_sink,
-    float sink,
-    constant Params& p,
-    uint lane) {
-  constexpr uint PER_LANE = DIMS / 32;
-  float mine[PER_LANE];
-  float sum_v[PER_LANE];
-  for (uint i = 0; i < PER_LANE; ++i) {
-    uint d = i * 32 + lane;
-    mine[i] = d < p.dim ? float(q[d]) : 0.0f;
-    sum_v[i] = 0.0f;
-  }
-  float maximum = -INFINITY;
-  float sum = 0.0f;
-  for (uint key = range.x; key < range.y; ++key) {
-    ulong2 at;
-    if (!find(p, places, key, at)) {
-      continue;
-    }
-#ifdef MASKED
-    float term = mask_term(mask[key]);
-    if (term == -INFINITY) {
-      continue;
-    }
-#endif
-    device const CACHE* key_row = k + at.x;
-    device const CACHE* value_row = v + at.y;
-    float dot = 0.0f;
-    for (uint i = 0; i < PER_LANE; ++i) {
-      uint d = i * 32 + lane;
-      dot += d < p.dim ? mine[i] * float(key_row[d]) : 0.0f;
-    }
-    float score = simd_sum(dot) * p.scale;
-    if (p.softcap != 0.0f) {
-      score = p.softcap * metal::precise::tanh(score / p.softcap);
-    }
-#ifdef MASKED
-    score += term;
-#endif
-    float most = greater(score, maximum);
-    float kept = share(maximum, most);
-    float weight = share(score, most);
-    maximum = most;
-    sum = sum * kept + weight;
-    for (uint i = 0; i < PER_LANE; ++i) {
-      uint d = i * 32 + lane;
-      sum_v[i] = sum_v[i] * kept + (d < p.dim ? weight * float(value_row[d]) : 0.0f);
-    }
-  }
-  float highest = has_sink ? greater(maximum, sink) : maximum;
-  float part = share(maximum, highest);
-  float total = sum * part + (has_sink ? share(sink, highest) : 0.0f);
-  for (uint i = 0; i < PER_LANE; ++i) {
-    uint d = i * 32 + lane;
-    if (d < p.dim) {
-      out[d] = SCALAR(total == 0.0f ? 0.0f : sum_v[i] * part / total);
-    }
-  }
-}
-
 #ifdef MASKED
 constant constexpr uchar HIDDEN = 0;  // no key of the tile is seen
 constant constexpr uchar PLAIN = 1;   // nothing is added to a score
@@ -334,7 +264,7 @@ kernel void attention_tiled(
     for (uint i = simdgroup * 8; i < simdgroup * 8 + 8 && first_query + i < p.queries; ++i) {
       ulong query = first_query + i;
       float sink = p.has_sinks ? sinks[head] : 0.0f;
-      attend_alone(
+      attend_alone<DIMS>(
           q + query * p.q_strides[0],
           k,
           v,

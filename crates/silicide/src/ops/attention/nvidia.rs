@@ -1,0 +1,79 @@
+//! The forms for NVIDIA's tensor cores: `decode.cu` for few queries, `prefill.cu` for many.
+
+use super::{KernelParams, KernelSource, Params};
+use crate::{DType, Device, DeviceKind, Tensor};
+
+/// Whether they are taken: for one type of 16 bits, heads of whole sixteens, and rows that lie aligned.
+pub(super) fn fits(device: &Device, q: &Tensor, k: &Tensor, v: &Tensor, p: &Params) -> bool {
+    device.kind() == DeviceKind::Cuda
+        && q.dtype() != DType::F32
+        && k.dtype() == q.dtype()
+        && p.masked == 0
+        && p.dim.is_multiple_of(16)
+        && p.dim <= 256
+        && [q, k, v].iter().all(|t| t.vectors_align(8))
+}
+
+/// Queries of a threadgroup of `prefill.cu`, and keys that it takes at a time.
+pub(super) const TILE: u32 = 64;
+
+/// Bytes of threadgroup memory of `prefill.cu`: a tile of queries, and two of keys and of values.
+pub(super) fn prefill_memory(dim: u32) -> u32 {
+    5 * TILE * dim.next_multiple_of(64) * 2
+}
+
+pub(in crate::ops) fn prefill_defines(dim: u32) -> String {
+    format!("\n#define DIM {dim}")
+}
+
+/// How `decode.cu` shares the work out.
+pub(in crate::ops) struct Decode {
+    dim: u32,
+    /// Of eight query heads.
+    tiles: u32,
+    stages: u32,
+    /// That the keys of a query are computed in.
+    pub(super) parts: u32,
+}
+
+/// Threads of a threadgroup: four simdgroups.
+pub(super) const THREADS: u32 = 128;
+const SIMDGROUPS: u32 = THREADS / 32;
+/// Keys that a simdgroup takes at a time.
+const KEYS: u32 = 16;
+
+impl Decode {
+    /// None where more heads share keys than two tiles have.
+    pub(super) fn of(p: &Params) -> Option<Decode> {
+        // One threadgroup for each processor of a large GPU is the fastest; as elsewhere the queries have no say.
+        const ENOUGH: u32 = 128;
+        let keys = if p.window == 0 { p.keys } else { p.window.min(p.keys) };
+        let parts = (ENOUGH / p.kv_heads).min(keys.div_ceil(SIMDGROUPS * KEYS)).clamp(1, super::MOST_PARTS);
+        let heads = p.q_heads / p.kv_heads;
+        (heads <= 16).then(|| Decode { parts, ..Decode::shaped(p.dim, heads) })
+    }
+
+    pub(in crate::ops) fn shaped(dim: u32, heads: u32) -> Decode {
+        // Two threadgroups, or one of wide heads, fill a processor's memory.
+        let stages = if dim <= 64 { 6 } else { 3 };
+        Decode { dim, tiles: heads.div_ceil(8), stages, parts: 1 }
+    }
+
+    /// Bytes that the stages take, and at the end the sums of all simdgroups.
+    pub(super) fn threadgroup_memory(&self) -> u32 {
+        let tile = KEYS * self.dim.next_multiple_of(64) * 2;
+        let sums = self.tiles * 8 * self.dim * 4;
+        SIMDGROUPS * (self.stages * 2 * tile).max(sums)
+    }
+
+    pub(in crate::ops) fn defines(&self) -> String {
+        let Decode { dim, tiles, stages, .. } = self;
+        format!("\n#define DIM {dim}\n#define TILES {tiles}\n#define STAGES {stages}")
+    }
+}
+
+pub(in crate::ops) static DECODE: KernelSource =
+    KernelSource { name: "attention/decode.cu", params: &[Params::DECLARATION], body: include_str!("decode.cu") };
+
+pub(in crate::ops) static PREFILL: KernelSource =
+    KernelSource { name: "attention/prefill.cu", params: &[Params::DECLARATION], body: include_str!("prefill.cu") };

@@ -1,0 +1,245 @@
+// attention for many queries on NVIDIA's tensor cores, for queries, keys and values of one type of 16 bits. tiled.metal is its check.
+//
+// Four simdgroups take 16 queries of one head each, and go through the keys that any of the 64 sees, 64 at a time; those of the
+// next turn come by asynchronous copies meanwhile. Scores, [queries, keys], stay in registers, where their weights, rounded to
+// SCALAR, are already laid out as the factor of the values.
+//
+// The host defines SCALAR, DIM, and what attention.h names.
+
+#include "attention.h"
+#include "nvidia.h"
+#include "silicide.h"
+
+constant constexpr uint TILE = 64;                     // queries, and keys at a time
+constant constexpr uint CHUNKS = DIM / 8;              // of sixteen bytes in a row
+constant constexpr uint PITCH = (CHUNKS + 7) / 8 * 8;  // of a row of a tile, in chunks
+constant constexpr uint BYTES = TILE * PITCH * 16;
+constant constexpr uint STEPS = DIM / 16;
+// Registers have room for the queries of shorter heads.
+constant constexpr bool HELD = DIM <= 128;
+constant constexpr float LOG2_E = 1.4426950408889634f;
+
+// The place of a chunk in a tile: so that eight rows at one column lie in different banks.
+inline uint chunk_at(uint row, uint chunk) { return (row * PITCH + (chunk ^ (row % 8))) * 16; }
+
+kernel void attention_prefill(
+    device const SCALAR* q [[buffer(0)]],
+    device const SCALAR* k [[buffer(1)]],
+    device const SCALAR* v [[buffer(2)]],
+    device const uint* positions [[buffer(3)]],
+    device const float* sinks [[buffer(4)]],
+    device const uint* table [[buffer(5)]],
+    device const uchar* mask [[buffer(6)]],
+    device const uchar* classes [[buffer(7)]],
+    device SCALAR* out [[buffer(8)]],
+    constant Params& p [[buffer(9)]],
+    uint2 group [[threadgroup_position_in_grid]],
+    uint2 groups [[threadgroups_per_grid]],
+    uint thread_index [[thread_index_in_threadgroup]],
+    uint lane [[thread_index_in_simdgroup]],
+    uint simdgroup [[simdgroup_index_in_threadgroup]]) {
+  extern __shared__ uint4 dynamic[];
+  threadgroup uint2 ranges[TILE];
+  uint staged_q = shared_address(dynamic);
+  uint staged = staged_q + BYTES;
+
+  // Later queries see more keys, so they go first.
+  uint first_query = (groups.x - 1 - group.x) * TILE;
+  uint head = group.y;
+  uint kv_head = head / (p.q_heads / p.kv_heads);
+  q += ulong(head) * p.q_strides[1];
+  k += ulong(kv_head) * p.k_strides[1];
+  v += ulong(kv_head) * p.v_strides[1];
+  out += ulong(head) * p.out_strides[1];
+
+  Places places = places_of(p, table, positions, lane);
+  if (thread_index < TILE) {
+    uint query = first_query + thread_index;
+    ranges[thread_index] = query < p.queries ? visible(p, places, positions, query) : uint2(0);
+  }
+  for (uint i = thread_index; i < TILE * CHUNKS; i += 128) {
+    uint row = i / CHUNKS;
+    bool there = first_query + row < p.queries;
+    ulong at = ulong(min(first_query + row, p.queries - 1)) * p.q_strides[0];
+    copy_sixteen(staged_q + chunk_at(row, i % CHUNKS), q + at + i % CHUNKS * 8, there);
+  }
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  // All that any query sees, and what all of them see.
+  uint start = 0xffffffffu;
+  uint end = 0;
+  uint inner_start = 0;
+  uint inner_end = 0xffffffffu;
+  for (uint i = 0; i < TILE; ++i) {
+    uint2 range = ranges[i];
+    if (range.x < range.y) {
+      start = min(start, range.x);
+      end = max(end, range.y);
+    }
+    if (first_query + i < p.queries) {
+      inner_start = max(inner_start, range.x);
+      inner_end = min(inner_end, range.y);
+    }
+  }
+  uint rows[2] = {simdgroup * 16 + lane / 4, simdgroup * 16 + lane / 4 + 8};
+  uint2 mine_of[2] = {ranges[rows[0]], ranges[rows[1]]};
+
+  auto fetch = [&](uint base) {
+    if (base < end) {
+      uint to = staged + (base - start) / TILE % 2 * 2 * BYTES;
+      for (uint i = thread_index; i < TILE * CHUNKS; i += 128) {
+        uint row = i / CHUNKS;
+        uint c = i % CHUNKS;
+        ulong2 at;
+        bool there = find(p, places, min(base + row, end - 1), at) && base + row < end;
+        copy_sixteen(to + chunk_at(row, c), k + at.x + c * 8, there);
+        copy_sixteen(to + BYTES + chunk_at(row, c), v + at.y + c * 8, there);
+      }
+    }
+    asm volatile("cp.async.commit_group;" ::: "memory");
+  };
+  auto load_q = [&](uint i, thread uint* a) {
+    load_matrices(a, staged_q + chunk_at(simdgroup * 16 + lane % 16, i * 2 + lane / 16));
+  };
+
+  uint held[HELD ? STEPS : 1][4];
+  float sum_v[DIM / 8][4];
+  for (uint i = 0; i < DIM / 8; ++i) {
+    for (uint e = 0; e < 4; ++e) {
+      sum_v[i][e] = 0.0f;
+    }
+  }
+  // Of scores times log2(e).
+  float maximum[2] = {-INFINITY, -INFINITY};
+  float sum[2] = {0.0f, 0.0f};
+
+  fetch(start);
+  for (uint base = start; base < end; base += TILE) {
+    asm volatile("cp.async.wait_group 0;" ::: "memory");
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    if (HELD && base == start) {
+      for (uint i = 0; i < STEPS; ++i) {
+        load_q(i, held[HELD ? i : 0]);
+      }
+    }
+    fetch(base + TILE);
+    uint keys = staged + (base - start) / TILE % 2 * 2 * BYTES;
+    uint values = keys + BYTES;
+
+    float scores[TILE / 8][4];
+    for (uint j = 0; j < TILE / 8; ++j) {
+      for (uint e = 0; e < 4; ++e) {
+        scores[j][e] = 0.0f;
+      }
+    }
+    for (uint i = 0; i < STEPS; ++i) {
+      uint other[4];
+      if (!HELD) {
+        load_q(i, other);
+      }
+      thread const uint* a = HELD ? held[HELD ? i : 0] : other;
+      for (uint j = 0; j < TILE / 8; j += 2) {
+        uint b[4];
+        load_matrices(b, keys + chunk_at(j * 8 + lane / 16 * 8 + lane % 8, i * 2 + lane / 8 % 2));
+        multiply(scores[j], a, b);
+        multiply(scores[j + 1], a, b + 2);
+      }
+    }
+
+#ifdef PAGES
+    bool all_seen = false;
+#else
+    bool all_seen = base >= inner_start && base + TILE <= inner_end;
+#endif
+    float most[2] = {maximum[0], maximum[1]};
+    for (uint j = 0; j < TILE / 8; ++j) {
+      for (uint e = 0; e < 4; ++e) {
+        float score = scores[j][e] * p.scale;
+        if (p.softcap != 0.0f) {
+          score = p.softcap * metal::precise::tanh(score / p.softcap);
+        }
+        score *= LOG2_E;
+        if (!all_seen) {
+          uint key = base + j * 8 + lane % 4 * 2 + e % 2;
+          bool seen = key >= mine_of[e / 2].x && key < mine_of[e / 2].y;
+#ifdef PAGES
+          ulong2 at;
+          seen = seen && find(p, places, key, at);
+#endif
+          score = seen ? score : -INFINITY;
+        }
+        scores[j][e] = score;
+        most[e / 2] = greater(score, most[e / 2]);
+      }
+    }
+    float above[2];
+    for (uint r = 0; r < 2; ++r) {
+      most[r] = greater(most[r], simd_shuffle_xor(most[r], 1));
+      most[r] = greater(most[r], simd_shuffle_xor(most[r], 2));
+      // Where nothing was seen all differences are to be negative infinity.
+      above[r] = most[r] == -INFINITY ? 0.0f : most[r];
+      float kept = power_of_two(maximum[r] - above[r]);
+      maximum[r] = most[r];
+      sum[r] *= kept;
+      for (uint i = 0; i < DIM / 8; ++i) {
+        sum_v[i][r * 2] *= kept;
+        sum_v[i][r * 2 + 1] *= kept;
+      }
+    }
+    for (uint j = 0; j < TILE / 8; j += 2) {
+      uint weights[4];
+      for (uint half_step = 0; half_step < 2; ++half_step) {
+        for (uint r = 0; r < 2; ++r) {
+          float first = power_of_two(scores[j + half_step][r * 2] - above[r]);
+          float second = power_of_two(scores[j + half_step][r * 2 + 1] - above[r]);
+          sum[r] += first + second;
+          weights[half_step * 2 + r] = pack_two(first, second);
+        }
+      }
+      for (uint i = 0; i < DIM / 8; i += 2) {
+        uint b[4];
+        load_transposed(b, values + chunk_at(j * 8 + lane % 16, i + lane / 16));
+        multiply(sum_v[i], weights, b);
+        multiply(sum_v[i + 1], weights, b + 2);
+      }
+    }
+  }
+  asm volatile("cp.async.wait_group 0;" ::: "memory");
+
+  bool finite = true;
+  for (uint r = 0; r < 2; ++r) {
+    sum[r] += simd_shuffle_xor(sum[r], 1);
+    sum[r] += simd_shuffle_xor(sum[r], 2);
+    finite = finite && (maximum[r] == -INFINITY || abs(maximum[r]) < INFINITY);
+  }
+  for (uint i = 0; i < DIM / 8; ++i) {
+    for (uint e = 0; e < 4; ++e) {
+      finite = finite && abs(sum_v[i][e]) < INFINITY;
+    }
+  }
+  float sink = p.has_sinks ? sinks[head] : -INFINITY;
+  if (!simd_all(finite)) {
+    for (uint i = 0; i < 16; ++i) {
+      uint query = first_query + simdgroup * 16 + i;
+      if (query < p.queries) {
+        attend_alone<(DIM + 31) / 32 * 32>(
+            q + ulong(query) * p.q_strides[0], k, v, mask, out + ulong(query) * p.out_strides[0],
+            ranges[simdgroup * 16 + i], places, p.has_sinks, sink, p, lane);
+      }
+    }
+    return;
+  }
+  for (uint r = 0; r < 2; ++r) {
+    uint query = first_query + rows[r];
+    float highest = greater(maximum[r], sink * LOG2_E);
+    float part = highest == -INFINITY ? 0.0f : power_of_two(maximum[r] - highest);
+    float total = sum[r] * part + (p.has_sinks ? power_of_two(sink * LOG2_E - highest) : 0.0f);
+    part = total == 0.0f ? 0.0f : part / total;
+    if (query < p.queries) {
+      device SCALAR* to = out + ulong(query) * p.out_strides[0] + lane % 4 * 2;
+      for (uint i = 0; i < DIM / 8; ++i) {
+        to[i * 8] = SCALAR(sum_v[i][r * 2] * part);
+        to[i * 8 + 1] = SCALAR(sum_v[i][r * 2 + 1] * part);
+      }
+    }
+  }
+}
