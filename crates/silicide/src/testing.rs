@@ -443,6 +443,7 @@ mod tests {
             "hadamard_transform",
             "head_norm_rope_cache",
             "kv_quantize",
+            "kv_quantize_affine",
             "l2_norm",
             "layer_norm",
             "matmul",

@@ -21,6 +21,7 @@ mod glu;
 mod hadamard_transform;
 mod head_norm_rope_cache;
 mod kv_quantize;
+mod kv_quantize_affine;
 mod kv_write;
 mod l2_norm;
 mod layer_norm;
@@ -65,6 +66,9 @@ pub use glu::{Gate, glu, glu_halves, glu_into};
 pub use hadamard_transform::{Hadamard, hadamard_signs, hadamard_transform, hadamard_transform_into};
 pub use head_norm_rope_cache::{CacheSlots, HeadNorm, head_norm_rope_cache, head_norm_rope_multi_cache};
 pub use kv_quantize::{KvCodec, KvCodecOptions, KvDomain, kv_dequantize, kv_dequantize_into, kv_quantize};
+pub use kv_quantize_affine::{
+    AffineOptions, AffineRows, kv_dequantize_affine, kv_dequantize_affine_into, kv_quantize_affine,
+};
 pub use kv_write::kv_write;
 pub use l2_norm::{l2_norm, l2_norm_into};
 pub use layer_norm::{layer_norm, layer_norm_into};

@@ -29,6 +29,7 @@ const SOURCES: &[&KernelSource] = &[
     &hadamard_transform::SOURCE,
     &head_norm_rope_cache::SOURCE,
     &kv_quantize::SOURCE,
+    &kv_quantize_affine::SOURCE,
     &kv_write::SOURCE,
     &l2_norm::SOURCE,
     &layer_norm::SOURCE,
@@ -73,6 +74,11 @@ fn defines(source: &KernelSource) -> BTreeSet<String> {
     }
     if source.name == "kv_quantize" {
         return [64, 128, 256, 512].map(kv_quantize::defines).into();
+    }
+    if source.name == "kv_quantize_affine" {
+        return [(4, 32), (4, 64), (8, 32), (8, 128)]
+            .map(|(bits, group)| kv_quantize_affine::defines(bits, group))
+            .into();
     }
     if source.name == "router" {
         return [1, 4, 128].map(|n| format!("#define PER_LANE {n}")).into();
