@@ -1,7 +1,7 @@
 //! Self-attention with rotary positions over a cache.
 
 use silicide::Tensor;
-use silicide::ops::{self, Mask, Rope};
+use silicide::ops::{self, CacheLayout, Mask, Rope};
 
 use super::{Linear, RmsNorm, Step};
 use crate::error::Result;
@@ -49,7 +49,14 @@ impl Attention {
         ops::rope_in_place(step.stream, &q, &k, step.positions, &self.rope)?;
         let (keys, values) = step.cache.layer(layer);
         ops::kv_write(step.stream, &k, &v, step.positions, keys, values)?;
-        let options = ops::Attention { scale, mask: Mask::Positions(step.positions), window, softcap, sinks: None };
+        let options = ops::Attention {
+            scale,
+            mask: Mask::Positions(step.positions),
+            window,
+            softcap,
+            sinks: None,
+            cache: CacheLayout::Rows,
+        };
         let y = ops::attention(step.stream, &q, keys, values, options)?;
         self.o_proj.forward(step, &y.reshape([tokens, heads * head_dim])?)
     }

@@ -48,7 +48,7 @@ mod walk;
 mod weighted_reduce;
 
 pub use argmax::{argmax, argmax_into};
-pub use attention::{Attention, Mask, attention, attention_into};
+pub use attention::{Attention, CacheLayout, Mask, attention, attention_into};
 pub use binary::{Binary, Operand, binary, binary_into};
 pub use cast::{cast, cast_into};
 pub use causal_conv1d::{CausalConv1d, causal_conv1d, causal_conv1d_into};
@@ -69,7 +69,7 @@ pub use kv_quantize::{KvCodec, KvCodecOptions, KvDomain, kv_dequantize, kv_dequa
 pub use kv_quantize_affine::{
     AffineOptions, AffineRows, kv_dequantize_affine, kv_dequantize_affine_into, kv_quantize_affine,
 };
-pub use kv_write::kv_write;
+pub use kv_write::{kv_write, kv_write_with};
 pub use l2_norm::{l2_norm, l2_norm_into};
 pub use layer_norm::{layer_norm, layer_norm_into};
 pub use matmul::{Precision, Weight, matmul, matmul_each, matmul_each_into, matmul_into};

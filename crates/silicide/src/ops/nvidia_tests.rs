@@ -60,7 +60,10 @@ fn defines(source: &KernelSource) -> BTreeSet<String> {
         let forms = [(4, 4), (8, 1), (8, 4), (16, 2), (32, 1)];
         let all = types.into_iter().zip(forms).chain(types.into_iter().zip(forms.into_iter().rev()));
         return all
-            .map(|((q, cache), (lanes, heads))| attention::defines(q, cache, lanes, heads, lanes != 16))
+            .flat_map(|((q, kv), (lanes, heads))| {
+                [CacheLayout::Rows, CacheLayout::Ring]
+                    .map(|cache| attention::defines(q, kv, lanes, heads, lanes != 16, cache))
+            })
             .collect();
     }
     if source.name == "causal_conv1d" {
@@ -79,6 +82,9 @@ fn defines(source: &KernelSource) -> BTreeSet<String> {
         return [(4, 32), (4, 64), (8, 32), (8, 128)]
             .map(|(bits, group)| kv_quantize_affine::defines(bits, group))
             .into();
+    }
+    if source.name == "kv_write" {
+        return [CacheLayout::Rows, CacheLayout::Ring].map(kv_write::defines).into();
     }
     if source.name == "router" {
         return [1, 4, 128].map(|n| format!("#define PER_LANE {n}")).into();

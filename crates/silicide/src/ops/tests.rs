@@ -252,7 +252,8 @@ fn other_ops_write_to_memory_of_their_own() {
     let slots = device.tensor(&[0u32, 1, 2, 3], [4]).unwrap();
     let matrix = StoredMatrix::random(MatrixFormat::Dense(DType::F32), 4, 4, &mut Random::new(1));
     let weight = Weight::new(&matrix.on(device)).unwrap();
-    let attend = Attention { scale: 1.0, mask: Mask::Full, window: None, softcap: None, sinks: None };
+    let attend =
+        Attention { scale: 1.0, mask: Mask::Full, window: None, softcap: None, sinks: None, cache: CacheLayout::Rows };
     let apart = device.zeros(DType::F32, [4, 4, 4]).unwrap();
     let state = sample_state(device, &[1; 16]).unwrap();
     let experts = ExpertWeight::stacked(&matrix.on(device), 4).unwrap();

@@ -28,12 +28,21 @@ const BLOCK: usize = 32;
 
 pub(super) fn run<T: Float>(call: &Call) {
     let p: Params = call.params();
+    let positions = (p.mask == POSITIONS).then(|| call.slice::<u32>(3));
+    let oldest = match positions {
+        Some(positions) if p.ring != 0 => {
+            let latest = positions.iter().map(|&p| p as i32 as i64).max().unwrap_or(-1);
+            (latest + 1 - p.keys as i64).max(0) as usize
+        }
+        _ => 0,
+    };
     let work = Work {
         p,
         features: call.features,
-        k: Cache::new(call, 1, p.k_strides, p.dim),
-        v: Cache::new(call, 2, p.v_strides, p.dim),
-        positions: (p.mask == POSITIONS).then(|| call.slice::<u32>(3)),
+        k: Cache::new(call, 1, p.k_strides, &p),
+        v: Cache::new(call, 2, p.v_strides, &p),
+        positions,
+        oldest,
         sinks: (p.has_sinks != 0).then(|| call.slice::<f32>(4)),
         padded: (p.dim as usize).next_multiple_of(LANES),
     };
@@ -67,7 +76,8 @@ pub(super) fn run<T: Float>(call: &Call) {
         let parts = heads(0).parts();
         let (queries, states) = (rows * work.padded, rows * work.state());
         // Room for all keys, though few may be seen yet: a cache that fills allocates nothing.
-        let most = (p.keys as usize).div_ceil(PART);
+        // A ring's first and last part may both be cut.
+        let most = (p.keys as usize).div_ceil(PART) + p.ring as usize;
         with_scratch(kv_heads * (most + 1) * states, |scratch: &mut [f32]| {
             let (joined, parts_of) = scratch.split_at_mut(kv_heads * states);
             let to = View::over(&mut *parts_of);
@@ -100,17 +110,26 @@ struct Cache<'a> {
     /// Elements by token and by head.
     strides: [usize; 2],
     dim: usize,
+    /// Rows of a ring.
+    ring: Option<usize>,
 }
 
 impl<'a> Cache<'a> {
-    fn new(call: &Call<'a>, arg: usize, strides: [u32; 2], dim: u32) -> Cache<'a> {
-        Cache { bytes: call.bits(arg), dtype: call.dtype(arg), strides: strides.map(|s| s as usize), dim: dim as usize }
+    fn new(call: &Call<'a>, arg: usize, strides: [u32; 2], p: &Params) -> Cache<'a> {
+        Cache {
+            bytes: call.bits(arg),
+            dtype: call.dtype(arg),
+            strides: strides.map(|s| s as usize),
+            dim: p.dim as usize,
+            ring: (p.ring != 0).then_some(p.keys as usize),
+        }
     }
 
-    /// The elements of a head of a token.
+    /// The elements of a head of a token, given its position.
     #[inline(always)]
-    fn row(&self, token: usize, head: usize) -> &[u8] {
+    fn row(&self, position: usize, head: usize) -> &[u8] {
         let size = self.dtype.size();
+        let token = self.ring.map_or(position, |rows| position % rows);
         let at = token * self.strides[0] + head * self.strides[1];
         // SAFETY: nothing writes keys and values.
         unsafe { self.bytes.row(at * size, self.dim * size) }
@@ -118,8 +137,8 @@ impl<'a> Cache<'a> {
 
     /// Writes a row as `f32`, with zeros up to whole vectors.
     #[inline(always)]
-    unsafe fn widen<S: Simd>(&self, token: usize, head: usize, to: *mut f32) {
-        let row = self.row(token, head);
+    unsafe fn widen<S: Simd>(&self, position: usize, head: usize, to: *mut f32) {
+        let row = self.row(position, head);
         match self.dtype {
             DType::F16 => widen_row::<S, f16>(row, to),
             DType::BF16 => widen_row::<S, bf16>(row, to),
@@ -192,6 +211,8 @@ struct Work<'a> {
     k: Cache<'a>,
     v: Cache<'a>,
     positions: Option<&'a [u32]>,
+    /// The first position that the cache still has.
+    oldest: usize,
     sinks: Option<&'a [f32]>,
     /// `head_dim`, rounded up to whole vectors.
     padded: usize,
@@ -205,7 +226,7 @@ impl Work<'_> {
         let mut visible: [Range<usize>; TILE] = Default::default();
         for (i, range) in visible[..queries].iter_mut().enumerate() {
             let query = first + i;
-            *range = p.visible(query as u32, self.positions.map_or(0, |p| p[query] as i32 as i64));
+            *range = p.visible(query as u32, self.positions.map_or(0, |p| p[query] as i32 as i64), self.oldest);
         }
         let seen = || visible[..queries].iter().filter(|r| !r.is_empty());
         let start = seen().map(|r| r.start).min().unwrap_or(0);

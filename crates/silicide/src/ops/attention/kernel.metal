@@ -42,8 +42,45 @@ inline float share(float x, float most) { return x == -INFINITY ? 0.0f : metal::
 // The greater; NaN where one is.
 inline float greater(float a, float b) { return a > b || a != a ? a : b; }
 
-// The keys first..end that a query sees.
-inline uint2 visible(constant Params& p, device const uint* positions, uint query) {
+// Where the keys and values of each position are. RING: position i in row i % keys, of which the newest `keys` are there.
+struct Places {
+  uint oldest;  // the first position that is there
+  uint row_of_oldest;
+};
+
+// All lanes of a simdgroup take part.
+inline Places places_of(constant Params& p, device const uint* positions, uint lane) {
+  Places places = {0, 0};
+#ifdef RING
+  int latest = -1;
+  for (uint i = lane; i < p.queries; i += 32) {
+    latest = max(latest, as_type<int>(positions[i]));
+  }
+  uint count = uint(simd_max(latest)) + 1;
+  places.oldest = count > p.keys ? count - p.keys : 0;
+  places.row_of_oldest = places.oldest % p.keys;
+#endif
+  return places;
+}
+
+// The row of a position.
+inline ulong row_of(constant Params& p, Places places, uint position) {
+#ifdef RING
+  uint row = places.row_of_oldest + (position - places.oldest);
+  return row >= p.keys ? row - p.keys : row;
+#else
+  return position;
+#endif
+}
+
+// The positions first..end that a query sees.
+inline uint2 visible(constant Params& p, Places places, device const uint* positions, uint query) {
+#ifdef RING
+  int position = as_type<int>(positions[query]);
+  uint end = position < 0 ? 0 : uint(position) + 1;
+  uint start = p.window != 0 && end > p.window ? end - p.window : 0;
+  return uint2(min(max(start, places.oldest), end), end);
+#else
   uint end = p.keys;
   if (p.mask == 1) {
     end = p.keys - p.queries + query + 1;
@@ -52,6 +89,7 @@ inline uint2 visible(constant Params& p, device const uint* positions, uint quer
     end = position < 0 ? 0 : min(uint(position) + 1, p.keys);
   }
   return uint2(p.window != 0 && end > p.window ? end - p.window : 0, end);
+#endif
 }
 
 kernel void attention(
@@ -79,7 +117,8 @@ kernel void attention(
   v += ulong(kv_head) * p.v_strides[1];
   out += ulong(query) * p.out_strides[0] + ulong(first_head) * p.out_strides[1];
 
-  uint2 range = visible(p, positions, query);
+  Places places = places_of(p, positions, lane);
+  uint2 range = visible(p, places, positions, query);
   uint start = range.x;
   uint end = range.y;
   // Of them this part has a share, which is a multiple of what is taken at a time.
@@ -106,7 +145,7 @@ kernel void attention(
   for (uint base = start + simdgroup * KEYS; base < end; base += step) {
     uint key = base + lane / LANES;
     bool seen = key < end;
-    ulong row = min(key, end - 1);
+    ulong row = row_of(p, places, min(key, end - 1));
     float4 span[SPAN / 4];
     load_span(k + row * p.k_strides[0], lane, p.dim, span);
     float4 value[SPAN / 4];
@@ -251,17 +290,16 @@ constant constexpr uint TILE = 32;  // queries, and keys at a time
 constant constexpr uint DIMS = LANES * SPAN;
 constant constexpr uint STRIDE = DIMS + 8;  // of a staged row; the gap keeps rows in different banks
 
-// TILE rows of q, k or v from `first` on, rounded to SCALAR; rows from `end` on and what is past a head's end are zeros. True
-// where all that this thread staged is finite.
+// A row of q, k or v in the tile, by the four threads that have it, rounded to SCALAR; a row that is not there and what is past
+// a head's end are zeros. True where all that this thread staged is finite.
 template <typename T>
-inline bool stage(
-    threadgroup SCALAR* tile, device const T* from, ulong stride, uint first, uint end, uint dim, uint thread_index) {
+inline bool stage(threadgroup SCALAR* tile, device const T* from, bool there, uint dim, uint thread_index) {
   uint row = thread_index / 4;
   bool finite = true;
   for (uint d = thread_index % 4 * 4; d < DIMS; d += 16) {
     float4 four = float4(0.0f);
-    if (first + row < end) {
-      device const T* at = from + ulong(first + row) * stride + d;
+    if (there) {
+      device const T* at = from + d;
       if (WHOLE) {
         if (d < dim) {
           four = float4(*(device const vec<T, 4>*)at);
@@ -292,6 +330,7 @@ inline void attend_alone(
     device const CACHE* v,
     device SCALAR* out,
     uint2 range,
+    Places places,
     bool has_sink,
     float sink,
     constant Params& p,
@@ -307,8 +346,9 @@ inline void attend_alone(
   float maximum = -INFINITY;
   float sum = 0.0f;
   for (uint key = range.x; key < range.y; ++key) {
-    device const CACHE* key_row = k + ulong(key) * p.k_strides[0];
-    device const CACHE* value_row = v + ulong(key) * p.v_strides[0];
+    ulong row = row_of(p, places, key);
+    device const CACHE* key_row = k + row * p.k_strides[0];
+    device const CACHE* value_row = v + row * p.v_strides[0];
     float dot = 0.0f;
     for (uint i = 0; i < PER_LANE; ++i) {
       uint d = i * 32 + lane;
@@ -372,10 +412,13 @@ kernel void attention_tiled(
   v += ulong(kv_head) * p.v_strides[1];
   out += ulong(head) * p.out_strides[1];
 
-  stage(tile, q, p.q_strides[0], first_query, p.queries, p.dim, thread_index);
+  uint staged = thread_index / 4;
+  Places places = places_of(p, positions, lane);
+  bool asks = first_query + staged < p.queries;
+  stage(tile, q + ulong(first_query + staged) * p.q_strides[0], asks, p.dim, thread_index);
   if (thread_index < TILE) {
     uint query = first_query + thread_index;
-    ranges[thread_index] = query < p.queries ? visible(p, positions, query) : uint2(0);
+    ranges[thread_index] = query < p.queries ? visible(p, places, positions, query) : uint2(0);
   }
   diagonal[lane] = 0.0f;
   diagonal[lane + 32] = 0.0f;
@@ -386,7 +429,7 @@ kernel void attention_tiled(
     simdgroup_load(mine[d], tile + simdgroup * 8 * STRIDE + d * 8, STRIDE);
     sum_v[d] = make_filled_simdgroup_matrix<float, 8, 8>(0.0f);
   }
-  uint start = p.keys;
+  uint start = 0xffffffffu;
   uint end = 0;
   for (uint i = 0; i < TILE; ++i) {
     if (ranges[i].x < ranges[i].y) {
@@ -403,7 +446,9 @@ kernel void attention_tiled(
 
   for (uint base = start; base < end; base += TILE) {
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    finite = stage(tile, k, p.k_strides[0], base, end, p.dim, thread_index) && finite;
+    bool there = base + staged < end;
+    ulong row_at = there ? row_of(p, places, base + staged) : 0;
+    finite = stage(tile, k + row_at * p.k_strides[0], there, p.dim, thread_index) && finite;
     threadgroup_barrier(mem_flags::mem_threadgroup);
     for (uint j = 0; j < TILE; j += 8) {
       simdgroup_float8x8 score = make_filled_simdgroup_matrix<float, 8, 8>(0.0f);
@@ -457,7 +502,7 @@ kernel void attention_tiled(
     }
 
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    finite = stage(tile, v, p.v_strides[0], base, end, p.dim, thread_index) && finite;
+    finite = stage(tile, v + row_at * p.v_strides[0], there, p.dim, thread_index) && finite;
     threadgroup_barrier(mem_flags::mem_threadgroup);
     for (uint j = 0; j < TILE; j += 8) {
       simdgroup_matrix<SCALAR, 8, 8> part;
@@ -480,7 +525,16 @@ kernel void attention_tiled(
       ulong query = first_query + i;
       float sink = p.has_sinks ? sinks[head] : 0.0f;
       attend_alone(
-          q + query * p.q_strides[0], k, v, out + query * p.out_strides[0], ranges[i], p.has_sinks, sink, p, lane);
+          q + query * p.q_strides[0],
+          k,
+          v,
+          out + query * p.out_strides[0],
+          ranges[i],
+          places,
+          p.has_sinks,
+          sink,
+          p,
+          lane);
     }
     return;
   }

@@ -24,6 +24,24 @@ pub struct Attention<'a> {
     /// A logit for each query head, `[query_heads]` in f32, that takes part in the softmax and has no value
     /// (attention sinks).
     pub sinks: Option<&'a Tensor>,
+    /// Where keys and values lie in `k` and `v`.
+    pub cache: CacheLayout,
+}
+
+/// Where a cache of keys and values has those of each position.
+///
+/// [`attention`] reads and [`kv_write_with`](crate::ops::kv_write_with) writes by positions, whatever the layout.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CacheLayout {
+    /// Position `p` in row `p`.
+    #[default]
+    Rows,
+    /// Position `p` in row `p % rows`: a ring that newer positions write over.
+    ///
+    /// A row has the newest of its positions that is not past the greatest position of the queries; with
+    /// [`Mask::Positions`] alone. Positions that were written over are not seen. So where a chunk of `n` queries is
+    /// written before it attends, its first query has a window of `w` keys only if there are `w + n - 1` rows.
+    Ring,
 }
 
 /// Which keys a query sees.
@@ -55,7 +73,7 @@ pub enum Mask<'a> {
 /// [`Error::Argument`](crate::Error::Argument) where shapes or types do not fit.
 ///
 /// ```
-/// use silicide::ops::{self, Attention, Mask};
+/// use silicide::ops::{self, Attention, CacheLayout, Mask};
 /// use silicide::{DType, Device};
 /// # fn main() -> silicide::Result<()> {
 /// let device = Device::cpu();
@@ -63,7 +81,7 @@ pub enum Mask<'a> {
 /// let q = device.zeros(DType::F32, [2, 4, 8])?;
 /// let k = device.zeros(DType::F32, [2, 1, 8])?;
 /// let v = device.tensor(&[1.0f32; 8].into_iter().chain([3.0; 8]).collect::<Vec<_>>(), [2, 1, 8])?;
-/// let options = Attention { scale: 0.5, mask: Mask::Causal, window: None, softcap: None, sinks: None };
+/// let options = Attention { scale: 0.5, mask: Mask::Causal, window: None, softcap: None, sinks: None, cache: CacheLayout::Rows };
 /// let y = ops::attention(stream, &q, &k, &v, options)?.to_vec::<f32>(stream)?;
 /// // The first query sees one value, the second the mean of two.
 /// assert_eq!((y[0], y[32]), (1.0, 2.0));
@@ -85,7 +103,7 @@ pub fn attention_into(
     options: Attention,
     out: &Tensor,
 ) -> Result<()> {
-    let Attention { scale, mask, window, softcap, sinks } = options;
+    let Attention { scale, mask, window, softcap, sinks, cache } = options;
     let q_heads = Heads::of("q", q)?;
     let k_heads = Heads::of("k", k)?;
     let v_heads = Heads::of("v", v)?;
@@ -119,6 +137,10 @@ pub fn attention_into(
     check(OP, !matches!(mask, Mask::Causal) || q_heads.tokens <= k_heads.tokens, || {
         format!("got {} queries and {} keys; causal queries need a key each", q_heads.tokens, k_heads.tokens)
     })?;
+    if cache == CacheLayout::Ring {
+        check(OP, positions.is_some(), || format!("cache: got a ring with {mask:?}, wanted Mask::Positions"))?;
+        check(OP, k_heads.tokens > 0, || "cache: got a ring without rows".into())?;
+    }
     if q.elements() == 0 {
         return Ok(());
     }
@@ -142,6 +164,7 @@ pub fn attention_into(
         scale,
         softcap: softcap.unwrap_or(0.0),
         parts: 1,
+        ring: (cache == CacheLayout::Ring).into(),
     };
     let launch = |params: &Params| {
         let launch = Launch::new(OP, params).read(q).read(k).read(v).read_optional(positions).read_optional(sinks);
@@ -156,7 +179,7 @@ pub fn attention_into(
     let aligned = [q, k, v].iter().all(|t| t.vectors_align(4)) && dim.is_multiple_of(SPAN);
     let gpu = |entry: &str, threadgroups, threads| Gpu {
         source: &SOURCE,
-        defines: defines(q.dtype(), k.dtype(), form.lanes, form.heads, aligned),
+        defines: defines(q.dtype(), k.dtype(), form.lanes, form.heads, aligned, cache),
         entry: entry.into(),
         threadgroups,
         threads: [threads, 1, 1],
@@ -222,12 +245,13 @@ fn has_tiles(q: DType, lanes: u32) -> bool {
 }
 
 /// What `kernel.metal` is compiled with.
-pub(super) fn defines(q: DType, cache: DType, lanes: u32, heads: u32, whole: bool) -> String {
+pub(super) fn defines(q: DType, kv: DType, lanes: u32, heads: u32, whole: bool, cache: CacheLayout) -> String {
     let tiled = if has_tiles(q, lanes) { "#define TILED\n" } else { "" };
+    let cache = if cache == CacheLayout::Ring { "#define RING\n" } else { "" };
     format!(
-        "{tiled}#define SCALAR {}\n#define CACHE {}\n#define LANES {lanes}\n#define HEADS {heads}\n#define WHOLE {whole}",
+        "{tiled}{cache}#define SCALAR {}\n#define CACHE {}\n#define LANES {lanes}\n#define HEADS {heads}\n#define WHOLE {whole}",
         q.msl(),
-        cache.msl()
+        kv.msl()
     )
 }
 
@@ -285,19 +309,21 @@ kernel_params! {
         softcap: f32,
         /// That the keys of a query are computed in.
         parts: u32,
+        ring: u32,
     }
 }
 
 impl Params {
-    /// The keys that a query sees, given its position where positions decide.
-    fn visible(&self, query: u32, position: i64) -> std::ops::Range<usize> {
+    /// The positions that a query sees, given its own where positions decide, and the oldest that is still there.
+    fn visible(&self, query: u32, position: i64, oldest: usize) -> std::ops::Range<usize> {
+        let most = if self.ring == 0 { self.keys as i64 } else { i64::MAX };
         let end = match self.mask {
             FULL => self.keys as i64,
             CAUSAL => (self.keys - self.queries + query) as i64 + 1,
-            _ => (position + 1).clamp(0, self.keys as i64),
+            _ => (position + 1).clamp(0, most),
         };
         let start = if self.window == 0 { 0 } else { (end - self.window as i64).max(0) };
-        start as usize..end as usize
+        (start as usize).max(oldest)..end as usize
     }
 }
 

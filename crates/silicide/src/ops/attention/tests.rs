@@ -18,6 +18,8 @@ struct Case {
     sinks: bool,
     /// Whether the cache has heads before tokens.
     head_major: bool,
+    /// Rows of a ring.
+    ring: Option<usize>,
     types: usize,
     seed: u64,
 }
@@ -38,7 +40,25 @@ impl Case {
             Shows::Causal => (self.keys - self.queries + query) as i64 + 1,
             Shows::From(p) => (p + query as i64 + 1).min(self.keys as i64),
         };
-        (key as i64) < end && self.window.is_none_or(|w| (key + w) as i64 >= end)
+        let there = self.ring.is_none_or(|rows| key + rows >= self.written());
+        there && (key as i64) < end && self.window.is_none_or(|w| (key + w) as i64 >= end)
+    }
+
+    /// Positions that a ring was written with.
+    fn written(&self) -> usize {
+        let Shows::From(first) = self.shows else { panic!("a ring goes by positions") };
+        (first + self.queries as i64).max(0) as usize
+    }
+
+    /// What a cache holds of the rows of all positions.
+    fn rows(&self, values: &[f32]) -> Vec<f32> {
+        let Some(rows) = self.ring else { return values.to_vec() };
+        let size = self.kv_heads * self.dim;
+        let mut ring = vec![f32::NAN; rows * size];
+        for position in 0..self.written().min(self.keys) {
+            ring[position % rows * size..][..size].copy_from_slice(&values[position * size..][..size]);
+        }
+        ring
     }
 }
 
@@ -80,13 +100,14 @@ fn check_case(stream: &mut Stream, c: &Case) {
     let v = rounded(cache_dtype, &random.values(c.keys * c.kv_heads * c.dim));
     let sinks = random.values(heads);
     let qt = random.tensor(device, dtype, &q, [c.queries, heads, c.dim]);
+    let rows = c.ring.unwrap_or(c.keys);
     let [kt, vt] = [&k, &v].map(|values| {
-        let t = random.tensor(device, cache_dtype, values, [c.keys, c.kv_heads, c.dim]);
+        let t = random.tensor(device, cache_dtype, &c.rows(values), [rows, c.kv_heads, c.dim]);
         if !c.head_major {
             return t;
         }
-        let cache = device.zeros(cache_dtype, [c.kv_heads, c.keys + 1, c.dim]).unwrap();
-        let cache = cache.slice(1, 1..c.keys + 1).unwrap().permute(&[1, 0, 2]).unwrap();
+        let cache = device.zeros(cache_dtype, [c.kv_heads, rows + 1, c.dim]).unwrap();
+        let cache = cache.slice(1, 1..rows + 1).unwrap().permute(&[1, 0, 2]).unwrap();
         crate::ops::copy_into(stream, &t, &cache).unwrap();
         cache
     });
@@ -105,6 +126,7 @@ fn check_case(stream: &mut Stream, c: &Case) {
         window: c.window,
         softcap: c.softcap,
         sinks: c.sinks.then_some(&sinks_t),
+        cache: if c.ring.is_some() { CacheLayout::Ring } else { CacheLayout::Rows },
     };
     let out = random.tensor(device, dtype, &vec![7.0; q.len()], *qt.shape());
     attention_into(stream, &qt, &kt, &vt, options, &out).unwrap();
@@ -142,16 +164,27 @@ fn cases() -> impl Strategy<Value = Case> {
         shows,
         proptest::option::of(1usize..70),
         proptest::option::of(1.0f32..30.0),
-        any::<(bool, bool)>(),
+        any::<(bool, bool, bool)>(),
+        1usize..80,
         0usize..9,
         any::<u64>(),
     );
     (sizes, options).prop_map(
-        |((queries, keys, kv_heads, group, dim), (shows, window, softcap, (sinks, head_major), types, seed))| {
+        |(
+            (queries, keys, kv_heads, group, dim),
+            (shows, window, softcap, (sinks, head_major, ring), rows, types, seed),
+        )| {
             // Causal queries have a key each; and large cases are not larger than they must be.
             let most = if matches!(shows, Shows::Causal) { keys } else { 10 };
             let queries = queries.min(most).min((4000 / (group * kv_heads * dim)).max(1));
-            Case { queries, keys, kv_heads, group, dim, shows, window, softcap, sinks, head_major, types, seed }
+            let ring = (ring && matches!(shows, Shows::From(_))).then_some(rows);
+            // A ring has all positions to the last query's.
+            let keys = if let (Some(_), Shows::From(first)) = (ring, shows) {
+                keys.max((first + queries as i64).max(0) as usize)
+            } else {
+                keys
+            };
+            Case { queries, keys, kv_heads, group, dim, shows, window, softcap, sinks, head_major, ring, types, seed }
         },
     )
 }
@@ -177,6 +210,7 @@ const PLAIN: Case = Case {
     softcap: None,
     sinks: false,
     head_major: false,
+    ring: None,
     types: 0,
     seed: 1,
 };
@@ -229,6 +263,75 @@ fn any_schedule_gives_the_definition() {
     on_every_schedule(|stream| {
         check_case(stream, &Case { sinks: true, window: Some(20), dim: 65, ..PLAIN });
         check_case(stream, &Case { queries: 37, keys: 70, shows: Shows::Causal, types: 4, dim: 33, ..PLAIN });
+        let ring = Case { keys: 70, shows: Shows::From(30), ring: Some(26), dim: 33, ..PLAIN };
+        check_case(stream, &ring);
+        check_case(stream, &Case { queries: 37, types: 4, ..ring });
+    });
+}
+
+/// D-20: a ring that has wrapped is its positions and not its rows, with room to spare beside the window or without.
+#[test]
+fn d_20_a_wrapped_ring_is_the_cache_that_was_not_wrapped() {
+    on_every_device(|stream| {
+        let device = &stream.device().clone();
+        let mut random = Random::new(20);
+        let (heads, kv_heads, dim, total) = (4, 2, 48, 203);
+        for dtype in [DType::F32, DType::BF16] {
+            let make = |random: &mut Random, n, heads| {
+                tensor_of(device, dtype, &random.values(n * heads * dim), [n, heads, dim])
+            };
+            let (k, v) = (make(&mut random, total, kv_heads), make(&mut random, total, kv_heads));
+            for (queries, window, rows) in [(1, 16, 16), (1, 16, 23), (5, 16, 20), (40, 16, 55), (40, 33, 90)] {
+                let ring = [0, 1]
+                    .map(|_| tensor_of(device, dtype, &vec![f32::NAN; rows * kv_heads * dim], [rows, kv_heads, dim]));
+                let mut written = 0;
+                while written + queries <= total {
+                    let range = written..written + queries;
+                    written += queries;
+                    let part = |t: &Tensor| t.slice(0, range.clone()).unwrap();
+                    let positions =
+                        device.tensor(&range.clone().map(|p| p as u32).collect::<Vec<_>>(), [queries]).unwrap();
+                    let (layout, [kc, vc]) = (CacheLayout::Ring, &ring);
+                    crate::ops::kv_write_with(stream, &part(&k), &part(&v), &positions, layout, kc, vc).unwrap();
+                    // Not every step attends: the first, one past the first wrap, and the last.
+                    if range.start != 0
+                        && !(range.start..range.end + queries).contains(&(rows + 1))
+                        && written + queries <= total
+                    {
+                        continue;
+                    }
+                    let q = make(&mut random, queries, heads);
+                    let mask = Mask::Positions(&positions);
+                    let options =
+                        Attention { scale: 0.3, mask, window: Some(window), softcap: None, sinks: None, cache: layout };
+                    let wrapped = attention(stream, &q, kc, vc, options).unwrap();
+                    let options = Attention { cache: CacheLayout::Rows, ..options };
+                    let plain = attention(stream, &q, &k, &v, options).unwrap();
+                    let (wrapped, plain) = (values_of(stream, &wrapped), values_of(stream, &plain));
+                    if device.as_cpu().is_some() {
+                        assert_eq!(wrapped, plain);
+                    }
+                    // A GPU shares keys out by the rows of the cache.
+                    let plain: Vec<f64> = plain.iter().map(|&x| x as f64).collect();
+                    assert_close(dtype, &wrapped, &plain, if queries > 16 && dtype != DType::F32 { 1e3 } else { 2.0 });
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn a_ring_has_the_newest_of_its_positions_that_queries_have_come_to() {
+    on_every_device(|stream| {
+        let ring = Case { queries: 3, keys: 300, dim: 64, ring: Some(70), shows: Shows::From(150), ..PLAIN };
+        check_case(stream, &ring);
+        for (queries, shows) in [(1, 69), (1, 70), (1, 0), (3, -2), (3, -3), (20, 100), (80, 90)] {
+            for (types, window) in [(0, None), (4, Some(9)), (8, Some(64))] {
+                check_case(stream, &Case { queries, shows: Shows::From(shows), types, window, sinks: true, ..ring });
+            }
+        }
+        check_case(stream, &Case { queries: 2, ring: Some(1), ..ring });
+        check_case(stream, &Case { queries: 20, ring: Some(7), types: 8, head_major: true, ..ring });
     });
 }
 
@@ -252,6 +355,7 @@ fn agrees_with_mlx_and_transformers() {
                 window: p["window"].as_u64().map(|w| w as usize),
                 softcap: number("softcap"),
                 sinks: sinks.as_ref(),
+                cache: CacheLayout::Rows,
             };
             let out = stream.empty(q.dtype(), *q.shape()).unwrap();
             for b in 0..q.dim(0) {
@@ -277,7 +381,14 @@ fn causal_is_aligned_to_the_last_key() {
         let mut random = Random::new(5);
         let make = |random: &mut Random, n| tensor_of(device, DType::F32, &random.values(n * 2 * 16), [n, 2, 16]);
         let (q, k, v) = (make(&mut random, 3), make(&mut random, 10), make(&mut random, 10));
-        let mut options = Attention { scale: 0.25, mask: Mask::Causal, window: Some(4), softcap: None, sinks: None };
+        let mut options = Attention {
+            scale: 0.25,
+            mask: Mask::Causal,
+            window: Some(4),
+            softcap: None,
+            sinks: None,
+            cache: CacheLayout::Rows,
+        };
         let causal = attention(stream, &q, &k, &v, options).unwrap();
         let positions = device.tensor(&[7u32, 8, 9], [3]).unwrap();
         options.mask = Mask::Positions(&positions);
@@ -304,6 +415,7 @@ fn a_query_does_not_depend_on_its_neighbours() {
                 window: Some(9),
                 softcap: None,
                 sinks: None,
+                cache: CacheLayout::Rows,
             };
             let out = attention(stream, &q.slice(0, from..to).unwrap(), &k, &v, options).unwrap();
             values_of(stream, &out)
@@ -322,8 +434,14 @@ fn a_query_that_sees_nothing_gives_zeros_and_infinite_scores_do_not_spread() {
         let k = device.tensor(&[f32::NEG_INFINITY, 0.0], [2, 1, 1]).unwrap();
         let v = device.tensor(&[5.0f32, 7.0], [2, 1, 1]).unwrap();
         let positions = device.tensor(&[-1i32, 1], [2]).unwrap();
-        let options =
-            Attention { scale: 1.0, mask: Mask::Positions(&positions), window: None, softcap: None, sinks: None };
+        let options = Attention {
+            scale: 1.0,
+            mask: Mask::Positions(&positions),
+            window: None,
+            softcap: None,
+            sinks: None,
+            cache: CacheLayout::Rows,
+        };
         let y = attention(stream, &q, &k, &v, options).unwrap().to_vec::<f32>(stream).unwrap();
         assert_eq!(y, [0.0, 7.0]);
     });
@@ -333,7 +451,14 @@ fn a_query_that_sees_nothing_gives_zeros_and_infinite_scores_do_not_spread() {
 fn nan_stays_with_the_queries_that_see_it() {
     on_every_device(|stream| {
         let device = &stream.device().clone();
-        let options = Attention { scale: 1.0, mask: Mask::Causal, window: None, softcap: None, sinks: None };
+        let options = Attention {
+            scale: 1.0,
+            mask: Mask::Causal,
+            window: None,
+            softcap: None,
+            sinks: None,
+            cache: CacheLayout::Rows,
+        };
         let x = device.tensor(&[0.5f32, 1.0, 2.0], [3, 1, 1]).unwrap();
         for lost in [f32::NAN, f32::INFINITY] {
             let bad = device.tensor(&[1.0, lost, 1.0], [3, 1, 1]).unwrap();
@@ -353,7 +478,14 @@ fn nan_stays_with_the_queries_that_see_it() {
 fn nan_stays_with_the_queries_of_a_prompt_that_see_it() {
     on_every_device(|stream| {
         let device = &stream.device().clone();
-        let options = Attention { scale: 0.5, mask: Mask::Causal, window: Some(9), softcap: None, sinks: None };
+        let options = Attention {
+            scale: 0.5,
+            mask: Mask::Causal,
+            window: Some(9),
+            softcap: None,
+            sinks: None,
+            cache: CacheLayout::Rows,
+        };
         let (tokens, dim, at) = (40, 16, 21);
         let values = Random::new(3).values(tokens * dim);
         for dtype in [DType::F16, DType::BF16] {
@@ -388,7 +520,14 @@ fn says_what_does_not_fit() {
     let stream = &mut device.stream();
     let q = device.zeros(DType::F32, [1, 3, 8]).unwrap();
     let k = device.zeros(DType::F32, [4, 2, 8]).unwrap();
-    let options = Attention { scale: 1.0, mask: Mask::Causal, window: None, softcap: None, sinks: None };
+    let options = Attention {
+        scale: 1.0,
+        mask: Mask::Causal,
+        window: None,
+        softcap: None,
+        sinks: None,
+        cache: CacheLayout::Rows,
+    };
     let error = attention(stream, &q, &k, &k, options).unwrap_err().to_string();
     assert_eq!(error, "attention: q: got 3 heads, wanted a multiple of the 2 key heads");
     let q = device.zeros(DType::F32, [5, 2, 8]).unwrap();
@@ -414,6 +553,8 @@ fn says_what_does_not_fit() {
     assert!(
         error(&q, &k, &k, Attention { sinks: Some(&three), ..full }, &out).contains("sinks: got f32[3], wanted f32[2]")
     );
+    let ring = Attention { cache: CacheLayout::Ring, ..full };
+    assert!(error(&q, &k, &k, ring, &out).contains("cache: got a ring with Full, wanted Mask::Positions"));
     let placed = Attention { mask: Mask::Positions(&three), ..full };
     assert!(error(&q, &k, &k, placed, &out).contains("positions: got f32[3], wanted i32 or u32 [5]"));
     let turned = zeros(DType::F32, [8, 2, 5]).permute(&[2, 1, 0]).unwrap();
@@ -443,6 +584,7 @@ fn long_contexts_at_every_level_of_the_cpu() {
             dim,
             shows: Shows::From(0),
             head_major: false,
+            ring: None,
             window,
             softcap: None,
             sinks: true,
@@ -461,7 +603,14 @@ fn long_contexts_at_every_level_of_the_cpu() {
             let mut run = |range: std::ops::Range<usize>| {
                 let positions = positions.slice(0, range.clone()).unwrap();
                 let mask = Mask::Positions(&positions);
-                let options = Attention { scale: 0.2, mask, window, softcap: None, sinks: Some(&sinks) };
+                let options = Attention {
+                    scale: 0.2,
+                    mask,
+                    window,
+                    softcap: None,
+                    sinks: Some(&sinks),
+                    cache: CacheLayout::Rows,
+                };
                 let out = attention(stream, &q.slice(0, range).unwrap(), &k, &v, options).unwrap();
                 values_of(stream, &out)
             };

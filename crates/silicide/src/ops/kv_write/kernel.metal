@@ -1,4 +1,4 @@
-// kv_write: one threadgroup for each new token and head.
+// kv_write: one threadgroup for each new token and head. The host defines RING where positions are to be found in one.
 
 #include "silicide.h"
 
@@ -12,8 +12,19 @@ kernel void kv_write(
     constant Params& p [[buffer(5)]],
     uint3 group [[threadgroup_position_in_grid]],
     uint thread_index [[thread_index_in_threadgroup]],
+    uint lane [[thread_index_in_simdgroup]],
     uint3 threads [[threads_per_threadgroup]]) {
   uint slot = slots[group.x];
+#ifdef RING
+  // What a newer token of this launch lies over is not written.
+  int latest = -1;
+  for (uint i = lane; i < p.tokens; i += 32) {
+    latest = max(latest, as_type<int>(slots[i]));
+  }
+  latest = simd_max(latest);
+  int position = as_type<int>(slot);
+  slot = position < 0 || uint(latest - position) >= p.capacity ? p.capacity : slot % p.capacity;
+#endif
   if (slot >= p.capacity) {
     return;
   }

@@ -6,6 +6,7 @@ mod tests;
 
 use crate::device::{Gpu, Launch, Stream};
 use crate::kernels::{KernelParams, KernelSource, kernel_params};
+use crate::ops::attention::CacheLayout;
 use crate::ops::check::{check, float_entry, size};
 use crate::{DType, Result, Tensor};
 
@@ -40,6 +41,41 @@ pub fn kv_write(
     key_cache: &Tensor,
     value_cache: &Tensor,
 ) -> Result<()> {
+    kv_write_with(stream, keys, values, slots, CacheLayout::Rows, key_cache, value_cache)
+}
+
+/// [`kv_write`] to where `layout` has each position, for [`attention`](super::attention) with the same layout.
+///
+/// `positions` are `[tokens]` in i32 or u32 below 2^31, and must differ. Of tokens that would share a row of a ring the one
+/// with the greatest position is written, so there may be more tokens than rows. A position below 0 writes nothing.
+///
+/// # Errors
+///
+/// [`Error::Argument`](crate::Error::Argument) where shapes or types do not fit.
+///
+/// ```
+/// use silicide::ops::{self, CacheLayout};
+/// use silicide::{DType, Device};
+/// # fn main() -> silicide::Result<()> {
+/// let device = Device::cpu();
+/// let stream = &mut device.stream();
+/// let k = device.tensor(&[1.0f32, 2.0], [2, 1, 1])?;
+/// let (kc, vc) = (device.zeros(DType::F32, [3, 1, 1])?, device.zeros(DType::F32, [3, 1, 1])?);
+/// let positions = device.tensor(&[5u32, 6], [2])?;
+/// ops::kv_write_with(stream, &k, &k, &positions, CacheLayout::Ring, &kc, &vc)?;
+/// assert_eq!(kc.to_vec::<f32>(stream)?, [2.0, 0.0, 1.0]);
+/// # Ok(())
+/// # }
+/// ```
+pub fn kv_write_with(
+    stream: &mut Stream,
+    keys: &Tensor,
+    values: &Tensor,
+    positions: &Tensor,
+    layout: CacheLayout,
+    key_cache: &Tensor,
+    value_cache: &Tensor,
+) -> Result<()> {
     let source = |name: &'static str, t: &Tensor| {
         let fits = t.rank() == 3 && (t.dim(2) <= 1 || t.strides()[2] == 1) && t.dtype().is_float();
         check(OP, fits, || {
@@ -58,9 +94,10 @@ pub fn kv_write(
     check(OP, keys.shape()[1..] == key_cache.shape()[1..], || {
         format!("got keys {keys:?} for a cache {key_cache:?}, wanted the same heads and head_dim")
     })?;
-    let fits = slots.shape()[..] == keys.shape()[..1] && slots.is_contiguous();
-    check(OP, fits && matches!(slots.dtype(), DType::I32 | DType::U32), || {
-        format!("slots: got {slots:?}, wanted i32 or u32 [{}], contiguous", keys.dim(0))
+    let fits = positions.shape()[..] == keys.shape()[..1] && positions.is_contiguous();
+    check(OP, fits && matches!(positions.dtype(), DType::I32 | DType::U32), || {
+        let name = if layout == CacheLayout::Rows { "slots" } else { "positions" };
+        format!("{name}: got {positions:?}, wanted i32 or u32 [{}], contiguous", keys.dim(0))
     })?;
     if keys.elements() == 0 {
         return Ok(());
@@ -74,11 +111,13 @@ pub fn kv_write(
         heads: size(OP, "keys", keys.dim(1))?,
         dim: size(OP, "keys", keys.dim(2))?,
         capacity: size(OP, "key_cache", key_cache.dim(0))?,
+        ring: (layout == CacheLayout::Ring).into(),
     };
+    check(OP, params.ring == 0 || params.capacity > 0, || "got a ring without rows".into())?;
     let launch = Launch::new(OP, &params)
         .read(keys)
         .read(values)
-        .read(slots)
+        .read(positions)
         .write(key_cache)
         .write(value_cache)
         .writes_bytes(2 * keys.elements() * key_cache.dtype().size());
@@ -89,11 +128,16 @@ pub fn kv_write(
     };
     stream.launch(launch, entry, || Gpu {
         source: &SOURCE,
-        defines: String::new(),
+        defines: defines(layout),
         entry: format!("kv_write_{}_{}", keys.dtype(), key_cache.dtype()),
         threadgroups: [params.tokens, params.heads, 1],
         threads: [params.dim.next_multiple_of(32).min(256), 1, 1],
     })
+}
+
+/// What `kernel.metal` is compiled with.
+pub(super) fn defines(layout: CacheLayout) -> String {
+    if layout == CacheLayout::Ring { "#define RING".into() } else { String::new() }
 }
 
 const OP: &str = "kv_write";
@@ -109,6 +153,7 @@ kernel_params! {
         heads: u32,
         dim: u32,
         capacity: u32,
+        ring: u32,
     }
 }
 

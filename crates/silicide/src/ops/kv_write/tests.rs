@@ -59,6 +59,30 @@ fn a_slot_outside_the_cache_writes_nothing() {
     });
 }
 
+/// D-26: of more tokens than a ring has rows the newest are written, each to a row of its own.
+#[test]
+fn d_26_more_tokens_than_a_ring_has_rows_do_not_race() {
+    on_every_device(|stream| {
+        let device = &stream.device().clone();
+        for (first, tokens, rows) in [(0, 9, 4), (5, 40, 7), (-3, 5, 4), (3, 3, 1), (-9, 4, 3), (100, 70, 33)] {
+            let values: Vec<f32> = (0..tokens * 2).map(|i| i as f32).collect();
+            let k = device.tensor(&values, [tokens, 1, 2]).unwrap();
+            let caches = [0, 1].map(|_| device.tensor(&vec![-1.0f32; rows * 2], [rows, 1, 2]).unwrap());
+            // In falling order, so that the last token is not the newest.
+            let positions: Vec<i32> = (0..tokens as i32).rev().map(|t| first + t).collect();
+            let at = device.tensor(&positions, [tokens]).unwrap();
+            kv_write_with(stream, &k, &k, &at, CacheLayout::Ring, &caches[0], &caches[1]).unwrap();
+            let mut want = vec![-1.0; rows * 2];
+            for (token, &p) in positions.iter().enumerate().rev().filter(|(_, p)| **p >= 0) {
+                want[p as usize % rows * 2..][..2].copy_from_slice(&values[token * 2..][..2]);
+            }
+            for cache in &caches {
+                assert_eq!(cache.to_vec::<f32>(stream).unwrap(), want, "{tokens} tokens from {first}, {rows} rows");
+            }
+        }
+    });
+}
+
 #[test]
 fn keeps_nan_and_rounds_what_is_too_large() {
     on_every_device(|stream| {
