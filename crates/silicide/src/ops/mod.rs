@@ -65,7 +65,9 @@ pub use gather::{gather, gather_into, take_along_axis, take_along_axis_into};
 pub use glu::{Gate, glu, glu_halves, glu_into};
 pub use hadamard_transform::{Hadamard, hadamard_signs, hadamard_transform, hadamard_transform_into};
 pub use head_norm_rope_cache::{CacheSlots, HeadNorm, head_norm_rope_cache, head_norm_rope_multi_cache};
-pub use kv_quantize::{KvCodec, KvCodecOptions, KvDomain, kv_dequantize, kv_dequantize_into, kv_quantize};
+pub use kv_quantize::{
+    KvCodec, KvCodecOptions, KvDomain, kv_dequantize, kv_dequantize_into, kv_quantize, kv_quantize_with,
+};
 pub use kv_quantize_affine::{
     AffineOptions, AffineRows, kv_dequantize_affine, kv_dequantize_affine_into, kv_quantize_affine,
 };

@@ -52,6 +52,10 @@ const SOURCES: &[&KernelSource] = &[
     &weighted_reduce::SOURCE,
 ];
 
+fn layout(ring: bool) -> CacheLayout {
+    if ring { CacheLayout::Ring } else { CacheLayout::Rows }
+}
+
 /// What a source is compiled with: the formats of a matrix for those that read one, for the router numbers of experts.
 fn defines(source: &KernelSource) -> BTreeSet<String> {
     if source.name == "attention" {
@@ -76,11 +80,11 @@ fn defines(source: &KernelSource) -> BTreeSet<String> {
         return (5..14).map(|log| hadamard_transform::defines(1 << log)).collect();
     }
     if source.name == "kv_quantize" {
-        return [64, 128, 256, 512].map(kv_quantize::defines).into();
+        return [64, 128, 256, 512].map(|dim| kv_quantize::defines(dim, layout(dim == 128))).into();
     }
     if source.name == "kv_quantize_affine" {
         return [(4, 32), (4, 64), (8, 32), (8, 128)]
-            .map(|(bits, group)| kv_quantize_affine::defines(bits, group))
+            .map(|(bits, group)| kv_quantize_affine::defines(bits, group, layout(bits == 4)))
             .into();
     }
     if source.name == "kv_write" {

@@ -1,6 +1,6 @@
 //! A row at a time, in scratch memory.
 
-use super::Params;
+use super::{Params, Ring};
 use crate::Float;
 use crate::device::cpu::Call;
 use crate::device::cpu::scratch::with_scratch;
@@ -9,7 +9,8 @@ use crate::device::cpu::vector::{narrow, vectorized, widen};
 pub(super) fn quantize<T: Float, S: Float>(call: &Call) {
     let p: Params = call.params();
     let dim = p.dim as usize;
-    let (x, slots) = (call.view::<T>(0), call.slice::<u32>(1));
+    let (x, positions) = (call.view::<T>(0), call.slice::<u32>(1));
+    let ring = Ring::of(positions, p.capacity, p.ring);
     let (codes, scales, biases) = (call.view::<u32>(2), call.view::<S>(3), call.view::<S>(4));
     let groups = dim / p.group_size as usize;
     call.pool.parallel_ranges(p.rows as usize, call.grain(4 * dim), &|rows| {
@@ -19,21 +20,18 @@ pub(super) fn quantize<T: Float, S: Float>(call: &Call) {
                 || {
                     for i in rows.clone() {
                         let (token, head) = (i / p.heads as usize, i % p.heads as usize);
-                        let slot = slots[token] as usize;
-                        if slot >= p.capacity as usize {
-                            continue;
-                        }
+                        let Some(slot) = ring.row(positions[token]) else { continue };
                         // SAFETY: nothing writes the input.
                         widen(unsafe { x.row(at(p.row_strides, token, head), dim) }, row);
                         let (to_scales, to_biases) = (at(p.scale_strides, slot, head), at(p.bias_strides, slot, head));
-                        // SAFETY: slots differ, so a row of the cache is one task's.
+                        // SAFETY: rows differ, so a row of the cache is one task's.
                         let (words, scales, biases) = unsafe {
                             let words = codes.row_mut(at(p.code_strides, slot, head), dim * p.bits as usize / 32);
                             (words, scales.row_mut(to_scales, groups), biases.row_mut(to_biases, groups))
                         };
                         let words = words.chunks_exact_mut(words.len() / groups);
                         for (group, (to, words)) in
-                            row.chunks_exact_mut(dim / groups).zip(scales.iter_mut().zip(biases).zip(words))
+                            row.chunks_exact(dim / groups).zip(scales.iter_mut().zip(biases).zip(words))
                         {
                             let (scale, bias) = affine(group, p.bits);
                             (*to.0, *to.1) = (S::from_f32(scale), S::from_f32(bias));
@@ -117,17 +115,30 @@ fn affine(group: &[f32], bits: u32) -> (f32, f32) {
     if steps == 0.0 { (scale, 0.0) } else { (edge / steps, edge) }
 }
 
-/// The nearest codes, packed. Overwrites the group.
+/// The nearest codes, packed.
 #[inline(always)]
-fn encode<const BITS: usize>(group: &mut [f32], scale: f32, bias: f32, words: &mut [u32]) {
+fn encode<const BITS: usize>(group: &[f32], scale: f32, bias: f32, words: &mut [u32]) {
     let most = ((1u32 << BITS) - 1) as f32;
-    for x in group.iter_mut() {
-        let code = ((*x - bias) / scale).round_ties_even();
+    let mut bytes = [0u8; 128];
+    for (byte, &x) in bytes.iter_mut().zip(group) {
+        let code = ((x - bias) / scale).round_ties_even();
         let code = if code > 0.0 { code } else { 0.0 };
-        *x = if code < most { code } else { most };
+        let code = if code < most { code } else { most };
+        // Adding 2^23 leaves it in the lowest bits, without a conversion that has to mind what is not finite.
+        *byte = (code + 8_388_608.0).to_bits() as u8;
     }
-    for (word, codes) in words.iter_mut().zip(group.chunks_exact(32 / BITS)) {
-        *word = codes.iter().enumerate().fold(0, |word, (i, &code)| word | (code as u32) << (i * BITS));
+    if BITS == 8 {
+        for (word, codes) in words.iter_mut().zip(bytes.as_chunks::<4>().0) {
+            *word = u32::from_le_bytes(*codes);
+        }
+        return;
+    }
+    for (word, codes) in words.iter_mut().zip(bytes.as_chunks::<8>().0) {
+        // Two nibbles of each pair of bytes, then of pairs of pairs.
+        let x = u64::from_le_bytes(*codes);
+        let x = (x | x >> 4) & 0x00ff_00ff_00ff_00ff;
+        let x = (x | x >> 8) & 0x0000_ffff_0000_ffff;
+        *word = (x | x >> 16) as u32;
     }
 }
 

@@ -1,8 +1,9 @@
 // kv_quantize_affine, kv_dequantize_affine. To quantise, a simdgroup takes a group of a row, of which a lane has PER_LANE
 // elements that follow one another; neighbouring lanes put a word of codes together. To dequantise, a thread takes a word.
-// The host defines PER_LANE and BITS.
+// The host defines PER_LANE and BITS, and RING as ring.h has it.
 
 #include "silicide.h"
+#include "ring.h"
 
 constant constexpr uint SIMDGROUPS = 4;
 constant constexpr uint GROUP = 32 * PER_LANE;
@@ -11,7 +12,7 @@ constant constexpr uint MOST = (1u << BITS) - 1;
 template <typename T, typename S>
 kernel void kv_quantize_affine(
     device const T* x [[buffer(0)]],
-    device const uint* slots [[buffer(1)]],
+    device const uint* positions [[buffer(1)]],
     device uint* codes [[buffer(2)]],
     device S* scales [[buffer(3)]],
     device S* biases [[buffer(4)]],
@@ -25,9 +26,9 @@ kernel void kv_quantize_affine(
   uint group = index % groups;
   uint token = row / p.heads;
   uint head = row % p.heads;
-  uint slot = row < p.rows ? slots[token] : p.capacity;
+  uint slot = row_to_write(positions, min(token, p.rows / p.heads - 1), p.rows / p.heads, p.capacity, lane);
   // A simdgroup goes as one.
-  if (slot >= p.capacity) {
+  if (row >= p.rows || slot >= p.capacity) {
     return;
   }
   x += ulong(token) * p.row_strides[0] + ulong(head) * p.row_strides[1] + group * GROUP + lane * PER_LANE;

@@ -9,6 +9,7 @@ use std::ops::Range;
 use crate::device::cpu::Entry;
 use crate::device::{Gpu, Launch, Stream};
 use crate::kernels::{KernelParams, KernelSource, kernel_params};
+use crate::ops::attention::CacheLayout;
 use crate::ops::check::{check, float_entry, size};
 use crate::{DType, Device, Result, Tensor};
 
@@ -148,6 +149,7 @@ impl AffineForm {
             scale_strides: self.scale_strides,
             bias_strides: self.bias_strides,
             rows: 0,
+            ring: 0,
             heads: self.heads,
             capacity: self.capacity,
             dim: size(op, "head_dim", head_dim)?,
@@ -157,10 +159,12 @@ impl AffineForm {
     }
 }
 
-/// Writes row `t` of `x`, quantised, to row `slots[t]` of a cache; see [`AffineRows`].
+/// Writes row `t` of `x`, quantised, to where `layout` has position `positions[t]` of a cache; see [`AffineRows`].
 ///
-/// `x` is `[tokens, heads, head_dim]` in f32, f16 or bf16 and may be strided by token and by head. `slots` is `[tokens]` in
-/// i32 or u32 and is read when the launch runs. Slots must differ; a slot outside the cache writes nothing.
+/// `x` is `[tokens, heads, head_dim]` in f32, f16 or bf16 and may be strided by token and by head. `positions` is `[tokens]`
+/// in i32 or u32 below 2^31 and is read when the launch runs. Positions must differ; one below 0, or past the rows of
+/// [`CacheLayout::Rows`], writes nothing. Of tokens that would share a row of a ring the one with the greatest position is
+/// written.
 ///
 /// Where the cache's scales have `x`'s type, all is what MLX's `quantize` gives on the CPU, bit for bit: the extreme of a
 /// group that is further from 0 is met exactly, by the bias, and 0 is a code where the group has both signs; codes are chosen
@@ -180,14 +184,21 @@ impl AffineForm {
 /// let cache = ops::AffineRows::zeros(&device, 1, 8, 32, options)?;
 /// // From -7 to 8 in steps of a half: with 4 bits every other one is met.
 /// let keys: Vec<f32> = (0..32).map(|i| ((i + 1) / 2) as f32 - 8.0).map(|x| x.max(-7.0)).collect();
-/// let slots = device.tensor(&[5u32], [1])?;
-/// ops::kv_quantize_affine(stream, &device.tensor(&keys, [1, 1, 32])?, &slots, &cache)?;
+/// let position = device.tensor(&[5u32], [1])?;
+/// let keys_t = device.tensor(&keys, [1, 1, 32])?;
+/// ops::kv_quantize_affine(stream, &keys_t, &position, ops::CacheLayout::Rows, &cache)?;
 /// let back = ops::kv_dequantize_affine(stream, &cache.rows(5..6)?, 32, DType::F32)?;
 /// assert_eq!(back.to_vec::<f32>(stream)?, keys);
 /// # Ok(())
 /// # }
 /// ```
-pub fn kv_quantize_affine(stream: &mut Stream, x: &Tensor, slots: &Tensor, cache: &AffineRows) -> Result<()> {
+pub fn kv_quantize_affine(
+    stream: &mut Stream,
+    x: &Tensor,
+    positions: &Tensor,
+    layout: CacheLayout,
+    cache: &AffineRows,
+) -> Result<()> {
     let fits = x.rank() == 3 && x.dtype().is_float() && (x.dim(2) <= 1 || x.strides()[2] == 1);
     check(QUANTIZE, fits, || {
         format!("x: got {x:?}, wanted [tokens, heads, head_dim] in f32, f16 or bf16 with a contiguous last axis")
@@ -197,10 +208,11 @@ pub fn kv_quantize_affine(stream: &mut Stream, x: &Tensor, slots: &Tensor, cache
     check(QUANTIZE, x.dim(1) == form.heads as usize, || {
         format!("got x {x:?} for codes {:?}, wanted the same heads", cache.codes)
     })?;
-    let fits = slots.shape()[..] == x.shape()[..1] && slots.is_contiguous();
-    check(QUANTIZE, fits && matches!(slots.dtype(), DType::I32 | DType::U32), || {
-        format!("slots: got {slots:?}, wanted i32 or u32 [{}], contiguous", x.dim(0))
+    let fits = positions.shape()[..] == x.shape()[..1] && positions.is_contiguous();
+    check(QUANTIZE, fits && matches!(positions.dtype(), DType::I32 | DType::U32), || {
+        format!("positions: got {positions:?}, wanted i32 or u32 [{}], contiguous", x.dim(0))
     })?;
+    params.ring = Ring::param(layout);
     if x.elements() == 0 || cache.codes.elements() == 0 {
         return Ok(());
     }
@@ -209,7 +221,7 @@ pub fn kv_quantize_affine(stream: &mut Stream, x: &Tensor, slots: &Tensor, cache
     let scales = cache.scales.dtype();
     let launch = Launch::new(QUANTIZE, &params)
         .read(x)
-        .read(slots)
+        .read(positions)
         .write(&cache.codes)
         .write(&cache.scales)
         .write(&cache.biases)
@@ -222,7 +234,7 @@ pub fn kv_quantize_affine(stream: &mut Stream, x: &Tensor, slots: &Tensor, cache
     };
     stream.launch(launch, entry, || Gpu {
         source: &SOURCE,
-        defines: defines(form.bits, form.group_size),
+        defines: defines(form.bits, form.group_size, layout),
         entry: format!("kv_quantize_affine_{}_{scales}", x.dtype()),
         threadgroups: [groups.div_ceil(SIMDGROUPS), 1, 1],
         threads: [32 * SIMDGROUPS, 1, 1],
@@ -271,7 +283,7 @@ pub fn kv_dequantize_affine_into(stream: &mut Stream, cache: &AffineRows, out: &
     };
     stream.launch(launch, entry, || Gpu {
         source: &SOURCE,
-        defines: defines(form.bits, form.group_size),
+        defines: defines(form.bits, form.group_size, CacheLayout::Rows),
         entry: format!("kv_dequantize_affine_{}_{scales}", out.dtype()),
         threadgroups: [words.div_ceil(32 * SIMDGROUPS), 1, 1],
         threads: [32 * SIMDGROUPS, 1, 1],
@@ -286,8 +298,37 @@ const DEQUANTIZE: &str = "kv_dequantize_affine";
 const SIMDGROUPS: u32 = 4;
 
 /// What the kernel is compiled with.
-pub(super) fn defines(bits: u32, group_size: u32) -> String {
-    format!("#define BITS {bits}\n#define PER_LANE {}", group_size / 32)
+pub(super) fn defines(bits: u32, group_size: u32, layout: CacheLayout) -> String {
+    let ring = if layout == CacheLayout::Ring { "#define RING\n" } else { "" };
+    format!("{ring}#define BITS {bits}\n#define PER_LANE {}", group_size / 32)
+}
+
+/// Where a launch that writes tokens puts them in a cache; `ring.h` has the same.
+#[derive(Clone, Copy)]
+pub(in crate::ops) struct Ring {
+    capacity: u32,
+    /// The greatest position that the launch writes to a ring.
+    latest: Option<i32>,
+}
+
+impl Ring {
+    /// The layout as parameters have it.
+    pub(in crate::ops) fn param(layout: CacheLayout) -> u32 {
+        (layout == CacheLayout::Ring).into()
+    }
+
+    pub(in crate::ops) fn of(positions: &[u32], capacity: u32, ring: u32) -> Ring {
+        let latest = || positions.iter().map(|&p| p as i32).max().unwrap_or(-1);
+        Ring { capacity, latest: (ring != 0).then(latest) }
+    }
+
+    /// The row of a position, if it has one: what a newer token of the launch lies over is not written.
+    #[inline(always)]
+    pub(in crate::ops) fn row(&self, position: u32) -> Option<usize> {
+        let Some(latest) = self.latest else { return (position < self.capacity).then_some(position as usize) };
+        let there = position as i32 >= 0 && latest.wrapping_sub(position as i32) < self.capacity as i32;
+        there.then(|| (position % self.capacity) as usize)
+    }
 }
 
 kernel_params! {
@@ -300,6 +341,8 @@ kernel_params! {
         bias_strides: [u32; 2],
         /// Rows to work on, of all heads.
         rows: u32,
+        /// Whether a position is in row `position % capacity`.
+        ring: u32,
         heads: u32,
         capacity: u32,
         dim: u32,

@@ -71,7 +71,7 @@ proptest! {
             let xt = random.tensor(device, dtype, &x, [tokens, heads, dim]);
             let cache = apart(device, [heads, 7, dim], AffineOptions { bits, group_size, dtype: scales }, turned);
             let slots: Vec<u32> = (0..tokens as u32).map(|t| 6 - t).collect();
-            kv_quantize_affine(stream, &xt, &device.tensor(&slots, [tokens]).unwrap(), &cache).unwrap();
+            kv_quantize_affine(stream, &xt, &device.tensor(&slots, [tokens]).unwrap(), CacheLayout::Rows, &cache).unwrap();
 
             let codes = codes_of(stream, &cache, bits);
             let (got_scales, got_biases) = (values_of(stream, &cache.scales), values_of(stream, &cache.biases));
@@ -117,7 +117,7 @@ fn gives_the_bits_of_mlx() {
             let (bits, group_size) = (p["bits"].as_u64().unwrap() as u32, p["group_size"].as_u64().unwrap() as usize);
             let options = AffineOptions { bits, group_size, dtype: x.dtype() };
             let cache = AffineRows::zeros(device, 1, 9, 128, options).unwrap();
-            kv_quantize_affine(stream, &x, &slots, &cache).unwrap();
+            kv_quantize_affine(stream, &x, &slots, CacheLayout::Rows, &cache).unwrap();
             for (got, name) in [(&cache.codes, "q"), (&cache.scales, "scales"), (&cache.biases, "biases")] {
                 let want = golden.tensor(device, &format!("{case}.{name}"));
                 assert_eq!(bytes_of(stream, got), bytes_of(stream, &want), "{case}.{name}");
@@ -135,7 +135,8 @@ fn any_schedule_gives_the_same() {
         let options = AffineOptions { bits: 4, group_size: 32, dtype: DType::F32 };
         let cache = AffineRows::zeros(device, 3, 4, 96, options).unwrap();
         let slots = device.tensor(&[2u32, 0, 3], [3]).unwrap();
-        kv_quantize_affine(stream, &tensor_of(device, DType::F32, &x, [3, 3, 96]), &slots, &cache).unwrap();
+        kv_quantize_affine(stream, &tensor_of(device, DType::F32, &x, [3, 3, 96]), &slots, CacheLayout::Rows, &cache)
+            .unwrap();
         let back = kv_dequantize_affine(stream, &cache, 96, DType::F32).unwrap();
         let got = (bytes_of(stream, &cache.codes), values_of(stream, &back));
         let error = got.1[2 * 96..3 * 96].iter().zip(&x).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
@@ -158,7 +159,8 @@ fn a_group_with_what_is_not_finite_becomes_nan_and_no_other() {
                     AffineRows::zeros(device, 1, 1, dim, AffineOptions { bits, group_size, ..Default::default() });
                 let cache = cache.unwrap();
                 let slot = device.tensor(&[0u32], [1]).unwrap();
-                kv_quantize_affine(stream, &device.tensor(&x, [1, 1, dim]).unwrap(), &slot, &cache).unwrap();
+                kv_quantize_affine(stream, &device.tensor(&x, [1, 1, dim]).unwrap(), &slot, CacheLayout::Rows, &cache)
+                    .unwrap();
                 let back = kv_dequantize_affine(stream, &cache, dim, DType::F32).unwrap();
                 let back = values_of(stream, &back);
                 assert!(back[..group_size].iter().all(|x| x.is_nan()), "{lost} {bits} {back:?}");
@@ -175,8 +177,23 @@ fn a_slot_outside_the_cache_writes_nothing() {
         let cache = AffineRows::zeros(device, 1, 2, 64, AffineOptions::default()).unwrap();
         let x = device.tensor(&vec![1.0f32; 3 * 64], [3, 1, 64]).unwrap();
         let slots = device.tensor(&[-1i32, 1, 2], [3]).unwrap();
-        kv_quantize_affine(stream, &x, &slots, &cache).unwrap();
+        kv_quantize_affine(stream, &x, &slots, CacheLayout::Rows, &cache).unwrap();
         assert_eq!(values_of(stream, &cache.biases), [0.0, 1.0]);
+    });
+}
+
+#[test]
+fn a_ring_keeps_the_newest_tokens() {
+    on_every_device(|stream| {
+        let device = &stream.device().clone();
+        let options = AffineOptions { bits: 4, group_size: 32, dtype: DType::F32 };
+        let cache = AffineRows::zeros(device, 1, 3, 32, options).unwrap();
+        let x: Vec<f32> = (0..5 * 32).map(|i| (1 + i / 32) as f32).collect();
+        let positions = device.tensor(&[-1i32, 4, 5, 7, 6], [5]).unwrap();
+        let x = device.tensor(&x, [5, 1, 32]).unwrap();
+        kv_quantize_affine(stream, &x, &positions, CacheLayout::Ring, &cache).unwrap();
+        // Positions 6, 7 and 5; 4 lies under 7, and -1 is none.
+        assert_eq!(values_of(stream, &cache.biases), [5.0, 4.0, 3.0]);
     });
 }
 
@@ -195,13 +212,13 @@ fn says_what_does_not_fit() {
     let zeros = |dtype, shape: [usize; 3]| device.zeros(dtype, shape).unwrap();
     let slot = device.zeros(DType::U32, [1]).unwrap();
     let mut error = |x: &Tensor, slots: &Tensor, cache: &AffineRows| {
-        kv_quantize_affine(stream, x, slots, cache).unwrap_err().to_string()
+        kv_quantize_affine(stream, x, slots, CacheLayout::Rows, cache).unwrap_err().to_string()
     };
     let x = zeros(DType::F32, [1, 2, 64]);
     assert!(error(&zeros(DType::U32, [1, 2, 64]), &slot, &cache).contains("wanted [tokens, heads, head_dim]"));
     assert!(error(&zeros(DType::F32, [1, 2, 96]), &slot, &cache).contains("cache.codes: got u32[2, 4, 16]"));
     assert!(error(&zeros(DType::F32, [1, 3, 64]), &slot, &cache).contains("wanted the same heads"));
-    assert!(error(&x, &device.zeros(DType::U32, [2]).unwrap(), &cache).contains("slots: got u32[2]"));
+    assert!(error(&x, &device.zeros(DType::U32, [2]).unwrap(), &cache).contains("positions: got u32[2]"));
     let other = AffineRows { scales: zeros(DType::F16, [2, 4, 3]), ..cache.clone() };
     assert!(error(&x, &slot, &other).contains("cache.scales: got f16[2, 4, 3], wanted floats [2, 4, 64 / group_size]"));
     let other = AffineRows { biases: zeros(DType::F32, [2, 4, 1]), ..cache.clone() };
