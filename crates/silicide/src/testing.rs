@@ -447,6 +447,7 @@ mod tests {
             "l2_norm",
             "layer_norm",
             "matmul",
+            "quantized_attention",
             "reduce",
             "rms_norm",
             "rms_norm_gated",

@@ -35,6 +35,7 @@ const SOURCES: &[&KernelSource] = &[
     &layer_norm::SOURCE,
     &matmul::SOURCE,
     &matmul::NVIDIA,
+    &quantized_attention::SOURCE,
     &reduce::SOURCE,
     &resize::SOURCE,
     &rms_norm::SOURCE,
@@ -89,6 +90,9 @@ fn defines(source: &KernelSource) -> BTreeSet<String> {
     }
     if source.name == "kv_write" {
         return [CacheLayout::Rows, CacheLayout::Ring].map(kv_write::defines).into();
+    }
+    if source.name == "quantized_attention" {
+        return quantized_attention::some_defines();
     }
     if source.name == "router" {
         return [1, 4, 128].map(|n| format!("#define PER_LANE {n}")).into();
