@@ -444,6 +444,7 @@ mod tests {
             "head_norm_rope_cache",
             "kv_quantize",
             "kv_quantize_affine",
+            "kv_write",
             "l2_norm",
             "layer_norm",
             "matmul",

@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 /// The headers a kernel may `#include`, by name.
 const HEADERS: &[(&str, &str)] = &[
+    ("attention.h", include_str!("attention.h")),
     ("hadamard.h", include_str!("hadamard.h")),
     ("math.h", include_str!("math.h")),
     ("matrix.h", include_str!("matrix.h")),

@@ -12,6 +12,7 @@ use crate::{DType, MatrixFormat};
 const SOURCES: &[&KernelSource] = &[
     &argmax::SOURCE,
     &attention::SOURCE,
+    &attention::TILED,
     &binary::SOURCE,
     &cast::SOURCE,
     &causal_conv1d::SOURCE,
@@ -53,23 +54,34 @@ const SOURCES: &[&KernelSource] = &[
     &weighted_reduce::SOURCE,
 ];
 
-fn layout(ring: bool) -> CacheLayout {
+fn layout(ring: bool) -> CacheLayout<'static> {
     if ring { CacheLayout::Ring } else { CacheLayout::Rows }
 }
 
 /// What a source is compiled with: the formats of a matrix for those that read one, for the router numbers of experts.
 fn defines(source: &KernelSource) -> BTreeSet<String> {
-    if source.name == "attention" {
+    if source.name.starts_with("attention") {
         let types =
             [(DType::F32, DType::F32), (DType::F32, DType::F16), (DType::F16, DType::F16), (DType::BF16, DType::BF16)];
         let forms = [(4, 4), (8, 1), (8, 4), (16, 2), (32, 1)];
         let all = types.into_iter().zip(forms).chain(types.into_iter().zip(forms.into_iter().rev()));
-        return all
-            .flat_map(|((q, kv), (lanes, heads))| {
-                [CacheLayout::Rows, CacheLayout::Ring]
-                    .map(|cache| attention::defines(q, kv, lanes, heads, lanes != 16, cache))
-            })
-            .collect();
+        let plain = all.map(|((q, kv), (lanes, heads))| attention::Variant {
+            q,
+            kv,
+            lanes,
+            heads,
+            whole: lanes != 16,
+            cache: "",
+            mask: None,
+        });
+        let dtype = DType::BF16;
+        let one = attention::Variant { q: dtype, kv: dtype, lanes: 8, heads: 4, whole: true, cache: "", mask: None };
+        let caches = ["#define RING\n", "#define PAGES\n"].map(|cache| attention::Variant { cache, ..one });
+        let masks = [DType::Bool, DType::F32, DType::F16, DType::BF16];
+        let masks = masks.map(|mask| attention::Variant { mask: Some(mask), ..one });
+        let tiled = source.name == attention::TILED.name;
+        let all = plain.chain(caches).chain(masks).filter(|variant| !tiled || variant.has_tiles());
+        return all.map(|variant| variant.defines()).collect();
     }
     if source.name == "causal_conv1d" {
         return (2..=8).map(causal_conv1d::defines).collect();
@@ -89,7 +101,7 @@ fn defines(source: &KernelSource) -> BTreeSet<String> {
             .into();
     }
     if source.name == "kv_write" {
-        return [CacheLayout::Rows, CacheLayout::Ring].map(kv_write::defines).into();
+        return ["", "#define RING\n", "#define PAGES\n"].map(String::from).into();
     }
     if source.name == "quantized_attention" {
         return quantized_attention::some_defines();

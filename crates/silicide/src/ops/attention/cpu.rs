@@ -8,16 +8,19 @@
     reason = "pointers are into scratch whose sizes `run` sets; keys and values are checked"
 )]
 
+mod cache;
+mod mask;
+
 use std::ops::Range;
 
-use half::{bf16, f16};
-
+use self::cache::Cache;
+use self::mask::{MaskTensor, Terms};
 use super::{POSITIONS, Params};
+use crate::Float;
 use crate::device::cpu::scratch::with_scratch;
 use crate::device::cpu::simd::{self, Kernel, LANES, Simd};
 use crate::device::cpu::vector::{exp, max, sum, tanh, vectorized, widen};
 use crate::device::cpu::{Call, Features, View};
-use crate::{DType, Float};
 
 /// Queries in a tile.
 const TILE: usize = 8;
@@ -36,17 +39,19 @@ pub(super) fn run<T: Float>(call: &Call) {
         }
         _ => 0,
     };
+    let table = (p.pages != 0).then(|| call.slice::<u32>(5));
     let work = Work {
         p,
         features: call.features,
-        k: Cache::new(call, 1, p.k_strides, &p),
-        v: Cache::new(call, 2, p.v_strides, &p),
+        k: Cache::new(call, 1, p.k_strides, p.page_strides[0], &p, table),
+        v: Cache::new(call, 2, p.v_strides, p.page_strides[1], &p, table),
+        mask: (p.masked != 0).then(|| MaskTensor::new(call, 6, &p)),
         positions,
         oldest,
         sinks: (p.has_sinks != 0).then(|| call.slice::<f32>(4)),
         padded: (p.dim as usize).next_multiple_of(LANES),
     };
-    let (q, out) = (call.view::<T>(0), call.view::<T>(5));
+    let (q, out) = (call.view::<T>(0), call.view::<T>(7));
     let load = |tile: &Tile, to: &mut [f32]| work.load_queries(tile, &q, to);
     let store = |tile: &Tile, states: &[f32]| work.store(tile, states, &out);
     let (tiles, kv_heads) = ((p.queries as usize).div_ceil(TILE), p.kv_heads as usize);
@@ -103,68 +108,6 @@ pub(super) fn run<T: Float>(call: &Call) {
     }
 }
 
-/// Keys or values of any floating-point type.
-struct Cache<'a> {
-    bytes: View<'a, u8>,
-    dtype: DType,
-    /// Elements by token and by head.
-    strides: [usize; 2],
-    dim: usize,
-    /// Rows of a ring.
-    ring: Option<usize>,
-}
-
-impl<'a> Cache<'a> {
-    fn new(call: &Call<'a>, arg: usize, strides: [u32; 2], p: &Params) -> Cache<'a> {
-        Cache {
-            bytes: call.bits(arg),
-            dtype: call.dtype(arg),
-            strides: strides.map(|s| s as usize),
-            dim: p.dim as usize,
-            ring: (p.ring != 0).then_some(p.keys as usize),
-        }
-    }
-
-    /// The elements of a head of a token, given its position.
-    #[inline(always)]
-    fn row(&self, position: usize, head: usize) -> &[u8] {
-        let size = self.dtype.size();
-        let token = self.ring.map_or(position, |rows| position % rows);
-        let at = token * self.strides[0] + head * self.strides[1];
-        // SAFETY: nothing writes keys and values.
-        unsafe { self.bytes.row(at * size, self.dim * size) }
-    }
-
-    /// Writes a row as `f32`, with zeros up to whole vectors.
-    #[inline(always)]
-    unsafe fn widen<S: Simd>(&self, position: usize, head: usize, to: *mut f32) {
-        let row = self.row(position, head);
-        match self.dtype {
-            DType::F16 => widen_row::<S, f16>(row, to),
-            DType::BF16 => widen_row::<S, bf16>(row, to),
-            _ => widen_row::<S, f32>(row, to),
-        }
-    }
-}
-
-/// The first sixteen elements of a row, or all that there are and zeros.
-#[inline(always)]
-unsafe fn load<S: Simd, C: Float>(row: &[u8]) -> S::F {
-    if row.len() >= LANES * size_of::<C>() {
-        return S::load_float(row.as_ptr(), C::DTYPE);
-    }
-    let mut all = [0u8; LANES * size_of::<f32>()];
-    all[..row.len()].copy_from_slice(row);
-    S::load_float(all.as_ptr(), C::DTYPE)
-}
-
-#[inline(always)]
-unsafe fn widen_row<S: Simd, C: Float>(row: &[u8], to: *mut f32) {
-    for (i, row) in row.chunks(LANES * size_of::<C>()).enumerate() {
-        S::store(to.add(i * LANES), load::<S, C>(row));
-    }
-}
-
 /// Turns [`LANES`] rows of `padded` elements into `[element][row]`.
 #[inline(always)]
 unsafe fn transpose<S: Simd>(rows: *const f32, padded: usize, to: *mut f32) {
@@ -214,6 +157,7 @@ struct Work<'a> {
     /// The first position that the cache still has.
     oldest: usize,
     sinks: Option<&'a [f32]>,
+    mask: Option<MaskTensor<'a>>,
     /// `head_dim`, rounded up to whole vectors.
     padded: usize,
 }
@@ -242,7 +186,12 @@ impl Work<'_> {
 
     /// Floats that [`part`](Self::part) works in.
     fn room(&self, rows: usize) -> usize {
-        rows * PART + self.padded * (BLOCK + LANES)
+        rows * PART * (1 + self.may_hide() as usize) + self.padded * (BLOCK + LANES)
+    }
+
+    /// Whether keys between those that a query sees may be hidden.
+    fn may_hide(&self) -> bool {
+        self.mask.is_some() || self.p.pages != 0
     }
 
     /// Where a row's queries, or its results, lie.
@@ -341,13 +290,20 @@ impl Kernel for Part<'_> {
         let Part { work, tile, keys, q, states, room } = self;
         let (padded, size) = (work.padded, work.state());
         let (scores, room) = room.split_at_mut(tile.rows * PART);
+        let (terms, room) = room.split_at_mut(if work.may_hide() { tile.rows * PART } else { 0 });
         let (block, columns) = room.split_at_mut(BLOCK * padded);
+        let terms = if work.may_hide() { Terms::new(work, tile, &keys, terms) } else { None };
+        let hides =
+            |some: Range<usize>| terms.as_ref().is_some_and(|t| t.hide(some.start - keys.start..some.end - keys.start));
         for from in keys.clone().step_by(LANES) {
+            if hides(from..keys.end.min(from + LANES)) {
+                continue;
+            }
             for (i, key) in (from..keys.end.min(from + LANES)).enumerate() {
                 work.k.widen::<S>(key, tile.kv_head, block.as_mut_ptr().add(i * padded));
                 // Memory answers late, so the value is asked for while there is other work.
                 let value = work.v.row(key, tile.kv_head);
-                for line in value.chunks(64) {
+                for line in value.unwrap_or_default().chunks(64) {
                     S::prefetch(line.as_ptr());
                 }
             }
@@ -365,25 +321,42 @@ impl Kernel for Part<'_> {
         }
         for (row, state) in states.chunks_exact_mut(size).enumerate() {
             let seen = tile.seen(row, &keys);
-            let scores = &mut scores[row * PART..][seen.start - keys.start..seen.end - keys.start];
+            let seen = seen.start - keys.start..seen.end - keys.start;
+            let terms = terms.as_ref().map(|t| &t.row(row)[seen.clone()]);
             state[..padded].fill(0.0);
-            (state[padded], state[padded + 1]) = weigh(scores, work.p.softcap);
+            (state[padded], state[padded + 1]) = weigh(&mut scores[row * PART..][seen], work.p.softcap, terms);
         }
         for from in keys.clone().step_by(BLOCK) {
             let some = from..keys.end.min(from + BLOCK);
+            if hides(some.clone()) {
+                continue;
+            }
             for (i, key) in some.clone().enumerate() {
                 work.v.widen::<S>(key, tile.kv_head, block.as_mut_ptr().add(i * padded));
             }
+            let states = states.as_mut_ptr();
+            let values = |row: usize, keys_of: Range<usize>| Values {
+                count: keys_of.len(),
+                values: block.as_ptr().add((keys_of.start - from) * padded),
+                padded,
+                weights: scores.as_ptr().add(row * PART + keys_of.start - keys.start),
+                states: states.add(row * size),
+                size,
+            };
+            if let Some(terms) = &terms
+                && block[..some.len() * padded].iter().any(|x| !x.is_finite())
+            {
+                // A weight of zero would make NaN of what is hidden.
+                for row in 0..tile.rows {
+                    for key in tile.seen(row, &some).filter(|key| terms.row(row)[key - keys.start] != f32::NEG_INFINITY)
+                    {
+                        values(row, key..key + 1).rows::<S, 1, 4>(1, &mut 0);
+                    }
+                }
+                continue;
+            }
             for first in (0..tile.rows).step_by(tile.group) {
-                let seen = tile.seen(first, &some);
-                let values = Values {
-                    count: seen.len(),
-                    values: block.as_ptr().add((seen.start - from) * padded),
-                    padded,
-                    weights: scores.as_ptr().add(first * PART + seen.start - keys.start),
-                    states: states.as_mut_ptr().add(first * size),
-                    size,
-                };
+                let values = values(first, tile.seen(first, &some));
                 let mut row = 0;
                 if S::TILE.0 >= 12 {
                     values.rows::<S, 4, 4>(tile.group, &mut row);
@@ -424,9 +397,14 @@ unsafe fn score_rows<S: Simd, const M: usize>(
 
 /// Turns scores into weights; gives the greatest score and the sum of the weights.
 #[inline(always)]
-fn weigh(scores: &mut [f32], softcap: f32) -> (f32, f32) {
+fn weigh(scores: &mut [f32], softcap: f32, terms: Option<&[f32]>) -> (f32, f32) {
     if softcap != 0.0 {
         scores.iter_mut().for_each(|s| *s = softcap * tanh(*s / softcap));
+    }
+    if let Some(terms) = terms {
+        // What is hidden may have no score.
+        let hidden = f32::NEG_INFINITY;
+        scores.iter_mut().zip(terms).for_each(|(s, &t)| *s = if t == hidden { hidden } else { *s + t });
     }
     let highest = max(scores);
     if highest == f32::NEG_INFINITY {

@@ -220,7 +220,7 @@ pub fn kv_quantize(
 ///
 /// # Errors
 ///
-/// [`Error::Argument`](crate::Error::Argument) where shapes or types do not fit.
+/// [`Error::Argument`](crate::Error::Argument) where shapes or types do not fit, and for a cache in pages.
 pub fn kv_quantize_with(
     stream: &mut Stream,
     x: &Tensor,
@@ -239,10 +239,10 @@ pub fn kv_quantize_with(
     check(QUANTIZE, x.dim(1) == codes.dim(0), || format!("got x {x:?} for codes {codes:?}, wanted the same heads"))?;
     let fits = positions.shape()[..] == x.shape()[..1] && positions.is_contiguous();
     check(QUANTIZE, fits && matches!(positions.dtype(), DType::I32 | DType::U32), || {
-        let name = if layout == CacheLayout::Rows { "slots" } else { "positions" };
+        let name = if matches!(layout, CacheLayout::Rows) { "slots" } else { "positions" };
         format!("{name}: got {positions:?}, wanted i32 or u32 [{}], contiguous", x.dim(0))
     })?;
-    params.ring = Ring::param(layout);
+    params.ring = Ring::param(QUANTIZE, layout)?;
     if x.elements() == 0 || codes.elements() == 0 {
         return Ok(());
     }
@@ -337,8 +337,7 @@ const SIMDGROUPS: u32 = 4;
 
 /// What the kernel is compiled with.
 pub(super) fn defines(head_dim: usize, layout: CacheLayout) -> String {
-    let ring = if layout == CacheLayout::Ring { "#define RING\n" } else { "" };
-    format!("{ring}#define PER_LANE {}", head_dim / 32)
+    format!("{}#define PER_LANE {}", layout.define(), head_dim / 32)
 }
 
 kernel_params! {

@@ -11,7 +11,7 @@ use crate::device::{Gpu, Launch, Stream};
 use crate::kernels::{KernelParams, KernelSource, kernel_params};
 use crate::ops::attention::CacheLayout;
 use crate::ops::check::{check, float_entry, size};
-use crate::{DType, Device, Result, Tensor};
+use crate::{DType, Device, Error, Result, Tensor};
 
 /// Rows of keys or of values in the form that MLX's `quantize` gives them: codes, and a scale and a bias for each group of a
 /// row's elements. Element `i` is `scale * code + bias`.
@@ -173,7 +173,7 @@ impl AffineForm {
 ///
 /// # Errors
 ///
-/// [`Error::Argument`](crate::Error::Argument) where shapes or types do not fit.
+/// [`Error::Argument`](crate::Error::Argument) where shapes or types do not fit, and for a cache in pages.
 ///
 /// ```
 /// use silicide::{DType, Device, ops};
@@ -212,7 +212,7 @@ pub fn kv_quantize_affine(
     check(QUANTIZE, fits && matches!(positions.dtype(), DType::I32 | DType::U32), || {
         format!("positions: got {positions:?}, wanted i32 or u32 [{}], contiguous", x.dim(0))
     })?;
-    params.ring = Ring::param(layout);
+    params.ring = Ring::param(QUANTIZE, layout)?;
     if x.elements() == 0 || cache.codes.elements() == 0 {
         return Ok(());
     }
@@ -299,8 +299,7 @@ const SIMDGROUPS: u32 = 4;
 
 /// What the kernel is compiled with.
 pub(super) fn defines(bits: u32, group_size: u32, layout: CacheLayout) -> String {
-    let ring = if layout == CacheLayout::Ring { "#define RING\n" } else { "" };
-    format!("{ring}#define BITS {bits}\n#define PER_LANE {}", group_size / 32)
+    format!("{}#define BITS {bits}\n#define PER_LANE {}", layout.define(), group_size / 32)
 }
 
 /// Where a launch that writes tokens puts them in a cache; `ring.h` has the same.
@@ -313,8 +312,15 @@ pub(in crate::ops) struct Ring {
 
 impl Ring {
     /// The layout as parameters have it.
-    pub(in crate::ops) fn param(layout: CacheLayout) -> u32 {
-        (layout == CacheLayout::Ring).into()
+    pub(in crate::ops) fn param(op: &'static str, layout: CacheLayout) -> Result<u32> {
+        match layout {
+            CacheLayout::Rows => Ok(0),
+            CacheLayout::Ring => Ok(1),
+            CacheLayout::Pages(_) => Err(Error::argument(
+                op,
+                "got a cache in pages; codes are kept in rows or in a ring, one sequence's together",
+            )),
+        }
     }
 
     pub(in crate::ops) fn of(positions: &[u32], capacity: u32, ring: u32) -> Ring {

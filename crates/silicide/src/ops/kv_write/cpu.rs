@@ -11,19 +11,28 @@ pub(super) fn run<T: Float, C: Float>(call: &Call) {
     let p: Params = call.params();
     let positions = call.slice::<u32>(2);
     let latest = positions.iter().map(|&p| p as i32).max().unwrap_or(-1);
-    // The row of each token, if it has one.
-    let row = |position: u32| match position as i32 {
-        _ if p.ring == 0 => (position < p.capacity).then_some(position as usize),
-        // What a newer token of this launch lies over is not written.
-        at => (at >= 0 && ((latest - at) as u32) < p.capacity).then(|| (position % p.capacity) as usize),
+    let table = if p.pages != 0 { call.slice::<u32>(3) } else { &[] };
+    // The page and the row of each token, if it has a place.
+    let place = |position: u32| match position as i32 {
+        at if p.ring != 0 => {
+            // What a newer token of this launch lies over is not written.
+            (at >= 0 && ((latest - at) as u32) < p.capacity).then(|| (0, position % p.capacity))
+        }
+        _ if position >= p.capacity => None,
+        _ if p.pages == 0 => Some((0, position)),
+        _ => {
+            Some((table[(position / p.page_size) as usize], position % p.page_size)).filter(|&(page, _)| page < p.pages)
+        }
     };
-    let rows = || positions.iter().map(|&position| row(position)).enumerate();
-    let rows = || rows().filter_map(|(token, row)| Some((token, row?)));
+    let places = || positions.iter().map(|&position| place(position)).enumerate();
+    let places = || places().filter_map(|(token, place)| Some((token, place?)));
     vectorized(
         #[inline(always)]
         || {
-            write(&p, rows(), call.view::<T>(0), p.k_strides, call.view::<C>(3), p.k_cache_strides);
-            write(&p, rows(), call.view::<T>(1), p.v_strides, call.view::<C>(4), p.v_cache_strides);
+            let strides = |strides: [u32; 2], page: usize| [p.page_strides[page], strides[0], strides[1]];
+            let (k_to, v_to) = (strides(p.k_cache_strides, 0), strides(p.v_cache_strides, 1));
+            write(&p, places(), call.view::<T>(0), p.k_strides, call.view::<C>(4), k_to);
+            write(&p, places(), call.view::<T>(1), p.v_strides, call.view::<C>(5), v_to);
         },
     );
 }
@@ -31,17 +40,18 @@ pub(super) fn run<T: Float, C: Float>(call: &Call) {
 #[inline(always)]
 fn write<T: Float, C: Float>(
     p: &Params,
-    rows: impl Iterator<Item = (usize, usize)>,
+    places: impl Iterator<Item = (usize, (u32, u32))>,
     from: View<T>,
     strides: [u32; 2],
     to: View<C>,
-    to_strides: [u32; 2],
+    to_strides: [u32; 3],
 ) {
     let dim = p.dim as usize;
-    for (token, row) in rows {
+    for (token, (page, row)) in places {
         for head in 0..p.heads as usize {
             let at = token * strides[0] as usize + head * strides[1] as usize;
-            let to_at = row * to_strides[0] as usize + head * to_strides[1] as usize;
+            let to_at = [page as usize, row as usize, head];
+            let to_at = to_at.iter().zip(to_strides).map(|(i, stride)| i * stride as usize).sum();
             // SAFETY: one thread copies, between memory that does not overlap.
             let (from, to) = unsafe { (from.row(at, dim), to.row_mut(to_at, dim)) };
             match T::DTYPE {

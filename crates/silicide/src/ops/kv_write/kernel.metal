@@ -1,4 +1,4 @@
-// kv_write: one threadgroup for each new token and head. The host defines RING where positions are to be found in one.
+// kv_write: one threadgroup for each new token and head. The host defines RING or PAGES where the cache is one.
 
 #include "silicide.h"
 
@@ -7,9 +7,10 @@ kernel void kv_write(
     device const T* keys [[buffer(0)]],
     device const T* values [[buffer(1)]],
     device const uint* slots [[buffer(2)]],
-    device C* key_cache [[buffer(3)]],
-    device C* value_cache [[buffer(4)]],
-    constant Params& p [[buffer(5)]],
+    device const uint* table [[buffer(3)]],
+    device C* key_cache [[buffer(4)]],
+    device C* value_cache [[buffer(5)]],
+    constant Params& p [[buffer(6)]],
     uint3 group [[threadgroup_position_in_grid]],
     uint thread_index [[thread_index_in_threadgroup]],
     uint lane [[thread_index_in_simdgroup]],
@@ -28,6 +29,15 @@ kernel void kv_write(
   if (slot >= p.capacity) {
     return;
   }
+#ifdef PAGES
+  uint page = table[slot / p.page_size];
+  if (page >= p.pages) {
+    return;
+  }
+  slot %= p.page_size;
+  key_cache += ulong(page) * p.page_strides[0];
+  value_cache += ulong(page) * p.page_strides[1];
+#endif
   keys += ulong(group.x) * p.k_strides[0] + ulong(group.y) * p.k_strides[1];
   values += ulong(group.x) * p.v_strides[0] + ulong(group.y) * p.v_strides[1];
   key_cache += ulong(slot) * p.k_cache_strides[0] + ulong(group.y) * p.k_cache_strides[1];

@@ -47,7 +47,8 @@ pub fn kv_write(
 /// [`kv_write`] to where `layout` has each position, for [`attention`](super::attention) with the same layout.
 ///
 /// `positions` are `[tokens]` in i32 or u32 below 2^31, and must differ. Of tokens that would share a row of a ring the one
-/// with the greatest position is written, so there may be more tokens than rows. A position below 0 writes nothing.
+/// with the greatest position is written, so there may be more tokens than rows. A position below 0 writes nothing, nor does
+/// one that the cache has no place for. Pages that are written must differ.
 ///
 /// # Errors
 ///
@@ -76,32 +77,47 @@ pub fn kv_write_with(
     key_cache: &Tensor,
     value_cache: &Tensor,
 ) -> Result<()> {
-    let source = |name: &'static str, t: &Tensor| {
-        let fits = t.rank() == 3 && (t.dim(2) <= 1 || t.strides()[2] == 1) && t.dtype().is_float();
+    layout.check(OP)?;
+    let lead = layout.table().is_some() as usize;
+    let strides = |name: &'static str, t: &Tensor, lead: usize| {
+        let fits = t.rank() == 3 + lead && (t.dim(-1) <= 1 || t.strides()[2 + lead] == 1) && t.dtype().is_float();
         check(OP, fits, || {
-            format!("{name}: got {t:?}, wanted [rows, heads, head_dim] of floats with a contiguous last axis")
+            let axes = if lead == 1 { "pages, page_size" } else { "rows" };
+            format!("{name}: got {t:?}, wanted [{axes}, heads, head_dim] of floats with a contiguous last axis")
         })?;
-        Ok([size(OP, name, t.strides()[0])?, size(OP, name, t.strides()[1])?])
+        Ok([size(OP, name, t.strides()[lead])?, size(OP, name, t.strides()[1 + lead])?])
     };
-    let (k_strides, v_strides) = (source("keys", keys)?, source("values", values)?);
-    let (k_cache_strides, v_cache_strides) = (source("key_cache", key_cache)?, source("value_cache", value_cache)?);
+    let (k_strides, v_strides) = (strides("keys", keys, 0)?, strides("values", values, 0)?);
+    let k_cache_strides = strides("key_cache", key_cache, lead)?;
+    let v_cache_strides = strides("value_cache", value_cache, lead)?;
     check(OP, keys.shape() == values.shape() && keys.dtype() == values.dtype(), || {
         format!("got keys {keys:?} and values {values:?}, wanted one shape and type")
     })?;
     check(OP, key_cache.shape() == value_cache.shape() && key_cache.dtype() == value_cache.dtype(), || {
         format!("got caches {key_cache:?} and {value_cache:?}, wanted one shape and type")
     })?;
-    check(OP, keys.shape()[1..] == key_cache.shape()[1..], || {
+    check(OP, keys.shape()[1..] == key_cache.shape()[1 + lead..], || {
         format!("got keys {keys:?} for a cache {key_cache:?}, wanted the same heads and head_dim")
     })?;
     let fits = positions.shape()[..] == keys.shape()[..1] && positions.is_contiguous();
     check(OP, fits && matches!(positions.dtype(), DType::I32 | DType::U32), || {
-        let name = if layout == CacheLayout::Rows { "slots" } else { "positions" };
+        let name = if matches!(layout, CacheLayout::Rows) { "slots" } else { "positions" };
         format!("{name}: got {positions:?}, wanted i32 or u32 [{}], contiguous", keys.dim(0))
     })?;
     if keys.elements() == 0 {
         return Ok(());
     }
+    let (page_strides, page_size, pages, capacity) = match layout.table() {
+        None => ([0; 2], 1, 0, 0),
+        Some(table) => {
+            let strides =
+                [size(OP, "key_cache", key_cache.strides()[0])?, size(OP, "value_cache", value_cache.strides()[0])?];
+            let (pages, page_size) = (key_cache.dim(0), key_cache.dim(1));
+            // Without a page there is no place for anything.
+            let capacity = if pages == 0 { 0 } else { table.elements() * page_size };
+            (strides, size(OP, "key_cache", page_size)?.max(1), size(OP, "key_cache", pages)?, capacity)
+        }
+    };
     let params = Params {
         k_strides,
         v_strides,
@@ -110,14 +126,18 @@ pub fn kv_write_with(
         tokens: size(OP, "keys", keys.dim(0))?,
         heads: size(OP, "keys", keys.dim(1))?,
         dim: size(OP, "keys", keys.dim(2))?,
-        capacity: size(OP, "key_cache", key_cache.dim(0))?,
-        ring: (layout == CacheLayout::Ring).into(),
+        capacity: size(OP, "key_cache", if lead == 0 { key_cache.dim(0) } else { capacity })?,
+        ring: matches!(layout, CacheLayout::Ring).into(),
+        page_strides,
+        page_size,
+        pages,
     };
     check(OP, params.ring == 0 || params.capacity > 0, || "got a ring without rows".into())?;
     let launch = Launch::new(OP, &params)
         .read(keys)
         .read(values)
         .read(positions)
+        .read_optional(layout.table())
         .write(key_cache)
         .write(value_cache)
         .writes_bytes(2 * keys.elements() * key_cache.dtype().size());
@@ -128,22 +148,17 @@ pub fn kv_write_with(
     };
     stream.launch(launch, entry, || Gpu {
         source: &SOURCE,
-        defines: defines(layout),
+        defines: layout.define().into(),
         entry: format!("kv_write_{}_{}", keys.dtype(), key_cache.dtype()),
         threadgroups: [params.tokens, params.heads, 1],
         threads: [params.dim.next_multiple_of(32).min(256), 1, 1],
     })
 }
 
-/// What `kernel.metal` is compiled with.
-pub(super) fn defines(layout: CacheLayout) -> String {
-    if layout == CacheLayout::Ring { "#define RING".into() } else { String::new() }
-}
-
 const OP: &str = "kv_write";
 
 kernel_params! {
-    /// Strides are elements by row and by head.
+    /// Strides are elements by row and by head, by page those of keys and of values.
     struct Params {
         k_strides: [u32; 2],
         v_strides: [u32; 2],
@@ -152,8 +167,12 @@ kernel_params! {
         tokens: u32,
         heads: u32,
         dim: u32,
+        /// Rows, or positions that a table of pages has.
         capacity: u32,
         ring: u32,
+        page_strides: [u32; 2],
+        page_size: u32,
+        pages: u32,
     }
 }
 

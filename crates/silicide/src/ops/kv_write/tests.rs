@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::Device;
-use crate::testing::{Random, on_every_device, rounded, tensor_of, values_of};
+use crate::testing::{Random, on_every_device, on_every_schedule, rounded, tensor_of, values_of};
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(16))]
@@ -84,6 +84,68 @@ fn d_26_more_tokens_than_a_ring_has_rows_do_not_race() {
 }
 
 #[test]
+fn any_schedule_finds_the_newest_of_a_ring() {
+    on_every_schedule(|stream| {
+        let device = &stream.device().clone();
+        let values: Vec<f32> = (0..70).map(|i| i as f32).collect();
+        let k = device.tensor(&values, [70, 1, 1]).unwrap();
+        let caches = [0, 1].map(|_| device.zeros(DType::F32, [9, 1, 1]).unwrap());
+        let positions = device.tensor(&(0..70u32).collect::<Vec<_>>(), [70]).unwrap();
+        kv_write_with(stream, &k, &k, &positions, CacheLayout::Ring, &caches[0], &caches[1]).unwrap();
+        assert_eq!(caches[1].to_vec::<f32>(stream).unwrap(), [63.0, 64.0, 65.0, 66.0, 67.0, 68.0, 69.0, 61.0, 62.0]);
+    });
+}
+
+#[test]
+fn pages_are_found_by_their_table() {
+    on_every_device(|stream| {
+        let device = &stream.device().clone();
+        let (pages, size, heads, dim) = (5, 3, 2, 33);
+        // Of six pages two are not there.
+        let table = [4i32, -1, 0, 2, 5, 1];
+        let layout = device.tensor(&table, [6]).unwrap();
+        let positions = [0i32, 1, 2, 3, 8, 9, 11, 12, 16, 17, 18, 400, -1];
+        let at = device.tensor(&positions, [positions.len()]).unwrap();
+        for dtype in DType::FLOATS {
+            let values = rounded(dtype, &Random::new(2).values(positions.len() * heads * dim));
+            let k = Random::new(3).tensor(device, DType::F32, &values, [positions.len(), heads, dim]);
+            // Heads before rows.
+            let caches = [0, 1].map(|_| {
+                let whole = tensor_of(device, dtype, &vec![9.0; pages * heads * size * dim], [pages, heads, size, dim]);
+                whole.permute(&[0, 2, 1, 3]).unwrap()
+            });
+            kv_write_with(stream, &k, &k, &at, CacheLayout::Pages(&layout), &caches[0], &caches[1]).unwrap();
+            let mut want = vec![9.0; pages * size * heads * dim];
+            for (token, &p) in positions.iter().enumerate() {
+                let page = table.get(p as usize / size).copied().unwrap_or(-1);
+                if (0..pages as i32).contains(&page) {
+                    let row = page as usize * size + p as usize % size;
+                    want[row * heads * dim..][..heads * dim]
+                        .copy_from_slice(&values[token * heads * dim..][..heads * dim]);
+                }
+            }
+            for cache in &caches {
+                let dense = crate::ops::copy(stream, cache).unwrap();
+                assert_eq!(values_of(stream, &dense), want);
+            }
+        }
+        // A cache without a page.
+        let none = device.zeros(DType::F32, [0, 3, 1, 2]).unwrap();
+        let k = device.zeros(DType::F32, [13, 1, 2]).unwrap();
+        kv_write_with(
+            stream,
+            &k,
+            &k,
+            &at,
+            CacheLayout::Pages(&layout),
+            &none,
+            &device.zeros(DType::F32, [0, 3, 1, 2]).unwrap(),
+        )
+        .unwrap();
+    });
+}
+
+#[test]
 fn keeps_nan_and_rounds_what_is_too_large() {
     on_every_device(|stream| {
         let device = &stream.device().clone();
@@ -123,6 +185,16 @@ fn says_what_does_not_fit() {
     assert!(error(&k, &k, &slots, &narrow[0], &narrow[1]).contains("wanted the same heads and head_dim"));
     let floats = device.zeros(DType::F32, [2]).unwrap();
     assert!(error(&k, &k, &floats, &cache[0], &cache[1]).contains("slots: got f32[2], wanted i32 or u32 [2]"));
+    let (none, ring) = (zeros(DType::F16, [0, 3, 8]), CacheLayout::Ring);
+    let message =
+        kv_write_with(stream, &k, &k, &slots, ring, &none, &zeros(DType::F16, [0, 3, 8])).unwrap_err().to_string();
+    assert!(message.contains("a ring without rows"), "{message}");
+    let pages = CacheLayout::Pages(&slots);
+    let message = kv_write_with(stream, &k, &k, &slots, pages, &cache[0], &cache[1]).unwrap_err().to_string();
+    assert!(message.contains("key_cache: got f16[4, 3, 8], wanted [pages, page_size, heads, head_dim]"), "{message}");
+    let mut error = |k: &Tensor, v: &Tensor, slots: &Tensor, kc: &Tensor, vc: &Tensor| {
+        kv_write(stream, k, v, slots, kc, vc).unwrap_err().to_string()
+    };
     let turned = zeros(DType::F32, [8, 3, 2]).permute(&[2, 1, 0]).unwrap();
     assert!(error(&turned, &turned, &slots, &cache[0], &cache[1]).contains("contiguous last axis"));
     let ids = zeros(DType::U32, [2, 3, 8]);

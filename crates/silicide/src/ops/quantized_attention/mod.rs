@@ -10,8 +10,8 @@ use crate::kernels::{KernelParams, KernelSource, kernel_params};
 use crate::ops::attention::{Attention, CacheLayout, Mask, attention_into};
 use crate::ops::check::{check, float_entry, size};
 use crate::ops::kv_quantize::{KvCodec, KvDomain, kv_dequantize};
-use crate::ops::kv_quantize_affine::{AffineRows, kv_dequantize_affine};
-use crate::{DType, Result, Tensor};
+use crate::ops::kv_quantize_affine::{AffineRows, Ring, kv_dequantize_affine};
+use crate::{DType, Error, Result, Tensor};
 
 /// Rows of keys or of values as a cache stores them.
 #[derive(Clone, Copy, Debug)]
@@ -34,7 +34,7 @@ pub enum QuantizedRows<'a> {
 /// `q` is `[queries, query_heads, head_dim]` in f32, f16 or bf16, with any strides but along a contiguous last axis; so is the
 /// result. `k` and `v` have as many heads and rows as one another and may differ in all else, their codecs and widths
 /// included: values mostly bear fewer bits than keys. Head dimensions go to 512. `options` mean what they mean there, a ring
-/// of rows included.
+/// of rows included; masks that are tensors and caches in pages are refused.
 ///
 /// Queries and results are as they were before any rotation: the op itself turns queries as the keys were turned, so that
 /// scores are those of the keys, and turns sums of values back.
@@ -50,7 +50,7 @@ pub enum QuantizedRows<'a> {
 ///
 /// # Errors
 ///
-/// [`Error::Argument`](crate::Error::Argument) where shapes or types do not fit.
+/// [`Error::Argument`](crate::Error::Argument) where shapes or types do not fit, for masks that are tensors, and for caches in pages.
 ///
 /// ```
 /// use silicide::ops::{self, AffineOptions, AffineRows, Attention, CacheLayout, KvCodec, KvCodecOptions, Mask, QuantizedRows};
@@ -134,7 +134,13 @@ pub fn quantized_attention_into(
     let positions = match mask {
         Mask::Positions(p) => Some(p),
         Mask::Full | Mask::Causal => None,
+        Mask::Boolean(t) | Mask::Additive(t) => {
+            let message =
+                format!("mask: got the tensor {t:?}, wanted Mask::Full, Causal or Positions; for others dequantise");
+            return Err(Error::argument(OP, message));
+        }
     };
+    let ring = Ring::param(OP, cache)?;
     if let Some(p) = positions {
         let fits = p.shape()[..] == [queries as usize] && p.is_contiguous();
         check(OP, fits && matches!(p.dtype(), DType::I32 | DType::U32), || {
@@ -144,7 +150,7 @@ pub fn quantized_attention_into(
     check(OP, !matches!(mask, Mask::Causal) || queries <= keys, || {
         format!("got {queries} queries and {keys} keys; causal queries need a key each")
     })?;
-    if cache == CacheLayout::Ring {
+    if ring != 0 {
         check(OP, positions.is_some(), || format!("cache: got a ring with {mask:?}, wanted Mask::Positions"))?;
         check(OP, keys > 0, || "cache: got a ring without rows".into())?;
     }
@@ -168,10 +174,10 @@ pub fn quantized_attention_into(
         mask: match mask {
             Mask::Full => FULL,
             Mask::Causal => CAUSAL,
-            Mask::Positions(_) => POSITIONS,
+            _ => POSITIONS,
         },
         window: window.map_or(0, |w| w.min(u32::MAX as usize) as u32),
-        ring: (cache == CacheLayout::Ring).into(),
+        ring,
         has_sinks: sinks.is_some().into(),
         scale,
         softcap: softcap.unwrap_or(0.0),
@@ -346,7 +352,7 @@ pub(super) fn defines(q: DType, codes: [Code; 2], form: &GpuForm, aligned: bool,
     };
     format!(
         "{}{}{}#define SCALAR {}\n#define LANES {}\n#define CHUNKS {}\n#define ROWS {}\n#define ALIGNED {aligned}",
-        if cache == CacheLayout::Ring { "#define RING\n" } else { "" },
+        cache.define(),
         side("K", codes[0]),
         side("V", codes[1]),
         q.msl(),

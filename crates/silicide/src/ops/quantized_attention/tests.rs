@@ -127,7 +127,7 @@ enum Shows {
 }
 
 impl Case {
-    fn layout(&self) -> CacheLayout {
+    fn layout(&self) -> CacheLayout<'static> {
         if matches!(self.shows, Shows::Ring(_)) { CacheLayout::Ring } else { CacheLayout::Rows }
     }
 
@@ -545,6 +545,14 @@ fn says_what_does_not_fit() {
     assert!(error(&q([1, 4, 576]), affine, affine, options).contains("head_dim: got 576, wanted at most 512"));
     let ring = Attention { cache: CacheLayout::Ring, ..options };
     assert!(error(&one, affine, affine, ring).contains("cache: got a ring with Causal, wanted Mask::Positions"));
+    let table = device.zeros(DType::U32, [1]).unwrap();
+    let paged = Attention { cache: CacheLayout::Pages(&table), ..options };
+    assert!(error(&one, affine, affine, paged).contains("got a cache in pages; codes are kept in rows or in a ring"));
+    let shown = device.zeros(DType::Bool, [1, 4]).unwrap();
+    for mask in [Mask::Boolean(&shown), Mask::Additive(&norms)] {
+        let masked = Attention { mask, ..options };
+        assert!(error(&one, affine, affine, masked).contains("mask: got the tensor"));
+    }
     let capped = Attention { softcap: Some(0.0), ..options };
     assert!(error(&one, affine, affine, capped).contains("softcap: got Some(0.0), wanted more than 0"));
     let windowed = Attention { window: Some(0), ..options };
