@@ -99,8 +99,8 @@ fn affine(group: &[f32], bits: u32) -> (f32, f32) {
             let x = chunk[i];
             least[i] = if x < least[i] { x } else { least[i] };
             most[i] = if x > most[i] { x } else { most[i] };
-            // The difference of an infinity or NaN to itself is NaN.
-            none[i] += x - x;
+            // NaN for what is not finite.
+            none[i] += x * 0.0;
         }
     }
     if none.iter().any(|x| x.is_nan()) {

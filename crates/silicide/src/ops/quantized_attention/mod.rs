@@ -60,7 +60,8 @@ pub enum QuantizedRows<'a> {
 /// let stream = &mut device.stream();
 /// // Keys in 8 bits as mlx-lm keeps them, values in 4 bits behind a rotation.
 /// let keys = AffineRows::zeros(&device, 1, 16, 64, AffineOptions::default())?;
-/// let codec = KvCodec::new(&device, 64, KvCodecOptions::default())?;
+/// let signs = ops::hadamard_signs(&device, 64, 1)?;
+/// let codec = KvCodec::new(&device, 64, KvCodecOptions { signs: Some(&signs), ..Default::default() })?;
 /// let (codes, norms) = codec.cache(1, 16)?;
 ///
 /// let x: Vec<f32> = (0..2 * 64).map(|i| (i as f32).sin()).collect();
@@ -76,9 +77,10 @@ pub enum QuantizedRows<'a> {
 /// let values = QuantizedRows::Rotated { codes: &codes, norms: &norms, codec: &codec };
 /// let q = device.zeros(DType::F32, [1, 4, 64])?;
 /// let y = ops::quantized_attention(stream, &q, QuantizedRows::Affine(&keys), values, options)?;
-/// // Each is weighed by a half.
-/// let want = (0.0f32.sin() + 64.0f32.sin()) / 2.0;
-/// assert!((y.to_vec::<f32>(stream)?[0] - want).abs() < 0.2);
+/// // Each is weighed by a half, and coded with an error of a tenth of its size.
+/// let want = (0..64).map(|i| ((i as f32).sin() + (i as f32 + 64.0).sin()) / 2.0);
+/// let y = y.to_vec::<f32>(stream)?;
+/// assert!(y.iter().zip(want).all(|(y, want)| (y - want).abs() < 0.25));
 /// # Ok(())
 /// # }
 /// ```

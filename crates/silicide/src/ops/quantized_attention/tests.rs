@@ -19,7 +19,7 @@ enum Store {
 /// A cache of one of them.
 enum Cache {
     Affine(AffineRows),
-    Rotated(Tensor, Tensor, KvCodec),
+    Rotated(Tensor, Tensor, Box<KvCodec>),
 }
 
 impl Cache {
@@ -88,9 +88,9 @@ impl Store {
                 let (codes, norms) = codec.cache(c.kv_heads, c.keys).unwrap();
                 kv_quantize_with(stream, &x, &positions, c.layout(), &codec, &codes, &norms).unwrap();
                 if !c.spread {
-                    return Cache::Rotated(codes, norms, codec);
+                    return Cache::Rotated(codes, norms, codec.into());
                 }
-                Cache::Rotated(spread(stream, &codes, 4), spread(stream, &norms, 1), codec)
+                Cache::Rotated(spread(stream, &codes, 4), spread(stream, &norms, 1), codec.into())
             }
         }
     }

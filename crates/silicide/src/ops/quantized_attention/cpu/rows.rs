@@ -6,7 +6,7 @@ use half::bf16;
 
 use crate::DType;
 use crate::device::cpu::simd::{LANES, Simd};
-use crate::device::cpu::{Call, Features, Level, View};
+use crate::device::cpu::{Call, Features, View};
 use crate::ops::quantized_attention::{Params, Side};
 
 /// Keys or values.
@@ -287,7 +287,7 @@ impl Lookup {
     pub(super) fn of(features: Features) -> Lookup {
         match features.level() {
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 | Level::Avx512Bf16 | Level::Amx => Lookup::Avx512,
+            level if level >= crate::device::cpu::Level::Avx512 => Lookup::Avx512,
             _ => Lookup::Portable,
         }
     }
