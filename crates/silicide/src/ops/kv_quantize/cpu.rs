@@ -62,34 +62,28 @@ pub(super) fn dequantize<T: Float>(call: &Call) {
     let signs = if p.has_signs != 0 { call.slice::<u32>(3) } else { &[] };
     let out = call.view::<T>(4);
     let levels = table(call, 2, 0);
+    let row = |row: usize, s: &mut [f32]| {
+        let (head, slot) = (row / p.capacity as usize, row % p.capacity as usize);
+        // SAFETY: nothing writes the inputs.
+        let row_codes = unsafe { codes.row(4 * at(p.code_strides, slot, head), dim * p.bits as usize / 8) };
+        unpack(row_codes, p.bits, &levels, s);
+        let place = at([p.norm_strides[0], p.norm_strides[1]], slot, head);
+        for (i, block) in s.chunks_mut(dim / p.norms as usize).enumerate() {
+            // SAFETY: as above.
+            let norm = unsafe { norms.get(place + i * p.norm_strides[2] as usize) };
+            block.iter_mut().for_each(|s| *s *= norm / p.unit);
+        }
+        if p.rotated == 0 {
+            butterflies(s);
+            s.iter_mut().for_each(|s| *s *= p.rotation_scale);
+            flip(s, signs);
+        }
+        // SAFETY: one task a row.
+        narrow(s, unsafe { out.row_mut(at(p.row_strides, slot, head), dim) });
+    };
+    // Not `vectorized`: wide vectors would gather levels, which takes longer than loads of one number each.
     call.pool.parallel_ranges(p.rows as usize, call.grain(4 * dim), &|rows| {
-        with_scratch(dim, |s: &mut [f32]| {
-            vectorized(
-                #[inline(always)]
-                || {
-                    for row in rows.clone() {
-                        let (head, slot) = (row / p.capacity as usize, row % p.capacity as usize);
-                        let place = 4 * at(p.code_strides, slot, head);
-                        // SAFETY: nothing writes the inputs.
-                        let row_codes = unsafe { codes.row(place, dim * p.bits as usize / 8) };
-                        unpack(row_codes, p.bits, &levels, s);
-                        let place = at([p.norm_strides[0], p.norm_strides[1]], slot, head);
-                        for (i, block) in s.chunks_mut(dim / p.norms as usize).enumerate() {
-                            // SAFETY: as above.
-                            let norm = unsafe { norms.get(place + i * p.norm_strides[2] as usize) };
-                            block.iter_mut().for_each(|s| *s *= norm / p.unit);
-                        }
-                        if p.rotated == 0 {
-                            butterflies(s);
-                            s.iter_mut().for_each(|s| *s *= p.rotation_scale);
-                            flip(s, signs);
-                        }
-                        // SAFETY: one task a row.
-                        narrow(s, unsafe { out.row_mut(at(p.row_strides, slot, head), dim) });
-                    }
-                },
-            );
-        });
+        with_scratch(dim, |s: &mut [f32]| rows.for_each(|i| row(i, s)));
     });
 }
 
