@@ -14,6 +14,7 @@ const HEADERS: &[(&str, &str)] = &[
     ("order.h", include_str!("order.h")),
     ("product.h", include_str!("product.h")),
     ("products.h", include_str!("products.h")),
+    ("ring.h", include_str!("ring.h")),
     ("rope.h", include_str!("rope.h")),
     ("silicide.h", include_str!("silicide.h")),
     ("walk.h", include_str!("walk.h")),

@@ -21,12 +21,14 @@ mod glu;
 mod hadamard_transform;
 mod head_norm_rope_cache;
 mod kv_quantize;
+mod kv_quantize_affine;
 mod kv_write;
 mod l2_norm;
 mod layer_norm;
 pub mod matmul;
 #[cfg(test)]
 mod nvidia_tests;
+mod quantized_attention;
 mod reduce;
 mod resize;
 mod rms_norm;
@@ -64,11 +66,17 @@ pub use gather::{gather, gather_into, take_along_axis, take_along_axis_into};
 pub use glu::{Gate, glu, glu_halves, glu_into};
 pub use hadamard_transform::{Hadamard, hadamard_signs, hadamard_transform, hadamard_transform_into};
 pub use head_norm_rope_cache::{CacheSlots, HeadNorm, head_norm_rope_cache, head_norm_rope_multi_cache};
-pub use kv_quantize::{KvCodec, KvCodecOptions, KvDomain, kv_dequantize, kv_dequantize_into, kv_quantize};
+pub use kv_quantize::{
+    KvCodec, KvCodecOptions, KvDomain, kv_dequantize, kv_dequantize_into, kv_quantize, kv_quantize_with,
+};
+pub use kv_quantize_affine::{
+    AffineOptions, AffineRows, kv_dequantize_affine, kv_dequantize_affine_into, kv_quantize_affine,
+};
 pub use kv_write::{kv_write, kv_write_with};
 pub use l2_norm::{l2_norm, l2_norm_into};
 pub use layer_norm::{layer_norm, layer_norm_into};
 pub use matmul::{Precision, Weight, matmul, matmul_each, matmul_each_into, matmul_into};
+pub use quantized_attention::{QuantizedRows, quantized_attention, quantized_attention_into};
 pub use reduce::{Reduce, reduce, reduce_all, reduce_all_into, reduce_into};
 pub use resize::{Resize, ResizeFilter, resize, resize_into};
 pub use rms_norm::{RmsNormOptions, rms_norm, rms_norm_into, rms_norm_with};

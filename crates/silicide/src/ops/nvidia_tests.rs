@@ -32,6 +32,7 @@ const SOURCES: &[&KernelSource] = &[
     &hadamard_transform::SOURCE,
     &head_norm_rope_cache::SOURCE,
     &kv_quantize::SOURCE,
+    &kv_quantize_affine::SOURCE,
     &kv_write::SOURCE,
     &l2_norm::SOURCE,
     &layer_norm::SOURCE,
@@ -40,6 +41,7 @@ const SOURCES: &[&KernelSource] = &[
     &matmul::wgmma::SOURCE,
     &matmul::peak::SOURCE,
     &matmul::peak::NVIDIA,
+    &quantized_attention::SOURCE,
     &reduce::SOURCE,
     &resize::SOURCE,
     &rms_norm::SOURCE,
@@ -56,6 +58,10 @@ const SOURCES: &[&KernelSource] = &[
     &unary::SOURCE,
     &weighted_reduce::SOURCE,
 ];
+
+fn layout(ring: bool) -> CacheLayout<'static> {
+    if ring { CacheLayout::Ring } else { CacheLayout::Rows }
+}
 
 /// What a source is compiled with: the formats of a matrix for those that read one, for the router numbers of experts.
 fn defines(source: &KernelSource) -> BTreeSet<String> {
@@ -102,7 +108,12 @@ fn defines(source: &KernelSource) -> BTreeSet<String> {
         return (5..14).map(|log| hadamard_transform::defines(1 << log)).collect();
     }
     if source.name == "kv_quantize" {
-        return [64, 128, 256, 512].map(kv_quantize::defines).into();
+        return [64, 128, 256, 512].map(|dim| kv_quantize::defines(dim, layout(dim == 128))).into();
+    }
+    if source.name == "kv_quantize_affine" {
+        return [(4, 32), (4, 64), (8, 32), (8, 128)]
+            .map(|(bits, group)| kv_quantize_affine::defines(bits, group, layout(bits == 4)))
+            .into();
     }
     if source.name == matmul::wgmma::SOURCE.name {
         return DType::FLOATS[1..].iter().copied().map(matmul::wgmma::defines).collect();
@@ -112,6 +123,9 @@ fn defines(source: &KernelSource) -> BTreeSet<String> {
     }
     if source.name == "kv_write" {
         return ["", "#define RING\n", "#define PAGES\n"].map(String::from).into();
+    }
+    if source.name == "quantized_attention" {
+        return quantized_attention::some_defines();
     }
     if source.name == "router" {
         return [1, 4, 128].map(|n| format!("#define PER_LANE {n}")).into();

@@ -6,6 +6,7 @@ use crate::device::cpu::Call;
 use crate::device::cpu::scratch::with_scratch;
 use crate::device::cpu::vector::{narrow, sum_squares, vectorized, widen};
 use crate::ops::hadamard_transform::cpu::{butterflies, flip};
+use crate::ops::kv_quantize_affine::Ring;
 
 /// As many as the longest codes have, so that no code is out of bounds.
 type Table = [f32; 256];
@@ -13,41 +14,41 @@ type Table = [f32; 256];
 pub(super) fn quantize<T: Float>(call: &Call) {
     let p: Params = call.params();
     let dim = p.dim as usize;
-    let (x, slots) = (call.view::<T>(0), call.slice::<u32>(1));
+    let (x, positions) = (call.view::<T>(0), call.slice::<u32>(1));
+    let ring = Ring::of(positions, p.capacity, p.ring);
     let signs = if p.has_signs != 0 { call.slice::<u32>(3) } else { &[] };
     let (codes, norms) = (call.view::<u8>(4), call.view::<f32>(5));
     let midpoints = table(call, 2, 1);
-    let row = |row: usize, s: &mut [f32], row_codes: &mut [u32]| {
-        let (token, head) = (row / p.heads as usize, row % p.heads as usize);
-        let slot = slots[token];
-        if slot >= p.capacity {
-            return;
-        }
-        // SAFETY: nothing writes the input.
-        widen(unsafe { x.row(at(p.row_strides, token, head), dim) }, s);
-        s.iter_mut().for_each(|s| *s *= p.rotation_scale);
-        flip(s, signs);
-        butterflies(s);
-        for (i, block) in s.chunks_mut(dim / p.norms as usize).enumerate() {
-            let norm = sum_squares(block).sqrt();
-            let norm = if norm < f32::INFINITY { norm } else { f32::NAN };
-            let to_unit = if norm > 0.0 { p.unit / norm } else { 0.0 };
-            block.iter_mut().for_each(|s| *s *= to_unit);
-            let place = at([p.norm_strides[0], p.norm_strides[1]], slot as usize, head);
-            // SAFETY: slots differ, so a row of the caches is one task's.
-            unsafe { norms.set(place + i * p.norm_strides[2] as usize, norm) };
-        }
-        nearest(s, &midpoints, p.bits, row_codes);
-        let place = 4 * at(p.code_strides, slot as usize, head);
-        // SAFETY: as above.
-        pack(row_codes, p.bits, unsafe { codes.row_mut(place, dim * p.bits as usize / 8) });
-    };
     call.pool.parallel_ranges(p.rows as usize, call.grain(8 * dim), &|rows| {
         with_scratch(dim, |s: &mut [f32]| {
             with_scratch(dim, |row_codes: &mut [u32]| {
                 vectorized(
+                    // The whole row is in here: a closure of its own would be compiled without wide vectors.
                     #[inline(always)]
-                    || rows.for_each(|i| row(i, s, row_codes)),
+                    || {
+                        for row in rows.clone() {
+                            let (token, head) = (row / p.heads as usize, row % p.heads as usize);
+                            let Some(slot) = ring.row(positions[token]) else { continue };
+                            // SAFETY: nothing writes the input.
+                            widen(unsafe { x.row(at(p.row_strides, token, head), dim) }, s);
+                            s.iter_mut().for_each(|s| *s *= p.rotation_scale);
+                            flip(s, signs);
+                            butterflies(s);
+                            for (i, block) in s.chunks_mut(dim / p.norms as usize).enumerate() {
+                                let norm = sum_squares(block).sqrt();
+                                let norm = if norm < f32::INFINITY { norm } else { f32::NAN };
+                                let to_unit = if norm > 0.0 { p.unit / norm } else { 0.0 };
+                                block.iter_mut().for_each(|s| *s *= to_unit);
+                                let place = at([p.norm_strides[0], p.norm_strides[1]], slot, head);
+                                // SAFETY: rows differ, so a row of the caches is one task's.
+                                unsafe { norms.set(place + i * p.norm_strides[2] as usize, norm) };
+                            }
+                            nearest(s, &midpoints, p.bits, row_codes);
+                            let place = 4 * at(p.code_strides, slot, head);
+                            // SAFETY: as above.
+                            pack(row_codes, p.bits, unsafe { codes.row_mut(place, dim * p.bits as usize / 8) });
+                        }
+                    },
                 );
             });
         });
@@ -80,13 +81,9 @@ pub(super) fn dequantize<T: Float>(call: &Call) {
         // SAFETY: one task a row.
         narrow(s, unsafe { out.row_mut(at(p.row_strides, slot, head), dim) });
     };
+    // Not `vectorized`: wide vectors would gather levels, which takes longer than loads of one number each.
     call.pool.parallel_ranges(p.rows as usize, call.grain(4 * dim), &|rows| {
-        with_scratch(dim, |s: &mut [f32]| {
-            vectorized(
-                #[inline(always)]
-                || rows.for_each(|i| row(i, s)),
-            );
-        });
+        with_scratch(dim, |s: &mut [f32]| rows.for_each(|i| row(i, s)));
     });
 }
 

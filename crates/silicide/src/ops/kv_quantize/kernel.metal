@@ -1,15 +1,17 @@
 // kv_quantize, kv_dequantize: one simdgroup a row, of which lane l holds elements l, l + 32 and so on, PER_LANE of
-// them. Rows of floats and of codes are read once and written once, side by side.
+// them. Rows of floats and of codes are read once and written once, side by side. The host defines PER_LANE, and RING as
+// ring.h has it.
 
 #include "silicide.h"
 #include "hadamard.h"
+#include "ring.h"
 
 constant constexpr uint SIMDGROUPS = 4;
 
 template <typename T>
 kernel void kv_quantize(
     device const T* x [[buffer(0)]],
-    device const uint* slots [[buffer(1)]],
+    device const uint* positions [[buffer(1)]],
     device const float* table [[buffer(2)]],
     device const uint* signs [[buffer(3)]],
     device uint* codes [[buffer(4)]],
@@ -29,9 +31,9 @@ kernel void kv_quantize(
   uint row = group * SIMDGROUPS + simdgroup;
   uint token = row / p.heads;
   uint head = row % p.heads;
-  uint slot = row < p.rows ? slots[token] : p.capacity;
+  uint slot = row_to_write(positions, min(token, p.rows / p.heads - 1), p.rows / p.heads, p.capacity, lane);
   // The lanes of a row that is not there, or that has no slot, work on zeros: barriers and sums need all of them.
-  bool present = slot < p.capacity;
+  bool present = row < p.rows && slot < p.capacity;
   x += present ? ulong(token) * p.row_strides[0] + ulong(head) * p.row_strides[1] : 0;
 
   float values[PER_LANE];

@@ -7,8 +7,10 @@ mod tests;
 
 use crate::device::{Gpu, Launch, Stream};
 use crate::kernels::{KernelParams, KernelSource, kernel_params};
+use crate::ops::attention::CacheLayout;
 use crate::ops::check::{check, float_entry, size};
 use crate::ops::hadamard_transform::check_signs;
+use crate::ops::kv_quantize_affine::Ring;
 use crate::{DType, Device, Result, Tensor};
 
 /// How a [`KvCodec`] codes a row.
@@ -48,10 +50,10 @@ pub struct KvCodec {
     head_dim: usize,
     bits: u32,
     norms: usize,
-    signs: Option<Tensor>,
+    pub(in crate::ops) signs: Option<Tensor>,
     levels: Vec<f32>,
     /// f32 `[2, levels]`: the levels; their midpoints, which are one fewer, and an infinity.
-    table: Tensor,
+    pub(in crate::ops) table: Tensor,
 }
 
 impl KvCodec {
@@ -108,7 +110,13 @@ impl KvCodec {
     }
 
     /// What both kernels take, from `rows` (`[slots, heads, head_dim]` in either order) with these strides.
-    fn params(&self, op: &'static str, codes: &Tensor, norms: &Tensor, row_strides: [usize; 2]) -> Result<Params> {
+    pub(in crate::ops) fn params(
+        &self,
+        op: &'static str,
+        codes: &Tensor,
+        norms: &Tensor,
+        row_strides: [usize; 2],
+    ) -> Result<Params> {
         let bytes = self.row_bytes();
         let fits = codes.rank() == 3 && codes.dtype() == DType::U8 && codes.dim(2) == bytes && codes.strides()[2] == 1;
         check(op, fits, || {
@@ -132,6 +140,7 @@ impl KvCodec {
             code_strides: [size(op, "codes", c[1] / 4)?, size(op, "codes", c[0] / 4)?],
             norm_strides: [size(op, "norms", n[1])?, size(op, "norms", n[0])?, size(op, "norms", half)?],
             rows: 0,
+            ring: 0,
             heads: size(op, "codes", heads)?,
             capacity: size(op, "codes", capacity)?,
             dim: self.head_dim as u32,
@@ -144,10 +153,10 @@ impl KvCodec {
         })
     }
 
-    fn gpu(&self, entry: String, rows: u32) -> Gpu {
+    fn gpu(&self, entry: String, rows: u32, layout: CacheLayout) -> Gpu {
         Gpu {
             source: &SOURCE,
-            defines: defines(self.head_dim),
+            defines: defines(self.head_dim, layout),
             entry,
             threadgroups: [rows.div_ceil(SIMDGROUPS), 1, 1],
             threads: [32 * SIMDGROUPS, 1, 1],
@@ -200,6 +209,27 @@ pub fn kv_quantize(
     codes: &Tensor,
     norms: &Tensor,
 ) -> Result<()> {
+    kv_quantize_with(stream, x, slots, CacheLayout::Rows, codec, codes, norms)
+}
+
+/// [`kv_quantize`] to where `layout` has each position, for
+/// [`quantized_attention`](super::quantized_attention) with the same layout.
+///
+/// `positions` are `[tokens]` in i32 or u32 below 2^31, and must differ. Of tokens that would share a row of a ring the one
+/// with the greatest position is written, so there may be more tokens than rows. A position below 0 writes nothing.
+///
+/// # Errors
+///
+/// [`Error::Argument`](crate::Error::Argument) where shapes or types do not fit, and for a cache in pages.
+pub fn kv_quantize_with(
+    stream: &mut Stream,
+    x: &Tensor,
+    positions: &Tensor,
+    layout: CacheLayout,
+    codec: &KvCodec,
+    codes: &Tensor,
+    norms: &Tensor,
+) -> Result<()> {
     let dim = codec.head_dim;
     let fits = x.rank() == 3 && x.dtype().is_float() && x.dim(2) == dim && x.strides()[2] == 1;
     check(QUANTIZE, fits, || {
@@ -207,10 +237,12 @@ pub fn kv_quantize(
     })?;
     let mut params = codec.params(QUANTIZE, codes, norms, [x.strides()[0], x.strides()[1]])?;
     check(QUANTIZE, x.dim(1) == codes.dim(0), || format!("got x {x:?} for codes {codes:?}, wanted the same heads"))?;
-    let fits = slots.shape()[..] == x.shape()[..1] && slots.is_contiguous();
-    check(QUANTIZE, fits && matches!(slots.dtype(), DType::I32 | DType::U32), || {
-        format!("slots: got {slots:?}, wanted i32 or u32 [{}], contiguous", x.dim(0))
+    let fits = positions.shape()[..] == x.shape()[..1] && positions.is_contiguous();
+    check(QUANTIZE, fits && matches!(positions.dtype(), DType::I32 | DType::U32), || {
+        let name = if matches!(layout, CacheLayout::Rows) { "slots" } else { "positions" };
+        format!("{name}: got {positions:?}, wanted i32 or u32 [{}], contiguous", x.dim(0))
     })?;
+    params.ring = Ring::param(QUANTIZE, layout)?;
     if x.elements() == 0 || codes.elements() == 0 {
         return Ok(());
     }
@@ -218,7 +250,7 @@ pub fn kv_quantize(
     let rows = params.rows as usize;
     let launch = Launch::new(QUANTIZE, &params)
         .read(x)
-        .read(slots)
+        .read(positions)
         .read(&codec.table)
         .read_optional(codec.signs.as_ref())
         .write(codes)
@@ -226,7 +258,7 @@ pub fn kv_quantize(
         .writes_bytes(rows * (codec.row_bytes() + 4 * codec.norms))
         .flops(x.elements() * (dim.ilog2() + codec.bits + 4) as usize);
     stream.launch(launch, float_entry!(x.dtype(), T => cpu::quantize::<T>), || {
-        codec.gpu(format!("kv_quantize_{}", x.dtype()), params.rows)
+        codec.gpu(format!("kv_quantize_{}", x.dtype()), params.rows, layout)
     })
 }
 
@@ -292,7 +324,7 @@ pub fn kv_dequantize_into(
         .write(out)
         .flops(out.elements() * if domain == KvDomain::Rotated { 1 } else { dim.ilog2() as usize + 2 });
     stream.launch(launch, float_entry!(out.dtype(), T => cpu::dequantize::<T>), || {
-        codec.gpu(format!("kv_dequantize_{}", out.dtype()), params.rows)
+        codec.gpu(format!("kv_dequantize_{}", out.dtype()), params.rows, CacheLayout::Rows)
     })
 }
 
@@ -304,13 +336,13 @@ const CODEC: &str = "KvCodec";
 const SIMDGROUPS: u32 = 4;
 
 /// What the kernel is compiled with.
-pub(super) fn defines(head_dim: usize) -> String {
-    format!("#define PER_LANE {}", head_dim / 32)
+pub(super) fn defines(head_dim: usize, layout: CacheLayout) -> String {
+    format!("{}#define PER_LANE {}", layout.define(), head_dim / 32)
 }
 
 kernel_params! {
     /// Strides are by row, then by head.
-    struct Params {
+    pub(in crate::ops) struct Params {
         /// Of the rows of floats, in elements.
         row_strides: [u32; 2],
         /// In words of 4 bytes.
@@ -319,6 +351,8 @@ kernel_params! {
         norm_strides: [u32; 3],
         /// Rows to work on, of all heads.
         rows: u32,
+        /// Whether a position is in row `position % capacity`.
+        ring: u32,
         heads: u32,
         capacity: u32,
         dim: u32,

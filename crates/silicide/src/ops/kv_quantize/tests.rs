@@ -280,6 +280,21 @@ fn a_slot_outside_the_cache_writes_nothing() {
 }
 
 #[test]
+fn a_ring_keeps_the_newest_tokens() {
+    on_every_device(|stream| {
+        let device = &stream.device().clone();
+        let codec = KvCodec::new(device, 64, KvCodecOptions::default()).unwrap();
+        let (codes, norms) = codec.cache(1, 3).unwrap();
+        let x: Vec<f32> = (0..5 * 64).map(|i| (1 + i / 64) as f32).collect();
+        let positions = device.tensor(&[-1i32, 4, 5, 7, 6], [5]).unwrap();
+        let x = device.tensor(&x, [5, 1, 64]).unwrap();
+        kv_quantize_with(stream, &x, &positions, CacheLayout::Ring, &codec, &codes, &norms).unwrap();
+        // Positions 6, 7 and 5; 4 lies under 7, and -1 is none.
+        assert_close(DType::F32, &values_of(stream, &norms), &[40.0, 32.0, 24.0], 40.0);
+    });
+}
+
+#[test]
 fn says_what_does_not_fit() {
     let device = Device::cpu();
     let stream = &mut device.stream();
