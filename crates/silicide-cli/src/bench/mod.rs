@@ -9,6 +9,7 @@ mod elementwise;
 mod measure;
 mod models;
 mod products;
+mod quantized_cache;
 mod report;
 mod rows;
 mod sequence;
@@ -69,7 +70,8 @@ pub fn ops(args: &BenchOpsArgs, out: &mut dyn Write, notes: &mut dyn Write) -> a
 
 /// Every case of a kind of device, those that share a weight one after the other.
 fn cases(kind: DeviceKind) -> Vec<Case> {
-    [products::cases(kind != DeviceKind::Cpu), rows::cases(), elementwise::cases(), sequence::cases()]
+    let sequence = sequence::cases().into_iter().chain(quantized_cache::cases()).collect();
+    [products::cases(kind != DeviceKind::Cpu), rows::cases(), elementwise::cases(), sequence]
         .into_iter()
         .flatten()
         .collect()

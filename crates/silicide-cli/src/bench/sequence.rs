@@ -2,8 +2,7 @@
 
 use silicide::ops::{
     self, Attention, CacheLayout, CacheSlots, CausalConv1d, Decay, DecayRate, FallbackAxis, GatedDeltaGates,
-    GatedDeltaRule, HeadMap, HeadNorm, KvCodec, KvCodecOptions, KvDomain, Mask, Pairing, Rope, RopeFrequencies,
-    RopeMulti, RopeMultiMode, RopeSections,
+    GatedDeltaRule, HeadMap, HeadNorm, Mask, Pairing, Rope, RopeFrequencies, RopeMulti, RopeMultiMode, RopeSections,
 };
 use silicide::{DType, Device, Result, Tensor};
 
@@ -20,6 +19,7 @@ pub(super) fn cases() -> Vec<Case> {
     }
     for tokens in [1, 512, 16384] {
         cases.push(kv_write(LLAMA, tokens));
+        cases.push(kv_write_with(LLAMA, tokens));
     }
     for tokens in [1, 512, 4096] {
         cases.push(fused_cache(LLAMA, tokens));
@@ -37,12 +37,6 @@ pub(super) fn cases() -> Vec<Case> {
         for tokens in [512, 2048] {
             cases.push(prefill(model, tokens, window));
         }
-    }
-    for (bits, tokens) in [(4, 1), (4, 512), (4, 16384), (8, 16384)] {
-        cases.push(kv_quantize(LLAMA, bits, tokens));
-    }
-    for (bits, tokens) in [(4, 512), (4, 16384), (8, 16384)] {
-        cases.push(kv_dequantize(LLAMA, bits, tokens));
     }
     for tokens in [1, 512, 4096] {
         cases.push(convolution(QWEN_27B, tokens));
@@ -133,6 +127,18 @@ fn kv_write(model: Dims, tokens: usize) -> Case {
         let (k, v, slots) = (s.input(s.float(), shape)?, s.input(s.float(), shape)?, s.positions(tokens)?);
         let (keys, values) = (cache(s, model, tokens, tokens)?, cache(s, model, tokens, tokens)?);
         call(move |stream| ops::kv_write(stream, &k, &v, &slots, &keys, &values))
+    })
+}
+
+fn kv_write_with(model: Dims, tokens: usize) -> Case {
+    let shape = format!("{tokens} x {} x {}, a ring", model.kv_heads, model.head_dim);
+    Case::new("kv_write_with", model.name, shape, move |s| {
+        let shape = [tokens, model.kv_heads, model.head_dim];
+        let (k, v, slots) = (s.input(s.float(), shape)?, s.input(s.float(), shape)?, s.positions(tokens)?);
+        let (keys, values) = (cache(s, model, tokens, tokens)?, cache(s, model, tokens, tokens)?);
+        let ring = |t: &Tensor| t.permute(&[1, 0, 2]);
+        let (keys, values) = (ring(&keys)?, ring(&values)?);
+        call(move |stream| ops::kv_write_with(stream, &k, &v, &slots, CacheLayout::Ring, &keys, &values))
     })
 }
 
@@ -246,27 +252,6 @@ fn prefill(model: Dims, tokens: usize, window: Option<usize>) -> Case {
         })
     };
     Case::new("attention", model.name, shape, make).flops(Arithmetic::Scores, 4 * heads * head_dim * pairs)
-}
-
-fn kv_quantize(model: Dims, bits: u32, tokens: usize) -> Case {
-    let Dims { kv_heads: heads, head_dim, .. } = model;
-    Case::new("kv_quantize", model.name, format!("{bits} bits, {tokens} x {heads} x {head_dim}"), move |s| {
-        let codec = KvCodec::new(s.device(), head_dim, KvCodecOptions { bits, ..KvCodecOptions::default() })?;
-        let (x, slots) = (s.input(s.float(), [tokens, heads, head_dim])?, s.positions(tokens)?);
-        let codes = s.output(DType::U8, [heads, tokens, codec.row_bytes()])?;
-        let norms = s.output(DType::F32, [heads, tokens])?;
-        call(move |stream| ops::kv_quantize(stream, &x, &slots, &codec, &codes, &norms))
-    })
-}
-
-fn kv_dequantize(model: Dims, bits: u32, tokens: usize) -> Case {
-    let Dims { kv_heads: heads, head_dim, .. } = model;
-    Case::new("kv_dequantize", model.name, format!("{bits} bits, {heads} x {tokens} x {head_dim}"), move |s| {
-        let codec = KvCodec::new(s.device(), head_dim, KvCodecOptions { bits, ..KvCodecOptions::default() })?;
-        let codes = s.input(DType::U8, [heads, tokens, codec.row_bytes()])?;
-        let (norms, out) = (s.input(DType::F32, [heads, tokens])?, s.output(s.float(), [heads, tokens, head_dim])?);
-        call(move |stream| ops::kv_dequantize_into(stream, &codes, &norms, &codec, KvDomain::Rotated, &out))
-    })
 }
 
 fn convolution(model: Dims, tokens: usize) -> Case {

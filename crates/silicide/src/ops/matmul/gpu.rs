@@ -162,20 +162,16 @@ fn tensor_cores(
     if !whole || !x.vectors_align(8) {
         return Err("tensor cores want rows of x that are aligned to 16 bytes");
     }
-    if p.m > 16 {
-        return match precision {
-            Precision::F32 => Err("tensor cores would round the weight to 16 bits"),
-            Precision::Reduced => Ok(GpuForm::tensor_many(p)),
-        };
-    }
-    match format {
-        // Codes are exact in 16 bits.
-        MatrixFormat::Quantized(QuantFormat::Affine { bits: 4, group_size: 32 | 64 }, scales)
-            if scales != DType::F32 && p.k.is_multiple_of(128) =>
-        {
-            Ok(GpuForm::tensor_few(p))
+    // Codes of four bits are exact in 16.
+    let exact = matches!(format, MatrixFormat::Quantized(QuantFormat::Affine { bits: 4, group_size: 32 | 64 }, scales)
+        if scales != DType::F32 && p.k.is_multiple_of(128));
+    match (exact, precision) {
+        (true, _) if p.m <= 16 => Ok(GpuForm::tensor_few(p)),
+        (false, _) if p.m <= 8 => {
+            Err("for few rows of x tensor cores take affine codes of 4 bits in groups of 32 or 64 only")
         }
-        _ => Err("for few rows of x tensor cores take affine codes of 4 bits in groups of 32 or 64 only"),
+        (_, Precision::F32) => Err("tensor cores would round the weight to 16 bits"),
+        (_, Precision::Reduced) => Ok(GpuForm::tensor_many(p)),
     }
 }
 
