@@ -12,10 +12,12 @@ const HEADERS: &[(&str, &str)] = &[
     ("matrix_mlx.h", include_str!("matrix_mlx.h")),
     ("nvidia.h", include_str!("nvidia.h")),
     ("order.h", include_str!("order.h")),
+    ("packet.h", include_str!("packet.h")),
     ("product.h", include_str!("product.h")),
     ("products.h", include_str!("products.h")),
     ("ring.h", include_str!("ring.h")),
     ("rope.h", include_str!("rope.h")),
+    ("rows.h", include_str!("rows.h")),
     ("silicide.h", include_str!("silicide.h")),
     ("walk.h", include_str!("walk.h")),
 ];
@@ -122,6 +124,16 @@ macro_rules! kernel_enum {
         impl $name {
             const DECLARATION: &'static str =
                 concat!("enum class ", stringify!($name), " : uint { ", $(stringify!($variant), ", ",)* "};");
+
+            /// As kernels call them.
+            #[allow(dead_code, reason = "for sources that are compiled for each function")]
+            pub(crate) const NAMES: &[&str] = &[$(stringify!($variant)),*];
+
+            /// The line with which the host names it to a source that has one function.
+            #[allow(dead_code, reason = "for sources that are compiled for each function")]
+            fn define(&self) -> String {
+                format!("\n#define FUNCTION {}", Self::NAMES[self.code() as usize])
+            }
 
             /// What stands for it in a parameter struct.
             fn code(&self) -> u32 {

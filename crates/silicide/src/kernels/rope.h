@@ -1,5 +1,7 @@
 // Rotary embeddings: pairs of elements of each head, turned by position times frequency.
 
+#include "packet.h"
+
 // The cosine and sine of `position` times a frequency in 2^-64 turns, to within a unit in the last place. The product
 // wraps at whole turns, so it is reduced exactly at any position to an eighth of a turn, where the Taylor series below are
 // exact to f32. The angle is the sum of two floats: `high` has 12 bits, and so has 3217/512, which is close to 2 pi, so
@@ -28,38 +30,70 @@ inline float2 rotary_cos_sin(long position, long frequency) {
   return quadrant & 2 ? -turned : turned;
 }
 
-// Two elements of a head and how they turn; the pairs after those that turn are two elements each of the rest.
-struct RotaryPair {
+// Pairs that are handled together: four where the host says in WHOLE that first elements of four are neighbours, and second
+// ones, aligned in every tensor, and that they turn alike or not at all.
+constant constexpr uint PAIRS = WHOLE ? 4 : 1;
+
+// Where the elements of PAIRS pairs begin, and how they turn; the pairs after those that turn are two elements each of the
+// rest.
+struct RotaryPairs {
   uint first;
   uint second;
   bool turns;
-  float2 cos_sin;
+  float2 cos_sin[PAIRS];
+
+  RotaryPairs(constant RotaryParams& p, uint pair) : turns(pair < p.pairs) {
+    if (turns) {
+      first = pair * p.step + (p.section < p.pairs ? pair / p.section * p.section : 0);
+      second = first + p.distance;
+    } else {
+      first = p.rest + (pair - p.pairs);
+      second = p.head_dim / 2 + pair;
+    }
+  }
+
+  void find_angles(
+      device const uint* positions,
+      device const long* frequencies,
+      device const uint* axes,
+      constant RotaryParams& p,
+      uint token,
+      uint pair) {
+    if (!turns) {
+      return;
+    }
+    for (uint i = 0; i < PAIRS; ++i) {
+      ulong axis = p.axes > 1 ? axes[pair + i] : 0;
+      uint position = positions[axis * p.tokens + token];
+      long signed_position = p.signed_positions ? long(int(position)) : long(position);
+      cos_sin[i] = rotary_cos_sin(signed_position, frequencies[pair + i]) * p.scale;
+    }
+  }
+
+  // Turns both elements of each pair.
+  template <typename T>
+  void turn(thread Packet<T, PAIRS>& firsts, thread Packet<T, PAIRS>& seconds) const {
+    if (!turns) {
+      return;
+    }
+    Packet<T, PAIRS> a = Packet<T, PAIRS>::zeros();
+    Packet<T, PAIRS> b = Packet<T, PAIRS>::zeros();
+    for (uint i = 0; i < PAIRS; ++i) {
+      float x = float(firsts.get(i));
+      float y = float(seconds.get(i));
+      a.put(i, T(x * cos_sin[i].x - y * cos_sin[i].y));
+      b.put(i, T(y * cos_sin[i].x + x * cos_sin[i].y));
+    }
+    firsts = a;
+    seconds = b;
+  }
 };
 
-inline RotaryPair rotary_pair(
-    device const uint* positions,
-    device const long* frequencies,
-    device const uint* axes,
-    constant RotaryParams& p,
-    uint token,
-    uint pair) {
-  RotaryPair t;
-  t.turns = pair < p.pairs;
-  if (t.turns) {
-    t.first = pair * p.step + (pair / p.section) * p.section;
-    t.second = t.first + p.distance;
-    uint position = positions[axes[pair] * ulong(p.tokens) + token];
-    t.cos_sin = rotary_cos_sin(p.signed_positions ? long(int(position)) : long(position), frequencies[pair]) * p.scale;
-  } else {
-    t.first = p.rest + (pair - p.pairs);
-    t.second = p.head_dim / 2 + pair;
-    t.cos_sin = float2(1.0f, 0.0f);
-  }
-  return t;
-}
+// Heads that share a thread's angles; all of them are on their way before the first is turned.
+constant constexpr uint HEADS = 4;
 
-// One thread a pair and `heads_per_thread` heads, which share the angle. `x2` and `out2` are a second tensor, whose heads
-// come after those of the first. Both elements of a pair are read before either is written, so in place is safe.
+// One thread PAIRS pairs and HEADS heads of a token. `x2` and `out2` are a second tensor, whose heads come after those of the
+// first. Both elements of a pair are read before either is written, so in place is safe.
 template <typename T>
 kernel void rotary(
     device const T* x [[buffer(0)]],
@@ -71,30 +105,41 @@ kernel void rotary(
     device const uint* axes [[buffer(6)]],
     constant RotaryParams& p [[buffer(7)]],
     uint3 group [[threadgroup_position_in_grid]],
-    uint thread_index [[thread_index_in_threadgroup]],
+    uint3 thread_index [[thread_position_in_threadgroup]],
     uint3 threads [[threads_per_threadgroup]]) {
-  uint token = group.x;
-  uint pair = group.z * threads.x + thread_index;
+  uint token = group.x * threads.z + thread_index.z;
+  uint head = (group.y * threads.y + thread_index.y) * HEADS;
+  uint pair = (group.z * threads.x + thread_index.x) * PAIRS;
+  uint heads = p.heads[0] + p.heads[1];
   uint copied = p.copies ? p.head_dim / 2 - p.pairs : 0;
-  if (pair >= p.pairs + copied) {
+  if (token >= p.tokens || head >= heads || pair >= p.pairs + copied) {
     return;
   }
-  RotaryPair t = rotary_pair(positions, frequencies, axes, p, token, pair);
-  uint head = group.y * p.heads_per_thread;
-  uint end = min(head + p.heads_per_thread, p.heads[0] + p.heads[1]);
-  for (; head < end; ++head) {
-    uint i = head >= p.heads[0];
-    uint h = i ? head - p.heads[0] : head;
-    device const T* source = (i ? x2 : x) + ulong(token) * p.x_strides[2 * i] + ulong(h) * p.x_strides[2 * i + 1];
-    device T* target = (i ? out2 : out) + ulong(token) * p.out_strides[2 * i] + ulong(h) * p.out_strides[2 * i + 1];
-    T a = source[t.first];
-    T b = source[t.second];
-    if (t.turns) {
-      target[t.first] = T(float(a) * t.cos_sin.x - float(b) * t.cos_sin.y);
-      target[t.second] = T(float(b) * t.cos_sin.x + float(a) * t.cos_sin.y);
-    } else {
-      target[t.first] = a;
-      target[t.second] = b;
+  x += ulong(token) * p.x_strides[0];
+  x2 += ulong(token) * p.x_strides[2];
+  out += ulong(token) * p.out_strides[0];
+  out2 += ulong(token) * p.out_strides[2];
+  RotaryPairs t(p, pair);
+  Packet<T, PAIRS> firsts[HEADS];
+  Packet<T, PAIRS> seconds[HEADS];
+  for (uint i = 0; i < HEADS; ++i) {
+    uint h = head + i;
+    if (h < heads) {
+      bool other = h >= p.heads[0];
+      device const T* source = other ? x2 + ulong(h - p.heads[0]) * p.x_strides[3] : x + ulong(h) * p.x_strides[1];
+      firsts[i] = Packet<T, PAIRS>::load(source + t.first);
+      seconds[i] = Packet<T, PAIRS>::load(source + t.second);
+    }
+  }
+  t.find_angles(positions, frequencies, axes, p, token, pair);
+  for (uint i = 0; i < HEADS; ++i) {
+    uint h = head + i;
+    if (h < heads) {
+      bool other = h >= p.heads[0];
+      device T* target = other ? out2 + ulong(h - p.heads[0]) * p.out_strides[3] : out + ulong(h) * p.out_strides[1];
+      t.turn(firsts[i], seconds[i]);
+      firsts[i].store(target + t.first);
+      seconds[i].store(target + t.second);
     }
   }
 }

@@ -36,6 +36,7 @@ mod rms_norm_gated;
 mod rope;
 mod rope_multi;
 mod router;
+mod rows;
 mod sample;
 mod select;
 mod softmax;

@@ -107,6 +107,9 @@ fn defines(source: &KernelSource) -> BTreeSet<String> {
     if source.name == "hadamard_transform" {
         return (5..14).map(|log| hadamard_transform::defines(1 << log)).collect();
     }
+    if source.name == "head_norm_rope_cache" {
+        return [(true, 1), (false, 4)].map(|(whole, heads)| head_norm_rope_cache::defines(whole, heads)).into();
+    }
     if source.name == "kv_quantize" {
         return [64, 128, 256, 512].map(|dim| kv_quantize::defines(dim, layout(dim == 128))).into();
     }
@@ -122,7 +125,8 @@ fn defines(source: &KernelSource) -> BTreeSet<String> {
         return ["", "#define WGMMA"].map(String::from).into();
     }
     if source.name == "kv_write" {
-        return ["", "#define RING\n", "#define PAGES\n"].map(String::from).into();
+        let caches = ["", "#define RING\n", "#define PAGES\n"].into_iter().zip([true, true, false]);
+        return caches.map(|(cache, whole)| format!("{cache}{}", rows::whole(whole))).collect();
     }
     if source.name == "quantized_attention" {
         return quantized_attention::some_defines();
@@ -130,8 +134,22 @@ fn defines(source: &KernelSource) -> BTreeSet<String> {
     if source.name == "router" {
         return [1, 4, 128].map(|n| format!("#define PER_LANE {n}")).into();
     }
-    if !["\"matrix.h\"", "\"product.h\""].iter().any(|header| source.body.contains(header)) {
-        return [String::new()].into();
+    let functions = match source.name {
+        "binary" => Binary::NAMES,
+        "compare" => Compare::NAMES,
+        "glu" => Gate::NAMES,
+        "reduce" => Reduce::NAMES,
+        "unary" => Unary::NAMES,
+        _ => &[],
+    };
+    if let [first, ..] = functions {
+        let define = |aligned, name: &str| format!("{}\n#define FUNCTION {name}", rows::whole(aligned));
+        return functions.iter().map(|name| define(true, name)).chain([define(false, first)]).collect();
+    }
+    let includes = |headers: &[&str]| headers.iter().any(|h| source.body.contains(&format!("\"{h}\"")));
+    if !includes(&["matrix.h", "product.h"]) {
+        let packed = includes(&["packet.h", "rows.h", "rope.h"]);
+        return if packed { [true, false].map(rows::whole).into() } else { [String::new()].into() };
     }
     let dense = DType::FLOATS.map(MatrixFormat::Dense);
     let formats = quantized_formats().into_iter().chain(dense);

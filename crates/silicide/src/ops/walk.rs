@@ -137,6 +137,13 @@ impl Walk {
         self.inner[operand] as usize
     }
 
+    /// Whether rows are whole packets of `n` elements, which lie aligned in every operand: `tensors`, of which the walk
+    /// was made.
+    pub(crate) fn packets_align(&self, n: usize, tensors: &[&Tensor]) -> bool {
+        let dense = self.inner[..tensors.len()].iter().all(|&s| s == 1);
+        dense && self.len.is_multiple_of(n as u64) && tensors.iter().all(|t| t.vectors_align(n))
+    }
+
     /// Calls `f` for pieces of rows of at most `most` elements, on as many threads as the work is worth: with the element
     /// at which the piece starts, by operand, and its length.
     pub(crate) fn for_each_run(&self, pool: &Pool, most: usize, f: impl Fn([usize; OPERANDS], usize) + Sync) {
@@ -161,6 +168,18 @@ impl Walk {
     pub(crate) fn for_each_row(&self, pool: &Pool, f: impl Fn(usize, [usize; OPERANDS]) + Sync) {
         let grain = GRAIN / self.len.max(1) as usize;
         pool.parallel_ranges(self.rows as usize, grain, &|range| range.for_each(|row| f(row, self.start(row))));
+    }
+
+    /// Threadgroups, and threads in each, for kernels whose threads take packets of `n` elements by `Steps`.
+    pub(crate) fn steps(&self, n: usize) -> ([u32; 3], [u32; 3]) {
+        const THREADS: u64 = 256;
+        /// Packets of a thread.
+        const EACH: u64 = 2;
+        let packets = self.len.div_ceil(n as u64);
+        let across = packets.div_ceil(EACH).next_power_of_two().min(THREADS);
+        let down = (THREADS / across).min((self.rows as u64).next_power_of_two());
+        let groups = packets.div_ceil(EACH * across);
+        ([groups as u32, self.rows.div_ceil(down as u32), 1], [across as u32, down as u32, 1])
     }
 
     /// Threadgroups, and threads in each, for kernels whose threads take some 4 elements of a row.

@@ -8,6 +8,7 @@ use crate::device::cpu::Entry;
 use crate::device::{Gpu, Launch, Stream};
 use crate::kernels::{KernelParams, KernelSource, kernel_enum, kernel_params};
 use crate::ops::check::{broadcast, check, float_entry};
+use crate::ops::rows::{packet, whole};
 use crate::ops::walk::Walk;
 use crate::{DType, Result, Tensor};
 
@@ -129,8 +130,10 @@ pub fn binary_into<'a>(
         _ => float_entry!(dtype, T => cpu::floats::<T>),
     };
     stream.launch(launch, entry, || {
-        let (threadgroups, threads) = walk.grid();
-        Gpu { source: &SOURCE, defines: String::new(), entry: format!("binary_{dtype}"), threadgroups, threads }
+        let aligned = walk.packets_align(packet(dtype), &[a, b.as_ref().unwrap_or(a), out]);
+        let (threadgroups, threads) = walk.steps(if aligned { packet(dtype) } else { 1 });
+        let defines = whole(aligned) + &op.define();
+        Gpu { source: &SOURCE, defines, entry: format!("binary_{dtype}"), threadgroups, threads }
     })
 }
 

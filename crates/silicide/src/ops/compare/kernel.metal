@@ -1,6 +1,8 @@
-// compare: some 4 elements a thread. Floats are compared as float, integers as long.
+// compare: a thread takes a few packets, or elements where WHOLE says that these do not pack. Floats are compared as float,
+// integers as long. The host says which FUNCTION.
 
 #include "silicide.h"
+#include "packet.h"
 #include "walk.h"
 
 template <typename C>
@@ -25,20 +27,35 @@ kernel void compare(
     device uchar* out [[buffer(2)]],
     constant Params& p [[buffer(3)]],
     uint3 group [[threadgroup_position_in_grid]],
-    uint3 groups [[threadgroups_per_grid]],
     uint3 thread_index [[thread_position_in_threadgroup]],
     uint3 threads [[threads_per_threadgroup]]) {
-  Lane lane(group, groups, thread_index, threads);
-  if (lane.row >= p.walk.rows) {
+  constexpr uint N = WHOLE ? (sizeof(T) == 8 ? 4 : 16 / sizeof(T)) : 1;
+  Steps<N> steps(group, thread_index, threads);
+  if (steps.row >= p.walk.rows) {
     return;
   }
-  a += walk_start(p.walk, 0, lane.row);
-  b += walk_start(p.walk, 1, lane.row);
-  out += walk_start(p.walk, 2, lane.row);
-  for (ulong i = lane.first; i < p.walk.len; i += lane.step) {
-    C x = C(a[i * p.walk.inner[0]]);
-    C y = p.has_b ? C(b[i * p.walk.inner[1]]) : scalar_of(p, C(0));
-    out[i * p.walk.inner[2]] = holds(Compare(p.op), x, y);
+  a += walk_start(p.walk, 0, steps.row);
+  b += walk_start(p.walk, 1, steps.row);
+  out += walk_start(p.walk, 2, steps.row);
+  Packet<T, N> lefts[EACH];
+  Packet<T, N> rights[EACH];
+  for (uint v = 0; v < EACH; ++v) {
+    if (steps.at(v) < p.walk.len) {
+      lefts[v] = Packet<T, N>::load(a + steps.at(v) * p.walk.inner[0]);
+      if (p.has_b) {
+        rights[v] = Packet<T, N>::load(b + steps.at(v) * p.walk.inner[1]);
+      }
+    }
+  }
+  for (uint v = 0; v < EACH; ++v) {
+    if (steps.at(v) < p.walk.len) {
+      Packet<uchar, N> y = Packet<uchar, N>::zeros();
+      for (uint i = 0; i < N; ++i) {
+        C right = p.has_b ? C(rights[v].get(i)) : scalar_of(p, C(0));
+        y.put(i, uchar(holds(Compare::FUNCTION, C(lefts[v].get(i)), right)));
+      }
+      y.store(out + steps.at(v) * p.walk.inner[2]);
+    }
   }
 }
 

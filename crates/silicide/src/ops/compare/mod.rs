@@ -10,6 +10,7 @@ use crate::kernels::{KernelParams, KernelSource, kernel_enum, kernel_params};
 use crate::ops::Operand;
 use crate::ops::check::{broadcast, check, float_entry};
 use crate::ops::fill::bits;
+use crate::ops::rows::whole;
 use crate::ops::walk::Walk;
 use crate::{DType, Result, Shape, Tensor};
 
@@ -99,8 +100,11 @@ pub fn compare_into<'a>(
         _ => float_entry!(dtype, T => cpu::floats::<T>),
     };
     stream.launch(launch, entry, || {
-        let (threadgroups, threads) = params.walk.grid();
-        Gpu { source: &SOURCE, defines: String::new(), entry: format!("compare_{dtype}"), threadgroups, threads }
+        let n = (16 / dtype.size()).max(4);
+        let aligned = params.walk.packets_align(n, &[a, b.as_ref().unwrap_or(a), out]);
+        let (threadgroups, threads) = params.walk.steps(if aligned { n } else { 1 });
+        let defines = whole(aligned) + &op.define();
+        Gpu { source: &SOURCE, defines, entry: format!("compare_{dtype}"), threadgroups, threads }
     })
 }
 

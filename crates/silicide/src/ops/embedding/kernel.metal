@@ -1,6 +1,7 @@
 // embedding: one threadgroup a token; threads take units of its row.
 
 #include "matrix.h"
+#include "packet.h"
 
 kernel void embedding(
     device const uint* ids [[buffer(0)]],
@@ -25,8 +26,19 @@ kernel void embedding(
   for (uint first = thread_index * UNIT; first < p.columns; first += threads * UNIT) {
     float4 elements[4];
     dequantize(row.load(first / UNIT), elements);
-    for (uint i = 0; i < min(UNIT, p.columns - first); ++i) {
-      out[first + i] = SCALAR(elements[i / 4][i % 4] * p.scale);
+    if (WHOLE) {
+      constexpr uint N = Wide<SCALAR>::COUNT;
+      for (uint at = 0; at < UNIT; at += N) {
+        Packet<SCALAR, N> packet = Packet<SCALAR, N>::zeros();
+        for (uint i = 0; i < N; ++i) {
+          packet.put(i, SCALAR(elements[(at + i) / 4][i % 4] * p.scale));
+        }
+        packet.store(out + first + at);
+      }
+    } else {
+      for (uint i = 0; i < min(UNIT, p.columns - first); ++i) {
+        out[first + i] = SCALAR(elements[i / 4][i % 4] * p.scale);
+      }
     }
   }
 }

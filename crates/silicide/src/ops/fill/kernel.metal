@@ -1,6 +1,8 @@
-// fill: some 4 elements a thread. One number is a row of steps of 0, in an integer of its size.
+// fill: a thread takes a few packets, or elements where WHOLE says that these do not pack. One number is a row of steps
+// of 0, in an integer of its size.
 
 #include "silicide.h"
+#include "packet.h"
 #include "walk.h"
 
 inline ulong element(constant Params& p, ulong i, ulong) { return p.start + p.step * i; }
@@ -12,16 +14,23 @@ kernel void fill(
     device T* out [[buffer(0)]],
     constant Params& p [[buffer(1)]],
     uint3 group [[threadgroup_position_in_grid]],
-    uint3 groups [[threadgroups_per_grid]],
     uint3 thread_index [[thread_position_in_threadgroup]],
     uint3 threads [[threads_per_threadgroup]]) {
-  Lane lane(group, groups, thread_index, threads);
-  if (lane.row >= p.walk.rows) {
+  constexpr uint N = WHOLE ? Wide<T>::COUNT : 1;
+  Steps<N> steps(group, thread_index, threads);
+  if (steps.row >= p.walk.rows) {
     return;
   }
-  out += walk_start(p.walk, 0, lane.row);
-  for (ulong i = lane.first; i < p.walk.len; i += lane.step) {
-    out[i * p.walk.inner[0]] = T(element(p, i, V(0)));
+  out += walk_start(p.walk, 0, steps.row);
+  for (uint v = 0; v < EACH; ++v) {
+    ulong at = steps.at(v);
+    if (at < p.walk.len) {
+      Packet<T, N> y = Packet<T, N>::zeros();
+      for (uint i = 0; i < N; ++i) {
+        y.put(i, T(element(p, at + i, V(0))));
+      }
+      y.store(out + at * p.walk.inner[0]);
+    }
   }
 }
 

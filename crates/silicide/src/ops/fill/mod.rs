@@ -10,6 +10,7 @@ use crate::device::cpu::Entry;
 use crate::device::{Gpu, Launch, Stream};
 use crate::kernels::{KernelParams, KernelSource, kernel_params};
 use crate::ops::check::{check, float_entry};
+use crate::ops::rows::{packet, whole};
 use crate::ops::walk::Walk;
 use crate::{DType, Result, Shape, Tensor};
 
@@ -113,9 +114,10 @@ fn launch(stream: &mut Stream, op: &'static str, params: Params, out: &Tensor, f
         _ => cpu::integers::<i64>,
     };
     stream.launch(Launch::new(op, &params).write(out), entry, || {
-        let (threadgroups, threads) = params.walk.grid();
+        let aligned = params.walk.packets_align(packet(out.dtype()), &[out]);
+        let (threadgroups, threads) = params.walk.steps(if aligned { packet(out.dtype()) } else { 1 });
         let entry = if floats { format!("fill_{}", out.dtype()) } else { format!("fill_{}", 8 * size) };
-        Gpu { source: &SOURCE, defines: String::new(), entry, threadgroups, threads }
+        Gpu { source: &SOURCE, defines: whole(aligned), entry, threadgroups, threads }
     })
 }
 

@@ -1,7 +1,8 @@
-// glu: some 4 elements a thread.
+// glu: a thread takes a few packets, or elements where WHOLE says that these do not pack. The host says which FUNCTION.
 
 #include "silicide.h"
 #include "math.h"
+#include "packet.h"
 #include "walk.h"
 
 inline float activate(Gate gate, float g) {
@@ -20,20 +21,32 @@ kernel void glu(
     device T* out [[buffer(2)]],
     constant Params& p [[buffer(3)]],
     uint3 group [[threadgroup_position_in_grid]],
-    uint3 groups [[threadgroups_per_grid]],
     uint3 thread_index [[thread_position_in_threadgroup]],
     uint3 threads [[threads_per_threadgroup]]) {
-  Lane lane(group, groups, thread_index, threads);
-  if (lane.row >= p.walk.rows) {
+  constexpr uint N = WHOLE ? Wide<T>::COUNT : 1;
+  Steps<N> steps(group, thread_index, threads);
+  if (steps.row >= p.walk.rows) {
     return;
   }
-  gate += walk_start(p.walk, 0, lane.row);
-  up += walk_start(p.walk, 1, lane.row);
-  out += walk_start(p.walk, 2, lane.row);
-  for (ulong i = lane.first; i < p.walk.len; i += lane.step) {
-    float g = float(gate[i * p.walk.inner[0]]);
-    float u = float(up[i * p.walk.inner[1]]);
-    out[i * p.walk.inner[2]] = T(activate(Gate(p.gate), g) * u);
+  gate += walk_start(p.walk, 0, steps.row);
+  up += walk_start(p.walk, 1, steps.row);
+  out += walk_start(p.walk, 2, steps.row);
+  Packet<T, N> gates[EACH];
+  Packet<T, N> ups[EACH];
+  for (uint v = 0; v < EACH; ++v) {
+    if (steps.at(v) < p.walk.len) {
+      gates[v] = Packet<T, N>::load(gate + steps.at(v) * p.walk.inner[0]);
+      ups[v] = Packet<T, N>::load(up + steps.at(v) * p.walk.inner[1]);
+    }
+  }
+  for (uint v = 0; v < EACH; ++v) {
+    if (steps.at(v) < p.walk.len) {
+      Packet<T, N> y = Packet<T, N>::zeros();
+      for (uint i = 0; i < N; ++i) {
+        y.put(i, T(activate(Gate::FUNCTION, float(gates[v].get(i))) * float(ups[v].get(i))));
+      }
+      y.store(out + steps.at(v) * p.walk.inner[2]);
+    }
   }
 }
 

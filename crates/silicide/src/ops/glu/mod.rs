@@ -7,6 +7,7 @@ mod tests;
 use crate::device::{Gpu, Launch, Stream};
 use crate::kernels::{KernelParams, KernelSource, kernel_enum, kernel_params};
 use crate::ops::check::{check, float_entry};
+use crate::ops::rows::{packet, whole};
 use crate::ops::walk::Walk;
 use crate::{Result, Tensor};
 
@@ -80,8 +81,11 @@ pub fn glu_into(stream: &mut Stream, activation: Gate, gate: &Tensor, up: &Tenso
     let params = Params { walk, gate: activation.code(), pad: 0 };
     let launch = Launch::new(OP, &params).read(gate).read(up).write_in_place(out).flops(6 * out.elements());
     stream.launch(launch, float_entry!(gate.dtype(), T => cpu::run::<T>), || {
-        let (threadgroups, threads) = walk.grid();
-        Gpu { source: &SOURCE, defines: String::new(), entry: format!("glu_{}", gate.dtype()), threadgroups, threads }
+        let n = packet(gate.dtype());
+        let aligned = walk.packets_align(n, &[gate, up, out]);
+        let (threadgroups, threads) = walk.steps(if aligned { n } else { 1 });
+        let defines = whole(aligned) + &activation.define();
+        Gpu { source: &SOURCE, defines, entry: format!("glu_{}", gate.dtype()), threadgroups, threads }
     })
 }
 

@@ -1,62 +1,34 @@
-// head_norm_rope_cache: one simdgroup a head of the queries, the keys or the values. Reads a head twice (the second time
-// from cache), writes it once.
+// head_norm_rope_cache: a team of lanes takes TEAM_HEADS heads of a token, which share its angles, among the heads of the
+// queries, then the keys, then the values. Reads a head twice (the second time from cache), writes it once.
 
-#include "silicide.h"
+#include "rows.h"
 #include "rope.h"
 
-// The sum of squares of a head, in the order in which rms_norm sums: lanes take four neighbours each.
-template <typename T>
-inline float squares_of(device const T* x, uint dim, bool aligned, uint lane) {
-  float all = 0;
-  for (uint start = 0; start < dim; start += 128) {
-    uint first = start + lane * 4;
-    float4 four = float4(0.0f);
-    if (first < dim) {
-      if (aligned) {
-        four = float4(*(device const vec<T, 4>*)(x + first));
-      } else {
-        for (uint i = 0; i < min(4u, dim - first); ++i) {
-          four[i] = float(x[first + i]);
-        }
-      }
+// The sum of squares of a head, in the order in which rms_norm sums; `first` is the thread's first packet.
+template <uint N, typename T>
+inline float squares_of(Packet<T, N> first, device const T* x, uint dim, uint width, uint index) {
+  float all = add_squares(first, 0.0f);
+  for (uint at = (index + width) * N; at < dim; at += width * N) {
+    all = add_squares(load_packet<N>(x, 1, at, dim), all);
+  }
+  for (ushort mask = 16; mask > 0; mask /= 2) {
+    if (mask < width) {
+      all = Sum::combine(all, simd_shuffle_xor(all, mask));
     }
-    all += simd_sum(dot(four, four));
   }
   return all;
 }
 
-// An element as rms_norm would store it.
+// Elements as rms_norm would store them.
 template <typename T, typename W>
-inline float normal(device const T* x, device const W* weight, uint i, float scale, float offset) {
-  return float(T(float(x[i]) * scale * (float(weight[i]) + offset)));
-}
-
-// Normalises and turns a head. Elements that turn together are one thread's, which reads both before it writes, so in
-// place is safe. Results are rounded to `T` first and then to what holds them.
-template <typename T, typename W, typename C>
-inline void norm_and_turn(
-    device const T* x,
-    device const W* weight,
-    device const uint* positions,
-    device const long* frequencies,
-    device const uint* axes,
-    device C* out,
-    constant Params& p,
-    uint token,
-    float scale,
-    uint lane) {
-  for (uint pair = lane; pair < p.rotary.head_dim / 2; pair += 32) {
-    RotaryPair t = rotary_pair(positions, frequencies, axes, p.rotary, token, pair);
-    float a = normal(x, weight, t.first, scale, p.weight_offset);
-    float b = normal(x, weight, t.second, scale, p.weight_offset);
-    if (t.turns) {
-      out[t.first] = C(float(T(a * t.cos_sin.x - b * t.cos_sin.y)));
-      out[t.second] = C(float(T(b * t.cos_sin.x + a * t.cos_sin.y)));
-    } else {
-      out[t.first] = C(a);
-      out[t.second] = C(b);
-    }
+inline Packet<T, PAIRS> normal(device const T* x, device const W* weight, uint at, float scale, float offset) {
+  Packet<T, PAIRS> values = Packet<T, PAIRS>::load(x + at);
+  Packet<W, PAIRS> w = Packet<W, PAIRS>::load(weight + at);
+  Packet<T, PAIRS> scaled = Packet<T, PAIRS>::zeros();
+  for (uint i = 0; i < PAIRS; ++i) {
+    scaled.put(i, T(float(values.get(i)) * scale * (float(w.get(i)) + offset)));
   }
+  return scaled;
 }
 
 template <typename T, typename W, typename C>
@@ -73,35 +45,81 @@ kernel void head_norm_rope_cache(
     device C* keys [[buffer(9)]],
     device C* values [[buffer(10)]],
     constant Params& p [[buffer(11)]],
-    uint3 group [[threadgroup_position_in_grid]],
-    uint lane [[thread_index_in_simdgroup]],
-    uint simdgroup [[simdgroup_index_in_threadgroup]],
+    uint group [[threadgroup_position_in_grid]],
+    uint thread_index [[thread_index_in_threadgroup]],
     uint simdgroups [[simdgroups_per_threadgroup]]) {
-  uint token = group.x;
-  uint head = group.y * simdgroups + simdgroup;
-  uint q_heads = p.rotary.heads[0];
-  uint kv_heads = p.rotary.heads[1];
+  constexpr uint N = Wide<T>::COUNT;
+  Team team(p.width, group, thread_index, simdgroups);
+  uint token = team.row / p.teams;
+  uint head = (team.row - token * p.teams) * TEAM_HEADS;
+  bool present = token < p.rotary.tokens;
   uint dim = p.rotary.head_dim;
-  uint slot = slots[token];
+  uint slot = present ? slots[token] : 0;
+  // Heads of the queries, and those up to the end of the keys and of the values that have a place.
+  uint q_end = present ? p.rotary.heads[0] : 0;
+  bool cached = present && slot < p.capacity;
+  uint k_end = cached ? p.rotary.heads[0] + p.rotary.heads[1] : q_end;
+  uint v_end = cached ? k_end + p.rotary.heads[1] : q_end;
+  q += ulong(token) * p.rotary.x_strides[0];
+  k += ulong(token) * p.rotary.x_strides[2];
+  v += ulong(token) * p.v_strides[0];
+  keys += ulong(slot) * p.key_strides[0];
+  values += ulong(slot) * p.value_strides[0];
 
-  if (head < q_heads) {
-    q += ulong(token) * p.rotary.x_strides[0] + ulong(head) * p.rotary.x_strides[1];
-    float scale = metal::precise::rsqrt(squares_of(q, dim, p.aligned, lane) / float(dim) + p.eps);
-    // Other threads write what this one has read.
-    simdgroup_barrier(mem_flags::mem_device);
-    norm_and_turn<T>(q, q_weight, positions, frequencies, axes, q, p, token, scale, lane);
-  } else if (head < q_heads + kv_heads && slot < p.capacity) {
-    head -= q_heads;
-    k += ulong(token) * p.rotary.x_strides[2] + ulong(head) * p.rotary.x_strides[3];
-    keys += ulong(slot) * p.key_strides[0] + ulong(head) * p.key_strides[1];
-    float scale = metal::precise::rsqrt(squares_of(k, dim, p.aligned, lane) / float(dim) + p.eps);
-    norm_and_turn<T>(k, k_weight, positions, frequencies, axes, keys, p, token, scale, lane);
-  } else if (head < q_heads + 2 * kv_heads && slot < p.capacity) {
-    head -= q_heads + kv_heads;
-    v += ulong(token) * p.v_strides[0] + ulong(head) * p.v_strides[1];
-    values += ulong(slot) * p.value_strides[0] + ulong(head) * p.value_strides[1];
-    for (uint i = lane; i < dim; i += 32) {
-      values[i] = C(float(v[i]));
+  device const T* source[TEAM_HEADS];
+  Packet<T, N> held[TEAM_HEADS];
+  for (uint i = 0; i < TEAM_HEADS; ++i) {
+    uint h = head + i;
+    if (h < q_end) {
+      source[i] = q + ulong(h) * p.rotary.x_strides[1];
+    } else if (h < k_end) {
+      source[i] = k + ulong(h - q_end) * p.rotary.x_strides[3];
+    } else {
+      source[i] = v + ulong(h < v_end ? h - k_end : 0) * p.v_strides[1];
+    }
+    held[i] = load_packet<N>(source[i], 1, team.index * N, h < v_end ? dim : 0);
+  }
+
+  float scale[TEAM_HEADS];
+  for (uint i = 0; i < TEAM_HEADS; ++i) {
+    uint h = head + i;
+    // All lanes come here, as a shuffle needs them.
+    float squares = squares_of(held[i], source[i], h < k_end ? dim : 0, team.width, team.index);
+    scale[i] = metal::precise::rsqrt(squares / float(dim) + p.eps);
+    if (h >= k_end && h < v_end) {
+      device C* target = values + ulong(h - k_end) * p.value_strides[1];
+      store_packet(target, 1, team.index * N, dim, converted<C>(held[i]));
+      for (uint at = (team.index + team.width) * N; at < dim; at += team.width * N) {
+        store_packet(target, 1, at, dim, converted<C>(load_packet<N>(source[i], 1, at, dim)));
+      }
+    }
+  }
+
+  // Other threads write what this one has read. Elements that turn together are one thread's, which reads both before it
+  // writes, so in place is safe. Results are rounded to `T` first and then to what holds them.
+  simdgroup_barrier(mem_flags::mem_device);
+  for (uint pair = team.index * PAIRS; pair < dim / 2 && head < k_end; pair += team.width * PAIRS) {
+    RotaryPairs t(p.rotary, pair);
+    t.find_angles(positions, frequencies, axes, p.rotary, token, pair);
+    for (uint i = 0; i < TEAM_HEADS; ++i) {
+      uint h = head + i;
+      if (h < k_end) {
+        device const W* weight = h < q_end ? q_weight : k_weight;
+        Packet<T, PAIRS> a = normal(source[i], weight, t.first, scale[i], p.weight_offset);
+        Packet<T, PAIRS> b = normal(source[i], weight, t.second, scale[i], p.weight_offset);
+        t.turn(a, b);
+        if (h < q_end) {
+          device T* target = q + ulong(h) * p.rotary.x_strides[1];
+          a.store(target + t.first);
+          b.store(target + t.second);
+        } else {
+          device C* target = keys + ulong(h - q_end) * p.key_strides[1];
+          Packet<C, PAIRS> stored_a = converted<C>(a);
+          Packet<C, PAIRS> stored_b = converted<C>(b);
+          stored_a.store(target + t.first);
+          stored_b.store(target + t.second);
+        }
+      }
     }
   }
 }

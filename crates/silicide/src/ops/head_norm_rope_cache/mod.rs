@@ -10,6 +10,7 @@ use crate::device::cpu::Entry;
 use crate::device::{Gpu, Launch, Stream};
 use crate::kernels::{KernelParams, KernelSource, kernel_params};
 use crate::ops::check::{check, float_entry, size};
+use crate::ops::rows::{packet, packets_align, whole};
 use crate::{DType, Float, Result, Tensor};
 
 /// The root-mean-square normalisation of each head of queries and keys in [`head_norm_rope_cache`].
@@ -145,7 +146,13 @@ fn launch(
     if q.elements() + k.elements() == 0 {
         return Ok(());
     }
-    let aligned = head_dim.is_multiple_of(4) && [q, k, q_weight, k_weight].into_iter().all(|t| t.vectors_align(4));
+    let all = [q, k, v, q_weight, k_weight, keys, values].map(Some);
+    let aligned = rotary.packs(&all) && packets_align(head_dim, packet(dtype), &all);
+    let heads = if tokens < SEVERAL { 1 } else { 4 };
+    let teams = (rotary.heads[0] + 2 * rotary.heads[1]).div_ceil(heads);
+    let width = rotary.head_dim.div_ceil(packet(dtype) as u32).next_power_of_two().min(32);
+    let rows = size(OP, "heads", tokens * teams as usize)?;
+    let threads = (rows.saturating_mul(width)).next_multiple_of(32).min(THREADS);
     let params = Params {
         rotary,
         v_strides,
@@ -154,7 +161,8 @@ fn launch(
         capacity: size(OP, "keys", keys.dim(0))?,
         eps,
         weight_offset,
-        aligned: aligned.into(),
+        teams,
+        width,
     };
     let launch = Launch::new(OP, &params)
         .read_write(q)
@@ -177,11 +185,16 @@ fn launch(
     };
     stream.launch(launch, entry, || Gpu {
         source: &SOURCE,
-        defines: String::new(),
+        defines: defines(aligned, heads),
         entry: format!("head_norm_rope_cache_{dtype}_{weight_dtype}_{}", keys.dtype()),
-        threadgroups: [rotary.tokens, (rotary.heads[0] + 2 * rotary.heads[1]).div_ceil(HEADS), 1],
-        threads: [32 * HEADS, 1, 1],
+        threadgroups: [rows.div_ceil(threads / width), 1, 1],
+        threads: [threads, 1, 1],
     })
+}
+
+/// What the source is compiled with, for teams that take so many heads.
+pub(super) fn defines(aligned: bool, heads: u32) -> String {
+    format!("{}\n#define TEAM_HEADS {heads}", whole(aligned))
 }
 
 /// The CPU form for a cache of `C`.
@@ -194,8 +207,11 @@ fn entry_of<C: Float>(dtype: DType, same: bool) -> Entry {
 
 const OP: &str = "head_norm_rope_cache";
 
-/// Heads of a threadgroup, one a simdgroup.
-const HEADS: u32 = 4;
+/// Tokens from which on there are heads enough for a team to take several.
+const SEVERAL: usize = 8;
+
+/// Threads of a threadgroup, several teams.
+const THREADS: u32 = 128;
 
 kernel_params! {
     /// Strides are elements by token or row, and by head. Those of queries and keys are `rotary.x_strides`.
@@ -207,8 +223,9 @@ kernel_params! {
         capacity: u32,
         eps: f32,
         weight_offset: f32,
-        /// Whether heads are whole fours, which lie aligned for vector loads in every tensor that is normalised.
-        aligned: u32,
+        /// Teams of a token, and threads of a team.
+        teams: u32,
+        width: u32,
     }
 }
 

@@ -164,6 +164,30 @@ fn any_schedule_gives_what_the_three_ops_give() {
 }
 
 #[test]
+fn teams_of_several_heads_give_what_the_three_ops_give() {
+    for (dim, pairs, dtype, cache) in [
+        (128, 64, DType::BF16, DType::BF16),
+        (256, 32, DType::F16, DType::F32),
+        (64, 32, DType::F32, DType::F16),
+        (80, 20, DType::BF16, DType::F16),
+    ] {
+        let case = Case {
+            sizes: [11, 7, 3, dim],
+            pairs,
+            pairing: Pairing::Halves,
+            dtype,
+            wide_weights: dtype == DType::F16,
+            cache,
+            offset: 1.0,
+            several_axes: dim == 256,
+            odd: true,
+            seed: 5,
+        };
+        on_every_device(|stream| gives_what_the_three_ops_give(stream, &case));
+    }
+}
+
+#[test]
 fn many_threads_give_what_one_gives() {
     let run = |threads: usize| {
         let device = Device::cpu_with(crate::device::CpuOptions { threads, ..Default::default() });

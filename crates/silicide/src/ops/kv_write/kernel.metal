@@ -1,6 +1,9 @@
-// kv_write: one threadgroup for each new token and head. The host defines RING or PAGES where the cache is one.
+// kv_write: a thread takes a packet of a head, of the keys and of the values. Threadgroups are packets by heads by tokens;
+// the host says in WHOLE that heads are whole packets, which lie aligned in every tensor, and defines RING or PAGES where the
+// cache is one.
 
 #include "silicide.h"
+#include "packet.h"
 
 template <typename T, typename C>
 kernel void kv_write(
@@ -12,17 +15,25 @@ kernel void kv_write(
     device C* value_cache [[buffer(5)]],
     constant Params& p [[buffer(6)]],
     uint3 group [[threadgroup_position_in_grid]],
-    uint thread_index [[thread_index_in_threadgroup]],
+    uint3 thread_index [[thread_position_in_threadgroup]],
     uint lane [[thread_index_in_simdgroup]],
     uint3 threads [[threads_per_threadgroup]]) {
-  uint slot = slots[group.x];
+  constexpr uint N = WHOLE ? (sizeof(T) + sizeof(C) == 8 ? 4 : 8) : 1;
+  uint token = group.x * threads.z + thread_index.z;
+  uint head = group.y * threads.y + thread_index.y;
 #ifdef RING
-  // What a newer token of this launch lies over is not written.
   int latest = -1;
   for (uint i = lane; i < p.tokens; i += 32) {
     latest = max(latest, as_type<int>(slots[i]));
   }
   latest = simd_max(latest);
+#endif
+  if (token >= p.tokens || head >= p.heads) {
+    return;
+  }
+  uint slot = slots[token];
+#ifdef RING
+  // What a newer token of this launch lies over is not written.
   int position = as_type<int>(slot);
   slot = position < 0 || uint(latest - position) >= p.capacity ? p.capacity : slot % p.capacity;
 #endif
@@ -38,13 +49,17 @@ kernel void kv_write(
   key_cache += ulong(page) * p.page_strides[0];
   value_cache += ulong(page) * p.page_strides[1];
 #endif
-  keys += ulong(group.x) * p.k_strides[0] + ulong(group.y) * p.k_strides[1];
-  values += ulong(group.x) * p.v_strides[0] + ulong(group.y) * p.v_strides[1];
-  key_cache += ulong(slot) * p.k_cache_strides[0] + ulong(group.y) * p.k_cache_strides[1];
-  value_cache += ulong(slot) * p.v_cache_strides[0] + ulong(group.y) * p.v_cache_strides[1];
-  for (uint i = thread_index; i < p.dim; i += threads.x) {
-    key_cache[i] = C(float(keys[i]));
-    value_cache[i] = C(float(values[i]));
+  keys += ulong(token) * p.k_strides[0] + ulong(head) * p.k_strides[1];
+  values += ulong(token) * p.v_strides[0] + ulong(head) * p.v_strides[1];
+  key_cache += ulong(slot) * p.k_cache_strides[0] + ulong(head) * p.k_cache_strides[1];
+  value_cache += ulong(slot) * p.v_cache_strides[0] + ulong(head) * p.v_cache_strides[1];
+  for (uint i = thread_index.x * N; i < p.dim; i += threads.x * N) {
+    Packet<T, N> key = Packet<T, N>::load(keys + i);
+    Packet<T, N> value = Packet<T, N>::load(values + i);
+    Packet<C, N> stored_key = converted<C>(key);
+    Packet<C, N> stored_value = converted<C>(value);
+    stored_key.store(key_cache + i);
+    stored_value.store(value_cache + i);
   }
 }
 

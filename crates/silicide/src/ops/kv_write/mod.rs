@@ -8,6 +8,7 @@ use crate::device::{Gpu, Launch, Stream};
 use crate::kernels::{KernelParams, KernelSource, kernel_params};
 use crate::ops::attention::CacheLayout;
 use crate::ops::check::{check, float_entry, size};
+use crate::ops::rows::{block, packet, packets_align, whole};
 use crate::{DType, Result, Tensor};
 
 /// Writes row `t` of `keys` and of `values` to row `slots[t]` of their caches.
@@ -146,12 +147,20 @@ pub fn kv_write_with(
         DType::BF16 => float_entry!(keys.dtype(), T => cpu::run::<T, half::bf16>),
         _ => float_entry!(keys.dtype(), T => cpu::run::<T, f32>),
     };
-    stream.launch(launch, entry, || Gpu {
-        source: &SOURCE,
-        defines: layout.define().into(),
-        entry: format!("kv_write_{}_{}", keys.dtype(), key_cache.dtype()),
-        threadgroups: [params.tokens, params.heads, 1],
-        threads: [params.dim.next_multiple_of(32).min(256), 1, 1],
+    stream.launch(launch, entry, || {
+        let n = packet(keys.dtype()).max(packet(key_cache.dtype()));
+        let aligned = packets_align(keys.dim(2), n, &[keys, values, key_cache, value_cache].map(Some));
+        let width = if aligned { params.dim / n as u32 } else { params.dim };
+        // Whole simdgroups look for the newest token of a ring.
+        let width = if params.ring == 0 { width } else { width.next_multiple_of(32) };
+        let threads = block(width, params.heads, params.tokens);
+        Gpu {
+            source: &SOURCE,
+            defines: format!("{}{}", layout.define(), whole(aligned)),
+            entry: format!("kv_write_{}_{}", keys.dtype(), key_cache.dtype()),
+            threadgroups: [params.tokens.div_ceil(threads[2]), params.heads.div_ceil(threads[1]), 1],
+            threads,
+        }
     })
 }
 

@@ -7,6 +7,7 @@ mod tests;
 use crate::device::{Gpu, Launch, Stream};
 use crate::kernels::{KernelParams, KernelSource, kernel_params};
 use crate::ops::check::{check, float_entry, size};
+use crate::ops::rows::{Teams, packet, whole};
 use crate::ops::walk::Walk;
 use crate::{Result, Tensor};
 
@@ -48,14 +49,16 @@ pub fn l2_norm_into(stream: &mut Stream, x: &Tensor, eps: f32, out: &Tensor) -> 
     }
     let walk = Walk::rows(OP, &[x, out])?;
     let len = size(OP, "the last axis", x.dim(-1))?;
-    let params = Params { walk, eps, pad: 0 };
+    let teams = Teams::new(walk.row_count(), len, dtype, 2);
+    let aligned = walk.packets_align(packet(dtype), &[x, out]);
+    let params = Params { walk, eps, width: teams.width };
     let launch = Launch::new(OP, &params).read(x).write_in_place(out).flops(3 * x.elements());
     stream.launch(launch, float_entry!(dtype, T => cpu::run::<T>), || Gpu {
         source: &SOURCE,
-        defines: String::new(),
+        defines: whole(aligned),
         entry: format!("l2_norm_{dtype}"),
-        threadgroups: [walk.row_count(), 1, 1],
-        threads: [len.div_ceil(4).next_multiple_of(32).min(1024), 1, 1],
+        threadgroups: teams.threadgroups,
+        threads: teams.threads,
     })
 }
 
@@ -65,8 +68,8 @@ kernel_params! {
     struct Params {
         walk: Walk,
         eps: f32,
-        /// Makes the size a multiple of 8.
-        pad: u32,
+        /// Threads of a row.
+        width: u32,
     }
 }
 

@@ -1,7 +1,7 @@
-// layer_norm: one threadgroup a row. The variance is taken about the mean, for which the row is read again from cache:
-// the difference of two large sums would cancel.
+// layer_norm: a team of threads a row. The variance is taken about the mean, in a second pass over what the threads hold:
+// the difference of two large sums would cancel. Rows of up to 64 KiB are read once.
 
-#include "silicide.h"
+#include "rows.h"
 
 template <typename T, typename W>
 kernel void layer_norm(
@@ -10,34 +10,73 @@ kernel void layer_norm(
     device const W* bias [[buffer(2)]],
     device T* out [[buffer(3)]],
     constant Params& p [[buffer(4)]],
-    uint row [[threadgroup_position_in_grid]],
+    uint group [[threadgroup_position_in_grid]],
     uint thread_index [[thread_index_in_threadgroup]],
-    uint threads [[threads_per_threadgroup]],
     uint lane [[thread_index_in_simdgroup]],
     uint simdgroup [[simdgroup_index_in_threadgroup]],
     uint simdgroups [[simdgroups_per_threadgroup]]) {
   threadgroup float scratch[32];
-  x += ulong(row) * p.x_stride;
-  out += ulong(row) * p.out_stride;
+  constexpr uint N = Wide<T>::COUNT;
+  Team team(p.width, group, thread_index, simdgroups);
+  // Lanes past the last row have nothing to read, but a part in the reductions.
+  uint dim = team.row < p.rows ? p.dim : 0;
+  x += ulong(team.row) * p.x_stride;
+  out += ulong(team.row) * p.out_stride;
+  uint first = team.index * N;
+  uint span = team.width * N;
+  bool again = p.dim > span * HELD;
 
+  Packet<T, N> held[HELD];
   float sum = 0;
-  for (uint i = thread_index; i < p.dim; i += threads) {
-    sum += float(x[i]);
+  for (uint start = first; start < p.dim; start += span * HELD) {
+    for (uint v = 0; v < HELD; ++v) {
+      held[v] = load_packet<N>(x, 1, start + v * span, dim);
+    }
+    for (uint v = 0; v < HELD; ++v) {
+      for (uint i = 0; i < N; ++i) {
+        sum += float(held[v].get(i));
+      }
+    }
   }
-  float mean = threadgroup_reduce<Sum>(sum, scratch, lane, simdgroup, simdgroups) / float(p.dim);
+  float mean = team_reduce<Sum>(sum, team.width, scratch, lane, simdgroup, simdgroups) / float(p.dim);
   float squares = 0;
-  for (uint i = thread_index; i < p.dim; i += threads) {
-    float value = float(x[i]) - mean;
-    squares += value * value;
+  for (uint start = first; start < dim; start += span * HELD) {
+    for (uint v = 0; v < HELD; ++v) {
+      uint at = start + v * span;
+      if (again) {
+        held[v] = load_packet<N>(x, 1, at, dim);
+      }
+      for (uint i = 0; i < N; ++i) {
+        float value = float(held[v].get(i)) - mean;
+        squares += at + i < dim ? value * value : 0.0f;
+      }
+    }
   }
-  squares = threadgroup_reduce<Sum>(squares, scratch, lane, simdgroup, simdgroups);
+  squares = team_reduce<Sum>(squares, team.width, scratch, lane, simdgroup, simdgroups);
   float scale = metal::precise::rsqrt(squares / float(p.dim) + p.eps);
 
   // Each thread reads again what it read before, so writing over the input in place is safe.
-  for (uint i = thread_index; i < p.dim; i += threads) {
-    float w = p.has_weight ? float(weight[i]) : 1.0f;
-    float b = p.has_bias ? float(bias[i]) : 0.0f;
-    out[i] = T((float(x[i]) - mean) * scale * w + b);
+  for (uint start = first; start < dim; start += span * HELD) {
+    for (uint v = 0; v < HELD; ++v) {
+      uint at = start + v * span;
+      if (again) {
+        held[v] = load_packet<N>(x, 1, at, dim);
+      }
+      Packet<W, N> w = Packet<W, N>::zeros();
+      Packet<W, N> b = Packet<W, N>::zeros();
+      if (p.has_weight) {
+        w = load_packet<N>(weight, 1, at, dim);
+      }
+      if (p.has_bias) {
+        b = load_packet<N>(bias, 1, at, dim);
+      }
+      Packet<T, N> normal = Packet<T, N>::zeros();
+      for (uint i = 0; i < N; ++i) {
+        float by = p.has_weight ? float(w.get(i)) : 1.0f;
+        normal.put(i, T((float(held[v].get(i)) - mean) * scale * by + float(b.get(i))));
+      }
+      store_packet(out, 1, at, dim, normal);
+    }
   }
 }
 

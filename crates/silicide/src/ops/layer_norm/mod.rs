@@ -7,6 +7,7 @@ mod tests;
 use crate::device::{Gpu, Launch, Stream};
 use crate::kernels::{KernelParams, KernelSource, kernel_params};
 use crate::ops::check::{Rows, check, float_entry};
+use crate::ops::rows::{Teams, packet, packets_align, whole};
 use crate::{DType, Result, Tensor};
 
 /// `(x - mean(x)) * rsqrt(variance(x) + eps) * weight + bias` over the last axis.
@@ -76,6 +77,8 @@ pub fn layer_norm_into(
     if rows.is_empty() {
         return Ok(());
     }
+    let teams = Teams::new(rows.count, rows.len, dtype, 1);
+    let aligned = packets_align(rows.len as usize, packet(dtype), &[Some(x), weight, bias, Some(out)]);
     let params = Params {
         dim: rows.len,
         rows: rows.count,
@@ -84,6 +87,7 @@ pub fn layer_norm_into(
         eps,
         has_weight: weight.is_some().into(),
         has_bias: bias.is_some().into(),
+        width: teams.width,
     };
     let launch = Launch::new(OP, &params)
         .read(x)
@@ -98,10 +102,10 @@ pub fn layer_norm_into(
     };
     stream.launch(launch, entry, || Gpu {
         source: &SOURCE,
-        defines: String::new(),
+        defines: whole(aligned),
         entry: format!("layer_norm_{dtype}_{weight_dtype}"),
-        threadgroups: [params.rows, 1, 1],
-        threads: [params.dim.div_ceil(4).next_multiple_of(32).min(1024), 1, 1],
+        threadgroups: teams.threadgroups,
+        threads: teams.threads,
     })
 }
 
@@ -117,6 +121,8 @@ kernel_params! {
         eps: f32,
         has_weight: u32,
         has_bias: u32,
+        /// Threads of a row.
+        width: u32,
     }
 }
 

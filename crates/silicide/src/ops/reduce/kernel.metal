@@ -1,6 +1,8 @@
-// reduce: one threadgroup a row or a chunk of one; of short rows, one simdgroup a row.
+// reduce: one threadgroup a row or a chunk of one; of short rows, one simdgroup a row. The host says which FUNCTION, and in
+// WHOLE that rows are whole packets, which lie aligned.
 
 #include "silicide.h"
+#include "packet.h"
 #include "walk.h"
 
 // The type whose arithmetic wraps.
@@ -52,9 +54,12 @@ inline A simd_combine(Reduce op, A x) {
   return x;
 }
 
-inline float finished(constant Params& p, float x) { return Reduce(p.op) == Reduce::Mean ? x / p.count : x; }
+inline float finished(constant Params& p, float x) { return Reduce::FUNCTION == Reduce::Mean ? x / p.count : x; }
 inline int finished(constant Params&, int x) { return x; }
 inline uint finished(constant Params&, uint x) { return x; }
+
+// Packets that a thread has on their way at a time.
+constant constexpr uint LOADS = 4;
 
 // A is float for floats, in which they are accumulated.
 template <typename T, typename O, typename A>
@@ -69,7 +74,8 @@ kernel void reduce(
     uint simdgroup [[simdgroup_index_in_threadgroup]],
     uint simdgroups [[simdgroups_per_threadgroup]]) {
   threadgroup A scratch[32];
-  Reduce op = Reduce(p.op);
+  constexpr uint N = WHOLE ? Wide<T>::COUNT : 1;
+  constexpr Reduce op = Reduce::FUNCTION;
   // Which result this is; past the last there is nothing to read.
   uint result = p.narrow ? group * simdgroups + simdgroup : group;
   uint row = result / p.chunks;
@@ -77,10 +83,22 @@ kernel void reduce(
   ulong start = ulong(result % p.chunks) * p.chunk;
   ulong end = here ? min(start + p.chunk, p.walk.len) : 0;
   x += here ? walk_start(p.walk, 0, row) : 0;
-  uint step = p.narrow ? 32 : threads;
+  ulong step = (p.narrow ? 32 : threads) * N;
   A all = identity<A>(op);
-  for (ulong i = start + (p.narrow ? lane : thread_index); i < end; i += step) {
-    all = combine(op, all, A(x[i * p.walk.inner[0]]));
+  for (ulong i = start + (p.narrow ? lane : thread_index) * N; i < end; i += step * LOADS) {
+    Packet<T, N> in[LOADS];
+    for (uint v = 0; v < LOADS; ++v) {
+      if (i + v * step < end) {
+        in[v] = Packet<T, N>::load(x + (i + v * step) * p.walk.inner[0]);
+      }
+    }
+    for (uint v = 0; v < LOADS; ++v) {
+      if (i + v * step < end) {
+        for (uint j = 0; j < N; ++j) {
+          all = combine(op, all, A(in[v].get(j)));
+        }
+      }
+    }
   }
   all = simd_combine(op, all);
   if (!p.narrow) {

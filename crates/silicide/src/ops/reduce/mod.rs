@@ -8,6 +8,7 @@ use crate::device::cpu::Entry;
 use crate::device::{DeviceKind, Gpu, Launch, Stream};
 use crate::kernels::{KernelParams, KernelSource, kernel_enum, kernel_params};
 use crate::ops::check::{check, float_entry, size};
+use crate::ops::rows::{packet, whole};
 use crate::ops::walk::Walk;
 use crate::{DType, Result, Shape, Tensor};
 
@@ -156,16 +157,18 @@ fn launch(stream: &mut Stream, name: &'static str, params: Params, x: &Tensor, o
     };
     let launch = Launch::new(name, &params).read(x).write(out).flops(x.elements());
     stream.launch(launch, entry, || {
+        let aligned = params.walk.packets_align(packet(from), &[x]);
         let (groups, threads) = match params.narrow {
             0 => {
-                let each = (params.chunk as u32).div_ceil(4).next_multiple_of(32).min(1024);
+                let packets = (params.chunk as u32).div_ceil(if aligned { packet(from) as u32 } else { 1 });
+                let each = packets.div_ceil(LOADS).next_multiple_of(32).min(512);
                 (params.walk.row_count() * params.chunks, each)
             }
             _ => (params.walk.row_count().div_ceil(8), 256),
         };
         Gpu {
             source: &SOURCE,
-            defines: String::new(),
+            defines: whole(aligned) + &format!("\n#define FUNCTION {}", Reduce::NAMES[params.op as usize]),
             entry: format!("reduce_{from}_{to}"),
             threadgroups: [groups, 1, 1],
             threads: [threads, 1, 1],
@@ -174,6 +177,9 @@ fn launch(stream: &mut Stream, name: &'static str, params: Params, x: &Tensor, o
 }
 
 const OP: &str = "reduce";
+
+/// Packets that a thread takes at a time.
+const LOADS: u32 = 4;
 
 /// The longest row that a simdgroup takes.
 const NARROW: usize = 256;

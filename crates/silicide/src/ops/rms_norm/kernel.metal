@@ -1,29 +1,32 @@
-// rms_norm: one threadgroup a row, four elements a thread at a time. Reads the row twice (the second time from cache),
-// writes it once.
+// rms_norm: a team of threads a row. Rows of up to 64 KiB are read once.
 
-#include "silicide.h"
+#include "rows.h"
 
-// Elements first to first + 3 of a row; those past its end as zeros.
-template <typename T>
-inline float4 load_four(device const T* row, uint first, constant Params& p) {
-  if (p.aligned) {
-    return float4(*(device const vec<T, 4>*)(row + first));
+// Packets of x, or of the sum with the residual.
+template <typename T, uint N>
+inline void load_rows(
+    thread Packet<T, N> (&held)[HELD],
+    device const T* x,
+    device const T* residual,
+    uint start,
+    uint span,
+    uint dim,
+    constant Params& p) {
+  for (uint v = 0; v < HELD; ++v) {
+    held[v] = load_packet<N>(x, 1, start + v * span, dim);
   }
-  float4 four = float4(0.0f);
-  for (uint i = 0; i < min(4u, p.dim - first); ++i) {
-    four[i] = float(row[first + i]);
-  }
-  return four;
-}
-
-template <typename T>
-inline void store_four(device T* row, uint first, float4 four, constant Params& p) {
-  if (p.aligned) {
-    *(device vec<T, 4>*)(row + first) = vec<T, 4>(four);
-    return;
-  }
-  for (uint i = 0; i < min(4u, p.dim - first); ++i) {
-    row[first + i] = T(four[i]);
+  if (p.has_residual) {
+    Packet<T, N> more[HELD];
+    for (uint v = 0; v < HELD; ++v) {
+      more[v] = load_packet<N>(residual, 1, start + v * span, dim);
+    }
+    for (uint v = 0; v < HELD; ++v) {
+      Packet<T, N> total = Packet<T, N>::zeros();
+      for (uint i = 0; i < N; ++i) {
+        total.put(i, T(float(held[v].get(i)) + float(more[v].get(i))));
+      }
+      held[v] = total;
+    }
   }
 }
 
@@ -35,40 +38,55 @@ kernel void rms_norm(
     device T* sum [[buffer(3)]],
     device T* out [[buffer(4)]],
     constant Params& p [[buffer(5)]],
-    uint row [[threadgroup_position_in_grid]],
+    uint group [[threadgroup_position_in_grid]],
     uint thread_index [[thread_index_in_threadgroup]],
-    uint threads [[threads_per_threadgroup]],
     uint lane [[thread_index_in_simdgroup]],
     uint simdgroup [[simdgroup_index_in_threadgroup]],
     uint simdgroups [[simdgroups_per_threadgroup]]) {
   threadgroup float scratch[32];
-  x += ulong(row) * p.x_stride;
-  residual += ulong(row) * p.residual_stride;
-  sum += ulong(row) * p.sum_stride;
-  out += ulong(row) * p.out_stride;
+  constexpr uint N = Wide<T>::COUNT;
+  Team team(p.width, group, thread_index, simdgroups);
+  // Lanes past the last row have nothing to read, but a part in the reductions.
+  uint dim = team.row < p.rows ? p.dim : 0;
+  x += ulong(team.row) * p.x_stride;
+  residual += ulong(team.row) * p.residual_stride;
+  sum += ulong(team.row) * p.sum_stride;
+  out += ulong(team.row) * p.out_stride;
+  uint first = team.index * N;
+  uint span = team.width * N;
 
+  Packet<T, N> held[HELD];
   float squares = 0;
-  for (uint i = thread_index * 4; i < p.dim; i += threads * 4) {
-    float4 value = load_four(x, i, p);
-    if (p.has_residual) {
-      value = float4(vec<T, 4>(value + load_four(residual, i, p)));
+  for (uint start = first; start < p.dim; start += span * HELD) {
+    load_rows(held, x, residual, start, span, dim, p);
+    for (uint v = 0; v < HELD; ++v) {
+      squares = add_squares(held[v], squares);
     }
-    squares += dot(value, value);
   }
-  squares = threadgroup_reduce<Sum>(squares, scratch, lane, simdgroup, simdgroups);
+  squares = team_reduce<Sum>(squares, team.width, scratch, lane, simdgroup, simdgroups);
   float scale = metal::precise::rsqrt(squares / float(p.dim) + p.eps);
 
   // Each thread reads again what it read before, so writing over an input in place is safe.
-  for (uint i = thread_index * 4; i < p.dim; i += threads * 4) {
-    float4 value = load_four(x, i, p);
-    if (p.has_residual) {
-      value = float4(vec<T, 4>(value + load_four(residual, i, p)));
+  for (uint start = first; start < dim; start += span * HELD) {
+    if (dim > span * HELD) {
+      load_rows(held, x, residual, start, span, dim, p);
     }
-    float4 w = p.has_weight ? load_four(weight, i, p) + p.weight_offset : float4(1.0f);
-    if (p.has_sum) {
-      store_four(sum, i, value, p);
+    for (uint v = 0; v < HELD; ++v) {
+      uint at = start + v * span;
+      if (p.has_sum) {
+        store_packet(sum, 1, at, dim, held[v]);
+      }
+      Packet<W, N> w = Packet<W, N>::zeros();
+      if (p.has_weight) {
+        w = load_packet<N>(weight, 1, at, dim);
+      }
+      Packet<T, N> normal = Packet<T, N>::zeros();
+      for (uint i = 0; i < N; ++i) {
+        float by = p.has_weight ? float(w.get(i)) + p.weight_offset : 1.0f;
+        normal.put(i, T(float(held[v].get(i)) * scale * by));
+      }
+      store_packet(out, 1, at, dim, normal);
     }
-    store_four(out, i, value * scale * w, p);
   }
 }
 

@@ -7,6 +7,7 @@ mod tests;
 use crate::device::{Gpu, Launch, Stream};
 use crate::kernels::{KernelParams, KernelSource, kernel_params};
 use crate::ops::check::{Rows, check, float_entry};
+use crate::ops::rows::{Teams, packet, packets_align, whole};
 use crate::{DType, Result, Tensor};
 
 /// What [`rms_norm_with`] does besides normalising.
@@ -95,8 +96,8 @@ pub fn rms_norm_with(stream: &mut Stream, x: &Tensor, options: RmsNormOptions, o
     if rows.is_empty() {
         return Ok(());
     }
-    let all = [Some(x), Some(out), weight, residual, sum];
-    let aligned = rows.len.is_multiple_of(4) && all.into_iter().flatten().all(|t| t.vectors_align(4));
+    let teams = Teams::new(rows.count, rows.len, x.dtype(), 1);
+    let aligned = packets_align(rows.len as usize, packet(x.dtype()), &[Some(x), Some(out), weight, residual, sum]);
     let params = Params {
         rows: rows.count,
         dim: rows.len,
@@ -109,7 +110,7 @@ pub fn rms_norm_with(stream: &mut Stream, x: &Tensor, options: RmsNormOptions, o
         has_weight: weight.is_some().into(),
         has_residual: residual.is_some().into(),
         has_sum: sum.is_some().into(),
-        aligned: aligned.into(),
+        width: teams.width,
     };
     let launch = Launch::new(OP, &params)
         .read(x)
@@ -125,10 +126,10 @@ pub fn rms_norm_with(stream: &mut Stream, x: &Tensor, options: RmsNormOptions, o
     };
     stream.launch(launch, entry, || Gpu {
         source: &SOURCE,
-        defines: String::new(),
+        defines: whole(aligned),
         entry: format!("rms_norm_{}_{weight_dtype}", x.dtype()),
-        threadgroups: [params.rows, 1, 1],
-        threads: [params.dim.div_ceil(4).next_multiple_of(32).min(1024), 1, 1],
+        threadgroups: teams.threadgroups,
+        threads: teams.threads,
     })
 }
 
@@ -148,8 +149,8 @@ kernel_params! {
         has_weight: u32,
         has_residual: u32,
         has_sum: u32,
-        /// Whether rows are whole fours, which lie aligned for vector loads in every tensor.
-        aligned: u32,
+        /// Threads of a row.
+        width: u32,
     }
 }
 

@@ -1,6 +1,6 @@
-// rms_norm_gated: one threadgroup a row. Reads the row twice (the second time from cache), the gate once.
+// rms_norm_gated: a team of threads a row. Rows of up to 64 KiB are read once.
 
-#include "silicide.h"
+#include "rows.h"
 #include "math.h"
 #include "walk.h"
 
@@ -11,29 +11,55 @@ kernel void rms_norm_gated(
     device const W* weight [[buffer(2)]],
     device T* out [[buffer(3)]],
     constant Params& p [[buffer(4)]],
-    uint row [[threadgroup_position_in_grid]],
+    uint group [[threadgroup_position_in_grid]],
     uint thread_index [[thread_index_in_threadgroup]],
-    uint threads [[threads_per_threadgroup]],
     uint lane [[thread_index_in_simdgroup]],
     uint simdgroup [[simdgroup_index_in_threadgroup]],
     uint simdgroups [[simdgroups_per_threadgroup]]) {
   threadgroup float scratch[32];
-  x += walk_start(p.walk, 0, row);
-  gate += walk_start(p.walk, 1, row);
-  out += walk_start(p.walk, 2, row);
+  constexpr uint N = Wide<T>::COUNT;
+  Team team(p.width, group, thread_index, simdgroups);
+  // Lanes past the last row have nothing to read, but a part in the reductions.
+  bool present = team.row < p.walk.rows;
+  uint dim = uint(p.walk.len);
+  uint len = present ? dim : 0;
+  x += present ? walk_start(p.walk, 0, team.row) : 0;
+  gate += present ? walk_start(p.walk, 1, team.row) : 0;
+  out += present ? walk_start(p.walk, 2, team.row) : 0;
+  uint first = team.index * N;
+  uint span = team.width * N;
 
+  Packet<T, N> held[HELD];
+  Packet<T, N> gates[HELD];
   float squares = 0;
-  for (ulong i = thread_index; i < p.walk.len; i += threads) {
-    float value = float(x[i * p.walk.inner[0]]);
-    squares += value * value;
+  for (uint start = first; start < dim; start += span * HELD) {
+    for (uint v = 0; v < HELD; ++v) {
+      held[v] = load_packet<N>(x, p.walk.inner[0], start + v * span, len);
+      gates[v] = load_packet<N>(gate, p.walk.inner[1], start + v * span, len);
+    }
+    for (uint v = 0; v < HELD; ++v) {
+      squares = add_squares(held[v], squares);
+    }
   }
-  squares = threadgroup_reduce<Sum>(squares, scratch, lane, simdgroup, simdgroups);
-  float scale = metal::precise::rsqrt(squares / float(p.walk.len) + p.eps);
+  squares = team_reduce<Sum>(squares, team.width, scratch, lane, simdgroup, simdgroups);
+  float scale = metal::precise::rsqrt(squares / float(dim) + p.eps);
 
   // Each thread reads again what it read before, so writing over an input in place is safe.
-  for (ulong i = thread_index; i < p.walk.len; i += threads) {
-    float value = float(x[i * p.walk.inner[0]]) * scale * float(weight[i]);
-    out[i * p.walk.inner[2]] = T(value * silu(float(gate[i * p.walk.inner[1]])));
+  for (uint start = first; start < len; start += span * HELD) {
+    for (uint v = 0; v < HELD; ++v) {
+      uint at = start + v * span;
+      if (dim > span * HELD) {
+        held[v] = load_packet<N>(x, p.walk.inner[0], at, len);
+        gates[v] = load_packet<N>(gate, p.walk.inner[1], at, len);
+      }
+      Packet<W, N> w = load_packet<N>(weight, 1, at, len);
+      Packet<T, N> gated = Packet<T, N>::zeros();
+      for (uint i = 0; i < N; ++i) {
+        float value = float(held[v].get(i)) * scale * float(w.get(i));
+        gated.put(i, T(value * silu(float(gates[v].get(i)))));
+      }
+      store_packet(out, p.walk.inner[2], at, len, gated);
+    }
   }
 }
 

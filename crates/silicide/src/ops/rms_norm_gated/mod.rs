@@ -7,6 +7,7 @@ mod tests;
 use crate::device::{Gpu, Launch, Stream};
 use crate::kernels::{KernelParams, KernelSource, kernel_params};
 use crate::ops::check::{check, float_entry, size};
+use crate::ops::rows::{Teams, packet, whole};
 use crate::ops::walk::Walk;
 use crate::{DType, Result, Tensor};
 
@@ -65,7 +66,9 @@ pub fn rms_norm_gated_into(
     }
     let walk = Walk::rows(OP, &[x, gate, out])?;
     let len = size(OP, "the last axis", x.dim(-1))?;
-    let params = Params { walk, eps, pad: 0 };
+    let teams = Teams::new(walk.row_count(), len, dtype, 2);
+    let aligned = walk.packets_align(packet(dtype), &[x, gate, out]) && weight.vectors_align(packet(dtype));
+    let params = Params { walk, eps, width: teams.width };
     let launch = Launch::new(OP, &params)
         .read(x)
         .read(gate)
@@ -78,10 +81,10 @@ pub fn rms_norm_gated_into(
     };
     stream.launch(launch, entry, || Gpu {
         source: &SOURCE,
-        defines: String::new(),
+        defines: whole(aligned),
         entry: format!("rms_norm_gated_{dtype}_{}", weight.dtype()),
-        threadgroups: [walk.row_count(), 1, 1],
-        threads: [len.div_ceil(4).next_multiple_of(32).min(1024), 1, 1],
+        threadgroups: teams.threadgroups,
+        threads: teams.threads,
     })
 }
 
@@ -91,8 +94,8 @@ kernel_params! {
     struct Params {
         walk: Walk,
         eps: f32,
-        /// Makes the size a multiple of 8.
-        pad: u32,
+        /// Threads of a row.
+        width: u32,
     }
 }
 

@@ -11,6 +11,7 @@ pub use self::frequencies::{Llama3Scaling, RopeFrequencies, YarnScaling};
 use crate::device::{Device, Gpu, Launch, Stream};
 use crate::kernels::{KernelParams, KernelSource, kernel_params};
 use crate::ops::check::{check, float_entry, size};
+use crate::ops::rows::{block, packets_align, whole};
 use crate::{DType, Result, Tensor};
 
 /// Which two elements of a head make pair `p` and turn together.
@@ -166,15 +167,21 @@ impl Rotary {
             .flops(3 * turned / head_dim as usize * 2 * pairs as usize);
         let dtype = x.dtype();
         stream.launch(launch, float_entry!(dtype, T => cpu::run::<T>), || {
-            let columns = if copies != 0 { head_dim / 2 } else { pairs };
-            let threads = columns.next_multiple_of(32).min(256);
-            let groups = (heads[0] + heads[1]).div_ceil(HEADS_PER_THREAD);
+            let aligned = params.packs(&[Some(x), Some(out), second.map(|s| s.0), second.map(|s| s.1)]);
+            let pairs = if copies != 0 { head_dim / 2 } else { pairs };
+            let columns = if aligned { pairs / PAIRS } else { pairs };
+            let heads = (heads[0] + heads[1]).div_ceil(HEADS);
+            let threads = block(columns, heads, params.tokens);
             Gpu {
                 source,
                 entry: format!("{}_{dtype}", source.name),
-                defines: String::new(),
-                threadgroups: [params.tokens, groups, columns.div_ceil(threads)],
-                threads: [threads, 1, 1],
+                defines: whole(aligned),
+                threadgroups: [
+                    params.tokens.div_ceil(threads[2]),
+                    heads.div_ceil(threads[1]),
+                    columns.div_ceil(threads[0]),
+                ],
+                threads,
             }
         })
     }
@@ -253,7 +260,6 @@ impl Rotary {
             rest: if self.pairing == Pairing::HeadHalves { pairs } else { 2 * pairs },
             copies: copies.into(),
             signed_positions: (positions.dtype() == DType::I32).into(),
-            heads_per_thread: HEADS_PER_THREAD,
             scale: self.scale,
         })
     }
@@ -269,8 +275,11 @@ fn overlap(a: &Tensor, b: &Tensor) -> bool {
     a.buffer().is_same(b.buffer()) && r.start < s.end && s.start < r.end
 }
 
-/// Heads that share a thread's angle: enough that making it costs little, few enough that one token fills a GPU.
-const HEADS_PER_THREAD: u32 = 4;
+/// Heads that share a thread's angles: enough that making them costs little, few enough that one token fills a GPU.
+const HEADS: u32 = 4;
+
+/// Pairs that kernels handle together where they can.
+const PAIRS: u32 = 4;
 
 const OP: &str = "rope";
 
@@ -294,8 +303,18 @@ kernel_params! {
         /// Whether they must be copied.
         copies: u32,
         signed_positions: u32,
-        heads_per_thread: u32,
         scale: f32,
+    }
+}
+
+impl RotaryParams {
+    /// Whether kernels may handle PAIRS pairs together: their first elements are neighbours, and their second, aligned in
+    /// every tensor.
+    pub(super) fn packs(&self, tensors: &[Option<&Tensor>]) -> bool {
+        let starts = [self.pairs, self.section, self.distance, self.rest, self.head_dim / 2];
+        self.step == 1
+            && starts.iter().all(|start| start.is_multiple_of(PAIRS))
+            && packets_align(self.head_dim as usize, PAIRS as usize, tensors)
     }
 }
 

@@ -10,6 +10,7 @@ use crate::kernels::{KernelParams, KernelSource, kernel_params};
 use crate::ops::Operand;
 use crate::ops::check::{broadcast, check};
 use crate::ops::fill::bits;
+use crate::ops::rows::whole;
 use crate::ops::walk::Walk;
 use crate::{DType, Error, Result, Shape, Tensor};
 
@@ -88,9 +89,12 @@ pub fn select_into<'a>(
         _ => cpu::run::<i64>,
     };
     stream.launch(launch, entry, || {
-        let (threadgroups, threads) = params.walk.grid();
+        let n = (16 / dtype.size()).max(4);
+        let tensors = [condition, a.as_ref().unwrap_or(out), b.as_ref().unwrap_or(out), out];
+        let aligned = params.walk.packets_align(n, &tensors);
+        let (threadgroups, threads) = params.walk.steps(if aligned { n } else { 1 });
         let entry = format!("select_{}", 8 * dtype.size());
-        Gpu { source: &SOURCE, defines: String::new(), entry, threadgroups, threads }
+        Gpu { source: &SOURCE, defines: whole(aligned), entry, threadgroups, threads }
     })
 }
 

@@ -8,7 +8,7 @@ use crate::device::cpu::vector::{exp, max, sum, vectorized};
 use crate::ops::walk::{load, store};
 
 pub(super) fn run<T: Float, M: Float>(call: &Call) {
-    let Params { walk, scale, has_mask } = call.params();
+    let Params { walk, scale, has_mask, .. } = call.params();
     let (x, mask, out) = (call.view::<T>(0), call.view::<M>(1), call.view::<T>(2));
     let len = walk.row_len();
     walk.for_each_row(call.pool, |_, at| {

@@ -7,6 +7,7 @@ mod tests;
 use crate::device::{Gpu, Launch, Stream};
 use crate::kernels::{KernelParams, KernelSource, kernel_params};
 use crate::ops::check::{check, float_entry, size};
+use crate::ops::rows::{Teams, packet, whole};
 use crate::ops::walk::Walk;
 use crate::{DType, Result, Tensor};
 
@@ -75,7 +76,9 @@ pub fn softmax_into(stream: &mut Stream, x: &Tensor, options: Softmax, out: &Ten
     }
     let walk = Walk::rows(OP, &[x, mask.as_ref().unwrap_or(x), out])?;
     let len = size(OP, "the last axis", x.dim(-1))?;
-    let params = Params { walk, scale: options.scale, has_mask: mask.is_some().into() };
+    let teams = Teams::new(walk.row_count(), len, dtype, 2);
+    let aligned = walk.packets_align(packet(dtype), &[x, mask.as_ref().unwrap_or(x), out]);
+    let params = Params { walk, scale: options.scale, has_mask: mask.is_some().into(), width: teams.width, pad: 0 };
     let launch =
         Launch::new(OP, &params).read(x).read_optional(mask.as_ref()).write_in_place(out).flops(5 * x.elements());
     let mask_dtype = mask.as_ref().map_or(dtype, Tensor::dtype);
@@ -85,10 +88,10 @@ pub fn softmax_into(stream: &mut Stream, x: &Tensor, options: Softmax, out: &Ten
     };
     stream.launch(launch, entry, || Gpu {
         source: &SOURCE,
-        defines: String::new(),
+        defines: whole(aligned),
         entry: format!("softmax_{dtype}_{mask_dtype}"),
-        threadgroups: [walk.row_count(), 1, 1],
-        threads: [len.div_ceil(4).next_multiple_of(32).min(1024), 1, 1],
+        threadgroups: teams.threadgroups,
+        threads: teams.threads,
     })
 }
 
@@ -99,6 +102,10 @@ kernel_params! {
         walk: Walk,
         scale: f32,
         has_mask: u32,
+        /// Threads of a row.
+        width: u32,
+        /// Makes the size a multiple of 8.
+        pad: u32,
     }
 }
 

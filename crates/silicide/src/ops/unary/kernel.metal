@@ -1,11 +1,12 @@
-// unary: some 4 elements a thread; the function chosen by a uniform branch.
+// unary: a thread takes a few packets, or elements where WHOLE says that these do not pack. The host says which FUNCTION.
 
 #include "silicide.h"
 #include "math.h"
+#include "packet.h"
 #include "walk.h"
 
 inline float apply(constant Params& p, float x) {
-  switch (Unary(p.function)) {
+  switch (Unary::FUNCTION) {
     case Unary::Neg: return -x;
     case Unary::Abs: return metal::abs(x);
     case Unary::Exp: return metal::precise::exp(x);
@@ -35,17 +36,29 @@ kernel void unary(
     device T* out [[buffer(1)]],
     constant Params& p [[buffer(2)]],
     uint3 group [[threadgroup_position_in_grid]],
-    uint3 groups [[threadgroups_per_grid]],
     uint3 thread_index [[thread_position_in_threadgroup]],
     uint3 threads [[threads_per_threadgroup]]) {
-  Lane lane(group, groups, thread_index, threads);
-  if (lane.row >= p.walk.rows) {
+  constexpr uint N = WHOLE ? Wide<T>::COUNT : 1;
+  Steps<N> steps(group, thread_index, threads);
+  if (steps.row >= p.walk.rows) {
     return;
   }
-  x += walk_start(p.walk, 0, lane.row);
-  out += walk_start(p.walk, 1, lane.row);
-  for (ulong i = lane.first; i < p.walk.len; i += lane.step) {
-    out[i * p.walk.inner[1]] = T(apply(p, float(x[i * p.walk.inner[0]])));
+  x += walk_start(p.walk, 0, steps.row);
+  out += walk_start(p.walk, 1, steps.row);
+  Packet<T, N> in[EACH];
+  for (uint v = 0; v < EACH; ++v) {
+    if (steps.at(v) < p.walk.len) {
+      in[v] = Packet<T, N>::load(x + steps.at(v) * p.walk.inner[0]);
+    }
+  }
+  for (uint v = 0; v < EACH; ++v) {
+    if (steps.at(v) < p.walk.len) {
+      Packet<T, N> y = Packet<T, N>::zeros();
+      for (uint i = 0; i < N; ++i) {
+        y.put(i, T(apply(p, float(in[v].get(i)))));
+      }
+      y.store(out + steps.at(v) * p.walk.inner[1]);
+    }
   }
 }
 

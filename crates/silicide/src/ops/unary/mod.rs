@@ -7,6 +7,7 @@ mod tests;
 use crate::device::{Gpu, Launch, Stream};
 use crate::kernels::{KernelParams, KernelSource, kernel_enum, kernel_params};
 use crate::ops::check::{check, float_entry};
+use crate::ops::rows::{packet, whole};
 use crate::ops::walk::Walk;
 use crate::{Result, Tensor};
 
@@ -118,8 +119,10 @@ pub fn unary_into(stream: &mut Stream, function: Unary, x: &Tensor, out: &Tensor
     let params = Params { walk: Walk::elements(OP, &[x, out])?, function: function.code(), a, b, pad: 0 };
     let launch = Launch::new(OP, &params).read(x).write_in_place(out).flops(4 * x.elements());
     stream.launch(launch, float_entry!(dtype, T => cpu::run::<T>), || {
-        let (threadgroups, threads) = params.walk.grid();
-        Gpu { source: &SOURCE, defines: String::new(), entry: format!("unary_{dtype}"), threadgroups, threads }
+        let aligned = params.walk.packets_align(packet(dtype), &[x, out]);
+        let (threadgroups, threads) = params.walk.steps(if aligned { packet(dtype) } else { 1 });
+        let defines = whole(aligned) + &function.define();
+        Gpu { source: &SOURCE, defines, entry: format!("unary_{dtype}"), threadgroups, threads }
     })
 }
 
