@@ -27,6 +27,7 @@ mod layer_norm;
 pub mod matmul;
 #[cfg(test)]
 mod nvidia_tests;
+mod parts;
 mod reduce;
 mod resize;
 mod rms_norm;
