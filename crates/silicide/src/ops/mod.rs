@@ -28,6 +28,7 @@ pub mod matmul;
 #[cfg(test)]
 mod nvidia_tests;
 mod parts;
+mod penalize;
 mod reduce;
 mod resize;
 mod rms_norm;
@@ -70,6 +71,7 @@ pub use kv_write::kv_write;
 pub use l2_norm::{l2_norm, l2_norm_into};
 pub use layer_norm::{layer_norm, layer_norm_into};
 pub use matmul::{Precision, Weight, matmul, matmul_each, matmul_each_into, matmul_into};
+pub use penalize::{Penalties, penalize_in_place};
 pub use reduce::{Reduce, reduce, reduce_all, reduce_all_into, reduce_into};
 pub use resize::{Resize, ResizeFilter, resize, resize_into};
 pub use rms_norm::{RmsNormOptions, rms_norm, rms_norm_into, rms_norm_with};

@@ -37,6 +37,7 @@ const SOURCES: &[&KernelSource] = &[
     &matmul::wgmma::SOURCE,
     &matmul::peak::SOURCE,
     &matmul::peak::NVIDIA,
+    &penalize::SOURCE,
     &reduce::SOURCE,
     &resize::SOURCE,
     &rms_norm::SOURCE,
