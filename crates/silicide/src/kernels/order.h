@@ -67,9 +67,9 @@ inline void load_part(
 }
 
 inline ulong best_of(thread ulong (&mine)[part_each]) {
-  ulong best = 0;
-  for (uint j = 0; j < part_each; ++j) {
-    best = max(best, mine[j]);
+  ulong best[part_each / 2];
+  for (uint j = 0; j < part_each / 2; ++j) {
+    best[j] = max(mine[j], mine[j + part_each / 2]);
   }
-  return best;
+  return max(max(best[0], best[1]), max(best[2], best[3]));
 }

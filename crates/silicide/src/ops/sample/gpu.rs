@@ -25,10 +25,11 @@ pub(super) fn run(stream: &mut Stream, mut p: Params, logits: &Tensor, state: &T
     let sums = temporary(weighs, DType::I64, [rows, parts])?;
     let bins = temporary(has_cut, DType::U32, [rows, BIN_WORDS])?;
     let cuts = temporary(has_cut, DType::I64, [rows, 4])?;
-    let counts = temporary(has_cut, DType::U32, [rows, parts])?;
-    let lists = temporary(has_cut, DType::I64, [rows, parts * PART])?;
+    let counts = temporary(has_cut, DType::U32, [rows, 1])?;
+    let lists = temporary(has_cut, DType::I64, [rows, len])?;
 
-    let launch = Launch::new("sample, greatest", &p).read(logits).write(&bests).write_in_place_optional(bins.as_ref());
+    let launch = Launch::new("sample, greatest", &p).read(logits).write(&bests);
+    let launch = [&bins, &counts].into_iter().fold(launch, |l, t| l.write_in_place_optional(t.as_ref()));
     only_gpu(stream, launch, "sample_best", threadgroups, threads)?;
     if let Some(bins) = &bins {
         let launch = Launch::new("sample, bins", &p).read(logits).read(&bests).read_write(bins);
@@ -37,7 +38,12 @@ pub(super) fn run(stream: &mut Stream, mut p: Params, logits: &Tensor, state: &T
     if let Some(sums) = &sums {
         let launch =
             Launch::new("sample, weights", &p).read(logits).read(&bests).read_optional(bins.as_ref()).write(sums);
-        let launch = [&cuts, &counts, &lists].into_iter().fold(launch, |l, t| l.write_in_place_optional(t.as_ref()));
+        let launch = launch.write_in_place_optional(cuts.as_ref());
+        let launch = match &counts {
+            Some(counts) => launch.read_write(counts),
+            None => launch.read_optional(None),
+        };
+        let launch = launch.write_in_place_optional(lists.as_ref());
         only_gpu(stream, launch, "sample_weigh", threadgroups, threads)?;
     }
     let launch = Launch::new(OP, &p).read(logits).read_write(state).write(out).read(&bests);

@@ -52,12 +52,12 @@ inline void add_threadgroup(threadgroup atomic_uint* words, ulong x) {
     atomic_fetch_add_explicit(words + bins, high, memory_order_relaxed);
   }
 }
-inline void add_device(device atomic_uint* words, ulong x) {
+inline void add_device(device atomic_uint* words, uint upper, ulong x) {
   uint low = uint(x);
   uint before = atomic_fetch_add_explicit(words, low, memory_order_relaxed);
   uint high = uint(x >> 32) + (before + low < low ? 1 : 0);
   if (high != 0) {
-    atomic_fetch_add_explicit(words + bins, high, memory_order_relaxed);
+    atomic_fetch_add_explicit(words + upper, high, memory_order_relaxed);
   }
 }
 
@@ -207,7 +207,8 @@ kernel void sample_best(
     device const float* logits [[buffer(0)]],
     device ulong* bests [[buffer(1)]],
     device uint* words [[buffer(2)]],
-    constant Params& p [[buffer(3)]],
+    device uint* counts [[buffer(3)]],
+    constant Params& p [[buffer(4)]],
     uint group [[threadgroup_position_in_grid]],
     uint thread_index [[thread_index_in_threadgroup]],
     uint threads [[threads_per_threadgroup]],
@@ -221,6 +222,9 @@ kernel void sample_best(
     // For the next launch.
     for (uint i = thread_index; i < bin_words; i += threads) {
       words[ulong(row) * bin_words + i] = 0;
+    }
+    if (thread_index == 0) {
+      counts[row] = 0;
     }
   }
   ulong mine[part_each];
@@ -277,19 +281,19 @@ kernel void sample_bins(
     uint count = all.count(i);
     if (count != 0) {
       atomic_fetch_add_explicit(words + 2 * bins + i, count, memory_order_relaxed);
-      add_device(words + i, all.weight(i));
+      add_device(words + i, bins, all.weight(i));
     }
   }
 }
 
-// The weight of what is surely drawn from, and a list of what is in the bin of the cut, by parts.
+// The weight of what is surely drawn from of each part, and a row's list, in any order, of what is in the bin of the cut.
 kernel void sample_weigh(
     device const float* logits [[buffer(0)]],
     device const ulong* bests [[buffer(1)]],
     device const uint* words [[buffer(2)]],
     device ulong* sums [[buffer(3)]],
     device ulong* cuts [[buffer(4)]],
-    device uint* counts [[buffer(5)]],
+    device atomic_uint* counts [[buffer(5)]],
     device ulong* lists [[buffer(6)]],
     constant Params& p [[buffer(7)]],
     uint group [[threadgroup_position_in_grid]],
@@ -301,6 +305,7 @@ kernel void sample_weigh(
   threadgroup ulong scratch[32];
   threadgroup Found shared;
   threadgroup atomic_uint listed;
+  threadgroup uint first_place;
   uint row = group / p.parts;
   ulong mine[part_each];
   load_part(
@@ -329,13 +334,15 @@ kernel void sample_weigh(
     }
   }
   ulong sum = 0;
+  // Places among those of the threadgroup, behind a 1 where there is one.
+  uint places[part_each];
   for (uint j = 0; j < part_each; ++j) {
+    places[j] = 0;
     if (mine[j] != 0) {
       float below = most - key_value(candidate_key(mine[j]));
       uint bin = cut == bins ? 0 : bin_of(below);
       if (bin == cut) {
-        uint place = atomic_fetch_add_explicit(&listed, 1u, memory_order_relaxed);
-        lists[ulong(group) * (part_threads * part_each) + place] = mine[j];
+        places[j] = atomic_fetch_add_explicit(&listed, 1u, memory_order_relaxed) + 1;
       } else if (bin < cut && below <= p.distance) {
         sum += weight(below, p.scale);
       }
@@ -344,41 +351,21 @@ kernel void sample_weigh(
   sum = g.scan(sum).total;
   if (thread_index == 0) {
     sums[group] = sum;
-    if (p.has_cut) {
-      counts[group] = atomic_load_explicit(&listed, memory_order_relaxed);
+    if (cut < bins) {
+      uint count = atomic_load_explicit(&listed, memory_order_relaxed);
+      first_place = atomic_fetch_add_explicit(counts + row, count, memory_order_relaxed);
+    }
+  }
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  if (cut < bins) {
+    lists += ulong(row) * p.walk.len + first_place;
+    for (uint j = 0; j < part_each; ++j) {
+      if (places[j] != 0) {
+        lists[places[j] - 1] = mine[j];
+      }
     }
   }
 }
-
-// Goes through what is listed of a row's parts, a simdgroup a part at a time.
-struct Cursor {
-  device const uint* counts;
-  device const ulong* lists;
-  uint parts;
-  uint part;
-  uint at;
-  uint lane;
-  uint simdgroups;
-
-  Cursor(device const uint* counts, device const ulong* lists, uint parts, Group g)
-      : counts(counts), lists(lists), parts(parts), part(g.simdgroup), at(g.lane), lane(g.lane),
-        simdgroups(g.simdgroups) {
-    settle();
-  }
-  // Passes over parts that are at their end.
-  void settle() {
-    while (part < parts && at >= counts[part]) {
-      part += simdgroups;
-      at = lane;
-    }
-  }
-  bool more() { return part < parts; }
-  ulong get() { return lists[ulong(part) * (part_threads * part_each) + at]; }
-  void next() {
-    at += 32;
-    settle();
-  }
-};
 
 // What the cut is looked for by: keys from the greatest down, or at one key the indices from the first up.
 struct Field {
@@ -392,7 +379,8 @@ struct Field {
 
 // The value up to `span` at which a limit is reached, in `bin`; bins get narrower until one has a single value.
 inline Found refine(
-    Group g, ThreadgroupBins all, Cursor listed, Field field, uint span, Found found, constant Params& p, float most) {
+    Group g, ThreadgroupBins all, device const ulong* list, uint count, Field field, uint span, Found found,
+    constant Params& p, float most) {
   uint base = 0;
   uint shift = 0;
   while (span >> shift >= bins) {
@@ -400,8 +388,8 @@ inline Found refine(
   }
   for (;;) {
     all.clear(g.thread_index, g.threads);
-    for (Cursor c = listed; c.more(); c.next()) {
-      ulong element = c.get();
+    for (uint i = g.thread_index; i < count; i += g.threads) {
+      ulong element = list[i];
       uint value = field.value(element);
       if (field.has(element) && value >= base && value - base <= span) {
         float below = most - key_value(candidate_key(element));
@@ -476,39 +464,37 @@ kernel void sample_draw(
   ulong cut = 0;
   if (p.has_cut && cuts[ulong(row) * 4 + 3] < bins) {
     cuts += ulong(row) * 4;
-    Cursor listed(counts + first_part, lists + first_part * part_size, p.parts, g);
+    uint count = counts[row];
+    lists += ulong(row) * p.walk.len;
     ulong high = 0;
     ulong low = 0;
-    for (Cursor c = listed; c.more(); c.next()) {
-      high = max(high, c.get());
-      low = max(low, ~c.get());
+    for (uint i = thread_index; i < count; i += threads) {
+      ulong element = lists[i];
+      high = max(high, element);
+      low = max(low, ~element);
     }
     uint top = candidate_key(g.best(high));
     uint bottom = candidate_key(~g.best(low));
     ThreadgroupBins all = {words};
     Found found = {cuts[0], cuts[1], uint(cuts[2]), 0, 0};
     Field keys = {top, 0, false};
-    found = refine(g, all, listed, keys, top - bottom, found, p, most);
+    found = refine(g, all, lists, count, keys, top - bottom, found, p, most);
     uint key = top - found.bin;
     cut = ulong(key) << 32;
     if (found.within > p.top_k - found.count) {
       // Of equals, top-k keeps the first.
       found.limit = ~0ul;
       Field indices = {0, key, true};
-      found = refine(g, all, listed, indices, uint(p.walk.len - 1), found, p, most);
+      found = refine(g, all, lists, count, indices, uint(p.walk.len - 1), found, p, most);
       cut = candidate(key, found.bin);
     }
     // Those of the bin that are drawn from belong to the weights of their parts.
-    for (uint part = simdgroup; part < p.parts; part += simdgroups) {
-      ulong sum = 0;
-      for (uint i = lane; i < counts[first_part + part]; i += 32) {
-        ulong element = lists[(first_part + part) * part_size + i];
-        float below = most - key_value(candidate_key(element));
-        sum += element >= cut && below <= p.distance ? weight(below, p.scale) : 0;
-      }
-      ulong before = simd_prefix_sum(sum);
-      if (lane == 31) {
-        sums[first_part + part] += before + sum;
+    for (uint i = thread_index; i < count; i += threads) {
+      ulong element = lists[i];
+      float below = most - key_value(candidate_key(element));
+      if (element >= cut && below <= p.distance) {
+        uint part = candidate_index(element) / part_size;
+        add_device((device atomic_uint*)(sums + first_part + part), 1, weight(below, p.scale));
       }
     }
     threadgroup_barrier(mem_flags::mem_threadgroup | mem_flags::mem_device);

@@ -8,6 +8,29 @@
 constant constexpr uint most = 64;
 constant constexpr uint simdgroups_most = 8;
 
+// Candidates that a threadgroup joins lists from without going back to memory.
+constant constexpr uint staged_most = 3072;
+
+// What a simdgroup finds one after the other, two to a lane. A condition on the lane alone, to store each where it is found,
+// would make compilers run lane 0 apart from the others.
+struct Ranked {
+  ulong low;
+  ulong high;
+
+  void put(uint rank, uint lane, ulong best) {
+    low = rank == lane ? best : low;
+    high = rank == lane + 32 ? best : high;
+  }
+  void store(threadgroup ulong* list, uint k, uint lane) {
+    if (lane < k) {
+      list[lane] = low;
+    }
+    if (lane + 32 < k) {
+      list[lane + 32] = high;
+    }
+  }
+};
+
 // Where the lists of a threadgroup's simdgroups go once they are one.
 template <typename T>
 struct Output {
@@ -83,11 +106,10 @@ kernel void top_k(
   ulong mine[part_each];
   load_part(x, p.walk.inner[0], p.walk.len, group % p.lists, thread_index, threads, mine);
   ulong next = best_of(mine);
+  Ranked ranked = {0, 0};
   for (uint i = 0; i < p.k; ++i) {
     ulong best = simd_best(next);
-    if (lane == 0) {
-      lists[simdgroup * p.k + i] = best;
-    }
+    ranked.put(i, lane, best);
     if (best == next) {
       for (uint j = 0; j < part_each; ++j) {
         mine[j] = mine[j] == best ? 0 : mine[j];
@@ -95,6 +117,7 @@ kernel void top_k(
       next = best_of(mine);
     }
   }
+  ranked.store(lists + simdgroup * p.k, p.k, lane);
   Output<T> output = {x, p.walk.inner[0], values + out, indices + out, to + out, p.last != 0};
   merge(lists, p.k, output, thread_index, threads, simdgroups);
 }
@@ -115,25 +138,43 @@ kernel void top_k_join(
     uint simdgroup [[simdgroup_index_in_threadgroup]],
     uint simdgroups [[simdgroups_per_threadgroup]]) {
   threadgroup ulong lists[simdgroups_most * most];
+  threadgroup ulong staged[staged_most];
   uint row = group / p.joined;
   uint list = group % p.joined * (32 * simdgroups_most) + thread_index;
-  from += (ulong(row) * p.lists + list) * p.k;
-  uint left = list < p.lists ? p.k : 0;
-  ulong next = left > 0 ? from[0] : 0;
-  // Loaded ahead.
-  ulong second = left > 1 ? from[1] : 0;
-  for (uint i = 0; i < p.k; ++i) {
-    ulong best = simd_best(next);
-    if (lane == 0) {
-      lists[simdgroup * p.k + i] = best;
+  // Lanes without a list have zeros.
+  bool has_list = list < p.lists;
+  from += (ulong(row) * p.lists + min(list, p.lists - 1)) * p.k;
+  // A lane reads its own list alone; few lists give more than their first ones. Eight loads are under way at once.
+  uint depth = min(p.k, staged_most / threads);
+  threadgroup ulong* ahead = staged + thread_index * depth;
+  for (uint first = 0; first < depth; first += 8) {
+    ulong loaded[8];
+    for (uint j = 0; j < 8; ++j) {
+      loaded[j] = from[min(first + j, p.k - 1)];
     }
-    if (best == next && left > 0) {
-      left -= 1;
-      from += 1;
-      next = second;
-      second = left > 1 ? from[1] : 0;
+    for (uint j = 0; j < 8; ++j) {
+      if (first + j < depth) {
+        ahead[first + j] = has_list ? loaded[j] : 0;
+      }
     }
   }
+  uint at = 0;
+  ulong next = ahead[0];
+  Ranked ranked = {0, 0};
+  for (uint i = 0; i < p.k; ++i) {
+    ulong best = simd_best(next);
+    ranked.put(i, lane, best);
+    if (best == next && best != 0) {
+      at += 1;
+      next = 0;
+      if (at < depth) {
+        next = ahead[at];
+      } else if (at < p.k) {
+        next = from[at];
+      }
+    }
+  }
+  ranked.store(lists + simdgroup * p.k, p.k, lane);
   ulong out = ulong(group) * p.k;
   x += walk_start(p.walk, 0, row);
   Output<T> output = {x, p.walk.inner[0], values + out, indices + out, to + out, p.last != 0};
