@@ -145,7 +145,7 @@ impl<'a> Generator<'a> {
             return Err(Error::Options(message));
         }
         let sampling = options.sampling.unwrap_or_else(|| model.generation_config().sampling());
-        let sampler = Sampler::new(sampling)?;
+        let sampler = Sampler::new(sampling.clone())?;
         let stops = StopSequences::new(options.stop)?;
         let text = model.tokenizer().map(|tokenizer| (tokenizer.stream(true), stops.stream()));
         let max_tokens = options.max_tokens.min(limit - prompt.len());
@@ -156,6 +156,7 @@ impl<'a> Generator<'a> {
             // Every position is wanted, so nothing that is known already may be passed over.
             owned.rewind(&[], 0)?;
         }
+        owned.set_sampling(sampling, sampler.seed())?;
         let reused = owned.rewind(&prompt, prompt.len() + max_tokens)?;
         owned.prefill(&prompt[reused..], options.prefill_chunk, logits.as_mut())?;
         Ok(Generator {
@@ -206,9 +207,9 @@ impl<'a> Generator<'a> {
             self.run(last)?;
         }
         let session = self.session.get();
-        let best = if self.sampler.is_greedy() { session.best()? } else { None };
-        let id = match best {
-            Some(best) => best,
+        let id = match session.token()? {
+            Some(id) => id,
+            // The host says what is wrong with the logits.
             None => {
                 let (logits, history) = session.logits()?;
                 self.sampler.sample(logits, history)?

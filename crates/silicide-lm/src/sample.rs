@@ -1,8 +1,12 @@
-//! From logits to the next token, on the host.
+//! From logits to the next token, on the host; `device` has the same steps as launches, which generation uses.
 //!
 //! The steps and their order are mlx-lm's (`make_logits_processors`, then `make_sampler`): logit bias, repetition penalty,
 //! presence penalty, frequency penalty; then, on the probabilities at temperature 1, top-p, min-p and top-k; then the
 //! temperature, and a draw.
+
+mod device;
+
+pub(crate) use device::DeviceSampler;
 
 use crate::error::{Error, Result};
 
@@ -122,13 +126,6 @@ impl Sampler {
     /// The seed in use, given or fresh.
     pub fn seed(&self) -> u64 {
         self.random.seed
-    }
-
-    /// Whether the next token is the one of the greatest logit, whatever came before.
-    pub(crate) fn is_greedy(&self) -> bool {
-        let o = &self.options;
-        let penalties = o.repetition_penalty != 1.0 || o.presence_penalty != 0.0 || o.frequency_penalty != 0.0;
-        o.temperature == 0.0 && !penalties && o.logit_bias.is_empty()
     }
 
     /// The next token, given the logits of every token and the tokens so far (prompt and answer). The logits are changed by

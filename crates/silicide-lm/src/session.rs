@@ -1,13 +1,14 @@
 //! A conversation with a model: the tokens so far, their keys and values, and the recorded decode step.
 
 use silicide::device::Plan;
-use silicide::{DType, DeviceKind, Stream, Tensor, ops};
+use silicide::{DType, Stream, Tensor, ops};
 
 use crate::cache::KvCache;
 use crate::error::{Error, Result};
 use crate::generate::{GenerateOptions, Generator, Prompt};
 use crate::model::Model;
 use crate::nn::Step;
+use crate::sample::{DeviceSampler, SamplingOptions};
 
 /// Tokens that a model has seen, and what it keeps of them.
 ///
@@ -20,9 +21,12 @@ pub struct Session {
     tokens: Vec<u32>,
     /// The pass over one token.
     decode: Option<Recorded>,
-    /// The last position's logits, unless they are still where the recorded pass left them.
+    /// How tokens are chosen.
+    sampler: Option<DeviceSampler>,
+    /// The last position's logits on the device, and the token chosen from them where it has been.
+    last: Option<(Tensor, Option<Tensor>)>,
+    /// Room for logits on the host.
     logits: Vec<f32>,
-    on_device: bool,
 }
 
 /// A pass over some tokens, recorded for a cache.
@@ -31,15 +35,23 @@ struct Recorded {
     tokens: Tensor,
     positions: Tensor,
     logits: Tensor,
-    /// The greatest logit and its token, where asking the device for them is quicker than for all logits.
-    best: Option<(Tensor, Tensor)>,
+    /// The token chosen from them.
+    token: Option<Tensor>,
 }
 
 impl Session {
     pub(crate) fn new(model: Model) -> Session {
         let stream = model.device().stream();
-        let logits = vec![0.0; model.vocabulary()];
-        Session { model, stream, cache: KvCache::empty(), tokens: Vec::new(), decode: None, logits, on_device: false }
+        Session {
+            model,
+            stream,
+            cache: KvCache::empty(),
+            tokens: Vec::new(),
+            decode: None,
+            sampler: None,
+            last: None,
+            logits: Vec::new(),
+        }
     }
 
     /// Generates an answer to a prompt; what the prompt shares with the tokens so far is not computed again.
@@ -71,10 +83,21 @@ impl Session {
         Ok(self.tokens.len())
     }
 
+    /// Chooses tokens by these options from now on, the first by the first number of `seed`.
+    pub(crate) fn set_sampling(&mut self, options: SamplingOptions, seed: u64) -> Result<()> {
+        if !self.sampler.as_ref().is_some_and(|sampler| sampler.fits(&options)) {
+            let (vocabulary, context) = (self.model.vocabulary(), self.model.max_positions());
+            self.sampler = Some(DeviceSampler::new(&mut self.stream, options, vocabulary, context)?);
+            // The pass ends with the choice.
+            self.decode = None;
+        }
+        self.sampler.as_ref().expect("made above").seed(&mut self.stream, seed)
+    }
+
     /// Runs `ids`, at most `chunk` at a time. Each position's logits are appended to `keep` where they are wanted; the
-    /// last one's are in [`logits`](Self::logits).
+    /// last one's are kept for [`token`](Self::token).
     pub(crate) fn prefill(&mut self, ids: &[u32], chunk: usize, mut keep: Option<&mut Vec<f32>>) -> Result<()> {
-        self.on_device = false;
+        self.last = None;
         let chunks = ids.chunks(chunk.max(1));
         let last = chunks.len().saturating_sub(1);
         for (i, ids) in chunks.enumerate() {
@@ -87,17 +110,15 @@ impl Session {
             let mut step = Step { stream: &mut self.stream, positions: &positions, cache: &self.cache };
             let hidden = model.decoder.forward(&mut step, &tokens)?;
             self.tokens.extend(ids);
-            let vocabulary = self.logits.len();
             if let Some(keep) = keep.as_deref_mut() {
                 let logits = f32_logits(&mut step, &self.model, &hidden)?;
                 let from = keep.len();
-                keep.resize(from + ids.len() * vocabulary, 0.0);
+                keep.resize(from + logits.elements(), 0.0);
                 self.stream.read(&logits, &mut keep[from..])?;
-                self.logits.copy_from_slice(&keep[keep.len() - vocabulary..]);
+                self.last = Some((logits.slice(0, ids.len() - 1..ids.len())?, None));
             } else if i == last {
                 let hidden = hidden.slice(0, ids.len() - 1..ids.len())?;
-                let logits = f32_logits(&mut step, &self.model, &hidden)?;
-                self.stream.read(&logits, &mut self.logits)?;
+                self.last = Some((f32_logits(&mut step, &self.model, &hidden)?, None));
             }
         }
         self.stream.synchronize()?;
@@ -106,41 +127,58 @@ impl Session {
         Ok(())
     }
 
-    /// Runs one token; the cache has room for it.
+    /// Runs one token and chooses the next; the cache has room for it.
     pub(crate) fn decode(&mut self, id: u32) -> Result<()> {
+        self.tokens.push(id);
+        let run = self.run_last(id);
+        if run.is_err() {
+            self.tokens.pop();
+        }
+        run
+    }
+
+    fn run_last(&mut self, id: u32) -> Result<()> {
         if self.decode.is_none() {
             self.decode = Some(self.record(1)?);
         }
-        let Recorded { plan, tokens, positions, .. } = self.decode.as_ref().expect("recorded above");
+        if let Some(sampler) = &mut self.sampler {
+            sampler.set_history(&mut self.stream, &self.tokens)?;
+        }
+        let Recorded { plan, tokens, positions, logits, token } = self.decode.as_ref().expect("recorded above");
         self.stream.write(tokens, &[id])?;
-        self.stream.write(positions, &[self.tokens.len() as u32])?;
+        self.stream.write(positions, &[self.tokens.len() as u32 - 1])?;
         self.stream.replay(plan)?;
-        self.on_device = true;
-        self.tokens.push(id);
+        self.last = Some((logits.clone(), token.clone()));
         Ok(())
     }
 
-    /// The last position's logits, which the sampler writes over, and the tokens so far.
+    /// The token chosen after the last position; none where its logits allow none.
+    pub(crate) fn token(&mut self) -> Result<Option<u32>> {
+        let (Some((logits, token)), Some(sampler)) = (&mut self.last, &mut self.sampler) else { return Ok(None) };
+        if token.is_none() {
+            sampler.set_history(&mut self.stream, &self.tokens)?;
+        }
+        let token = match token {
+            Some(token) => token,
+            None => token.insert(sampler.sample(&mut self.stream, logits)?),
+        };
+        let mut id = [0];
+        self.stream.read(token, &mut id)?;
+        Ok((id[0] != u32::MAX).then_some(id[0]))
+    }
+
+    /// The last position's logits, brought to the host, and the tokens so far.
     pub(crate) fn logits(&mut self) -> Result<(&mut [f32], &[u32])> {
-        if let Some(Recorded { logits, .. }) = self.decode.as_ref().filter(|_| self.on_device) {
+        if let Some((logits, _)) = &self.last {
+            self.logits.resize(logits.elements(), 0.0);
             self.stream.read(logits, &mut self.logits)?;
-            self.on_device = false;
         }
         Ok((&mut self.logits, &self.tokens))
     }
 
-    /// The token of the last position's greatest logit, where the device has found it and the logit is a number.
-    pub(crate) fn best(&mut self) -> Result<Option<u32>> {
-        let recorded = self.decode.as_ref().filter(|_| self.on_device);
-        let Some((logit, token)) = recorded.and_then(|recorded| recorded.best.as_ref()) else { return Ok(None) };
-        let (mut greatest, mut best) = ([0.0], [0]);
-        self.stream.read(token, &mut best)?;
-        self.stream.read(logit, &mut greatest)?;
-        Ok(greatest[0].is_finite().then_some(best[0]))
-    }
-
-    /// The launches of one pass over `tokens` tokens and the logits of the last, recorded and not run.
+    /// The launches of one pass over `tokens` tokens and the choice of a token after the last, recorded and not run.
     pub(crate) fn plan(&mut self, tokens: usize) -> Result<Plan> {
+        self.set_sampling(SamplingOptions::default(), 0)?;
         self.rewind(&[], tokens)?;
         Ok(self.record(tokens)?.plan)
     }
@@ -150,17 +188,15 @@ impl Session {
         let token_ids = device.zeros(DType::U32, [tokens])?;
         let positions = device.zeros(DType::U32, [tokens])?;
         let (model, cache) = (&self.model, &self.cache);
-        let (plan, (logits, best)) = self.stream.record(|stream| {
+        let sampler = self.sampler.as_ref();
+        let (plan, (logits, token)) = self.stream.record(|stream| {
             let mut step = Step { stream, positions: &positions, cache };
             let hidden = model.inner().decoder.forward(&mut step, &token_ids)?;
             let logits = f32_logits(&mut step, model, &hidden.slice(0, tokens - 1..tokens)?)?;
-            let best = match device.kind() {
-                DeviceKind::Cpu => None,
-                _ => Some(ops::top_k(step.stream, &logits, 1)?),
-            };
-            Ok::<_, Error>((logits, best))
+            let token = sampler.map(|sampler| sampler.sample(step.stream, &logits)).transpose()?;
+            Ok::<_, Error>((logits, token))
         })?;
-        Ok(Recorded { plan, tokens: token_ids, positions, logits, best })
+        Ok(Recorded { plan, tokens: token_ids, positions, logits, token })
     }
 
     /// Moves to a larger cache.

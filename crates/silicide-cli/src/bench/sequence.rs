@@ -136,8 +136,6 @@ fn kv_write_with(model: Dims, tokens: usize) -> Case {
         let shape = [tokens, model.kv_heads, model.head_dim];
         let (k, v, slots) = (s.input(s.float(), shape)?, s.input(s.float(), shape)?, s.positions(tokens)?);
         let (keys, values) = (cache(s, model, tokens, tokens)?, cache(s, model, tokens, tokens)?);
-        let ring = |t: &Tensor| t.permute(&[1, 0, 2]);
-        let (keys, values) = (ring(&keys)?, ring(&values)?);
         call(move |stream| ops::kv_write_with(stream, &k, &v, &slots, CacheLayout::Ring, &keys, &values))
     })
 }

@@ -42,6 +42,7 @@ const SOURCES: &[&KernelSource] = &[
     &matmul::peak::SOURCE,
     &matmul::peak::NVIDIA,
     &quantized_attention::SOURCE,
+    &penalize::SOURCE,
     &reduce::SOURCE,
     &resize::SOURCE,
     &rms_norm::SOURCE,

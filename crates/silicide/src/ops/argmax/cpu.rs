@@ -8,8 +8,8 @@ use crate::device::cpu::vector::{max_order_key, order_key, vectorized};
 use crate::ops::walk::{BLOCK, load};
 
 pub(super) fn run<T: Float>(call: &Call) {
-    let Params { walk } = call.params();
-    let (x, out) = (call.view::<T>(0), call.view::<u32>(1));
+    let Params { walk, .. } = call.params();
+    let (x, out) = (call.view::<T>(0), call.view::<u32>(2));
     let (len, stride) = (walk.row_len(), walk.stride(0));
     walk.for_each_row(call.pool, |row, at| {
         let (mut best, mut index) = (0, 0);

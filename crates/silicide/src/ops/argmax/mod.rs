@@ -4,9 +4,10 @@ mod cpu;
 #[cfg(test)]
 mod tests;
 
-use crate::device::{Gpu, Launch, Stream};
+use crate::device::{DeviceKind, Gpu, Launch, Stream};
 use crate::kernels::{KernelParams, KernelSource, kernel_params};
 use crate::ops::check::{check, float_entry, size};
+use crate::ops::parts::{self, PART};
 use crate::ops::walk::Walk;
 use crate::{DType, Result, Shape, Tensor};
 
@@ -49,16 +50,32 @@ pub fn argmax_into(stream: &mut Stream, x: &Tensor, out: &Tensor) -> Result<()> 
     if out.elements() == 0 {
         return Ok(());
     }
-    let len = size(OP, "the last axis", x.dim(-1))?;
-    let params = Params { walk: Walk::rows(OP, &[x])? };
-    let launch = Launch::new(OP, &params).read(x).write(out);
-    stream.launch(launch, float_entry!(dtype, T => cpu::run::<T>), || Gpu {
+    let len = size(OP, "the last axis", x.dim(-1))? as usize;
+    let walk = Walk::rows(OP, &[x])?;
+    let on_gpu = stream.device().kind() != DeviceKind::Cpu;
+    let parts = if on_gpu { len.div_ceil(PART) } else { 1 };
+    let (rows, params) = (walk.row_count() as usize, Params { walk, parts: parts as u32, pad: 0 });
+    let threadgroups = size(OP, "threadgroups", rows * parts)?;
+    // Keys with indices, as in a sort.
+    let bests = if parts > 1 { Some(stream.empty(DType::I64, [rows, parts])?) } else { None };
+    let gpu = |entry: String, threadgroups, threads| Gpu {
         source: &SOURCE,
         defines: String::new(),
-        entry: format!("argmax_{dtype}"),
-        threadgroups: [params.walk.row_count(), 1, 1],
-        threads: [len.div_ceil(4).next_multiple_of(32).min(1024), 1, 1],
-    })
+        entry,
+        threadgroups: [threadgroups, 1, 1],
+        threads: [threads, 1, 1],
+    };
+    let launch = Launch::new(OP, &params).read(x).write_in_place_optional(bests.as_ref()).write(out);
+    stream.launch(launch, float_entry!(dtype, T => cpu::run::<T>), || {
+        gpu(format!("argmax_{dtype}"), threadgroups, parts::threads(len))
+    })?;
+    let Some(bests) = bests else { return Ok(()) };
+    let launch = Launch::new(OP, &params).read(&bests).write(out);
+    stream.launch(
+        launch,
+        |_| unreachable!("the CPU takes a row as a whole"),
+        || gpu("argmax_join".into(), rows as u32, parts.div_ceil(4).next_multiple_of(32).min(256) as u32),
+    )
 }
 
 const OP: &str = "argmax";
@@ -66,6 +83,10 @@ const OP: &str = "argmax";
 kernel_params! {
     struct Params {
         walk: Walk,
+        /// Parts that a row is taken in.
+        parts: u32,
+        /// Makes the size a multiple of 8.
+        pad: u32,
     }
 }
 

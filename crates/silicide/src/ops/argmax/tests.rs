@@ -17,7 +17,7 @@ proptest! {
     #[test]
     fn follows_the_definition(
         rows in 0usize..5,
-        len in prop_oneof![Just(1), Just(31), Just(33), Just(65), Just(1025), Just(5000)],
+        len in prop_oneof![Just(1), Just(31), Just(33), Just(65), Just(2047), Just(2048), Just(2049), Just(5000)],
         dtype in 0usize..3,
         coarse: bool,
         edges: bool,
@@ -49,11 +49,26 @@ proptest! {
 
 #[test]
 fn any_schedule_finds_the_same() {
-    let x: Vec<f32> = Random::new(1).values(3 * 1025).iter().map(|v| (v * 40.0).round()).collect();
+    let x: Vec<f32> = Random::new(1).values(2 * 4100).iter().map(|v| (v * 40.0).round()).collect();
     on_every_schedule(|stream| {
-        let xt = Random::new(2).tensor(&stream.device().clone(), DType::F32, &x, [3, 1025]);
+        let xt = Random::new(2).tensor(&stream.device().clone(), DType::F32, &x, [2, 4100]);
         let y = argmax(stream, &xt).unwrap().to_vec::<u32>(stream).unwrap();
-        assert_eq!(y, x.chunks(1025).map(reference).collect::<Vec<_>>());
+        assert_eq!(y, x.chunks(4100).map(reference).collect::<Vec<_>>());
+    });
+}
+
+#[test]
+fn takes_long_rows_in_parts() {
+    let len = 248_320;
+    let mut x = vec![f32::NEG_INFINITY; 4 * len];
+    // Equals in several parts, the least infinity alone, NaN in the last place, and one number.
+    [2048, 4095, 200_000].iter().for_each(|&i| x[i] = 7.0);
+    [3 * len - 1, 3 * len - 2].iter().for_each(|&i| x[i] = f32::NAN);
+    x[4 * len - 1] = f32::MIN;
+    on_every_device(|stream| {
+        let xt = stream.device().tensor(&x, [4, len]).unwrap();
+        let y = argmax(stream, &xt).unwrap().to_vec::<u32>(stream).unwrap();
+        assert_eq!(y, [2048, 0, len as u32 - 2, len as u32 - 1]);
     });
 }
 

@@ -1,10 +1,11 @@
 //! Drawing tokens from logits on the device.
 
 mod cpu;
+mod gpu;
 #[cfg(test)]
 mod tests;
 
-use crate::device::{Device, Gpu, Launch, Stream};
+use crate::device::{Device, DeviceKind, Launch, Stream};
 use crate::kernels::{KernelParams, KernelSource, kernel_params};
 use crate::ops::argmax_into;
 use crate::ops::check::{check, size};
@@ -21,7 +22,8 @@ pub struct Sampling {
     pub top_p: f32,
     /// Leaves out tokens below this share of the greatest probability; 0 for none.
     pub min_p: f32,
-    /// Draws from this many most probable tokens, of equals the lowest ids; 0 for no limit.
+    /// Draws from this many most probable tokens, of equals the lowest ids; 0 for no limit. With 1 that is the greatest
+    /// itself, found without weighing any.
     pub top_k: u32,
 }
 
@@ -112,15 +114,14 @@ pub fn sample_into(
         has_top_p: (top_p < 1.0).into(),
         top_k: if top_k == 0 { u32::MAX } else { top_k },
         has_top_k: (top_k != 0 && top_k < vocab).into(),
+        parts: 1,
+        has_cut: 0,
     };
-    let launch = Launch::new(OP, &params).read(logits).read_write(state).write(out);
-    stream.launch(launch, cpu::run, || Gpu {
-        source: &SOURCE,
-        defines: String::new(),
-        entry: "sample".into(),
-        threadgroups: [params.walk.row_count(), 1, 1],
-        threads: [vocab.div_ceil(4).next_multiple_of(32).min(1024), 1, 1],
-    })
+    if stream.device().kind() == DeviceKind::Cpu {
+        let launch = Launch::new(OP, &params).read(logits).read_write(state).write(out);
+        return stream.launch(launch, cpu::run, || unreachable!("a CPU"));
+    }
+    gpu::run(stream, params, logits, state, out)
 }
 
 const OP: &str = "sample";
@@ -137,6 +138,10 @@ kernel_params! {
         has_top_p: u32,
         top_k: u32,
         has_top_k: u32,
+        /// Parts that a GPU takes a row in.
+        parts: u32,
+        /// Whether a GPU has to look for a cut.
+        has_cut: u32,
     }
 }
 

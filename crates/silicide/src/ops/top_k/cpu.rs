@@ -16,7 +16,7 @@ pub(super) fn run<T: Float>(call: &Call) {
     let (x, values, indices) = (call.view::<T>(0), call.view::<T>(1), call.view::<u32>(2));
     let (len, stride) = (walk.row_len(), walk.stride(0));
     walk.for_each_row(call.pool, |row, at| {
-        with_scratch(len.min(2 * k + BLOCK), |kept| {
+        with_scratch(room(len, k), |kept| {
             let mut candidates = Candidates { k, kept, count: 0, bar: 0 };
             with_scratch(BLOCK, |scratch| {
                 for start in (0..len).step_by(BLOCK) {
@@ -32,7 +32,7 @@ pub(super) fn run<T: Float>(call: &Call) {
                     candidates.add(start, s, most);
                 }
             });
-            let best = candidates.sorted();
+            let best = candidates.into_sorted();
             // SAFETY: one task a row.
             let (values, indices) = unsafe { (values.row_mut(row * k, k), indices.row_mut(row * k, k)) };
             for ((v, i), &candidate) in values.iter_mut().zip(indices).zip(best) {
@@ -42,6 +42,24 @@ pub(super) fn run<T: Float>(call: &Call) {
             }
         });
     });
+}
+
+/// How many candidates [`best_of`] has to hold.
+pub(crate) fn room(len: usize, k: usize) -> usize {
+    len.min(2 * k + BLOCK)
+}
+
+/// The best `k` of a row, best first: keys above the complements of indices.
+pub(crate) fn best_of<'a>(x: &[f32], k: usize, kept: &'a mut [u64]) -> &'a [u64] {
+    let mut candidates = Candidates { k, kept, count: 0, bar: 0 };
+    for (block, x) in x.chunks(BLOCK).enumerate() {
+        let most = vectorized(
+            #[inline(always)]
+            || max_order_key(x),
+        );
+        candidates.add(block * BLOCK, x, most);
+    }
+    candidates.into_sorted()
 }
 
 /// The best so far: keys above, the complement of indices below, so that of equals the first is greatest.
@@ -54,7 +72,7 @@ struct Candidates<'a> {
     bar: u64,
 }
 
-impl Candidates<'_> {
+impl<'a> Candidates<'a> {
     /// Looks at elements from `start` on, the greatest of whose keys is `most`.
     fn add(&mut self, start: usize, x: &[f32], most: u32) {
         if most < (self.bar >> 32) as u32 {
@@ -85,7 +103,7 @@ impl Candidates<'_> {
     }
 
     /// The best `k`, best first.
-    fn sorted(&mut self) -> &[u64] {
+    fn into_sorted(mut self) -> &'a [u64] {
         self.cut();
         let best = &mut self.kept[..self.count];
         best.sort_unstable_by(|a, b| b.cmp(a));

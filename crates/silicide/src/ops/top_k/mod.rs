@@ -7,6 +7,7 @@ mod tests;
 use crate::device::{DeviceKind, Gpu, Launch, Stream};
 use crate::kernels::{KernelParams, KernelSource, kernel_params};
 use crate::ops::check::{check, float_entry, size};
+use crate::ops::parts::{self, PART};
 use crate::ops::walk::Walk;
 use crate::ops::{Order, sort, take_along_axis_into};
 use crate::{DType, Result, Tensor};
@@ -16,7 +17,7 @@ use crate::{DType, Result, Tensor};
 ///
 /// `x` is f32, f16 or bf16 of one axis or more, with any strides. The results are row-major in `x`'s shape with a last
 /// axis of `k`: values of `x`'s type, and u32 indices. NaN counts as greater than every number; -0 and 0 are equal. A GPU
-/// takes one pass over the row for each of `k`, and sorts the row where they are more than 64.
+/// reads the row once, and sorts it where `k` is more than 64.
 ///
 /// # Errors
 ///
@@ -62,33 +63,67 @@ pub fn top_k_into(stream: &mut Stream, x: &Tensor, values: &Tensor, indices: &Te
         return Ok(());
     }
     let len = size(OP, "the last axis", x.dim(-1))?;
-    if k > MOST_PASSES && stream.device().kind() != DeviceKind::Cpu {
-        let why = "k is past 64: rows are sorted, as that many passes would take longer";
+    if k > MOST_SELECTED && stream.device().kind() != DeviceKind::Cpu {
+        let why = "k is past 64: rows are sorted, as selecting so many would take longer";
         sort::first(stream, OP, x, Order::Descending, indices, why)?;
         return take_along_axis_into(stream, x, indices, x.rank() - 1, values);
     }
-    let params = Params { walk: Walk::rows(OP, &[x])?, k: k as u32, pad: 0 };
-    let launch = Launch::new(OP, &params).read(x).write(values).write(indices);
-    stream.launch(launch, float_entry!(dtype, T => cpu::run::<T>), || Gpu {
-        source: &SOURCE,
-        defines: String::new(),
-        entry: format!("top_k_{dtype}"),
-        threadgroups: [params.walk.row_count(), 1, 1],
-        threads: [len.div_ceil(4).next_multiple_of(32).min(1024), 1, 1],
-    })
+    let walk = Walk::rows(OP, &[x])?;
+    let rows = walk.row_count() as usize;
+    let on_gpu = stream.device().kind() != DeviceKind::Cpu;
+    let mut lists = if on_gpu { (len as usize).div_ceil(PART) } else { 1 };
+    let mut params = Params { walk, k: k as u32, lists: lists as u32, joined: 1, last: (lists == 1).into() };
+    let mut from = lists_of(stream, rows, lists, k)?;
+    let threadgroups = size(OP, "threadgroups", rows * lists)?;
+    let launch = Launch::new(OP, &params).read(x).write(values).write(indices).write_in_place_optional(from.as_ref());
+    stream.launch(launch, float_entry!(dtype, T => cpu::run::<T>), || {
+        gpu(format!("top_k_{dtype}"), threadgroups, parts::threads(len as usize))
+    })?;
+    while let Some(lists_before) = from {
+        let joined = lists.div_ceil(LISTS);
+        (params.lists, params.joined, params.last) = (lists as u32, joined as u32, (joined == 1).into());
+        let to = lists_of(stream, rows, joined, k)?;
+        let launch = Launch::new(OP, &params).read(x).write(values).write(indices).read(&lists_before);
+        let threads = lists.min(LISTS).next_multiple_of(32) as u32;
+        stream.launch(
+            launch.write_in_place_optional(to.as_ref()),
+            |_| unreachable!("the CPU takes a row as a whole"),
+            || gpu(format!("top_k_join_{dtype}"), (rows * joined) as u32, threads),
+        )?;
+        (from, lists) = (to, joined);
+    }
+    Ok(())
 }
+
+/// Room for the best of each part, as keys with indices; none where there is one part.
+fn lists_of(stream: &mut Stream, rows: usize, lists: usize, k: usize) -> Result<Option<Tensor>> {
+    if lists > 1 { stream.empty(DType::I64, [rows, lists, k]).map(Some) } else { Ok(None) }
+}
+
+fn gpu(entry: String, threadgroups: u32, threads: u32) -> Gpu {
+    Gpu { source: &SOURCE, defines: String::new(), entry, threadgroups: [threadgroups, 1, 1], threads: [threads, 1, 1] }
+}
+
+pub(super) use cpu::{best_of, room};
 
 const OP: &str = "top_k";
 
-/// The greatest `k` for which a GPU looks for one after the other.
-const MOST_PASSES: usize = 64;
+/// The greatest `k` that a GPU selects by parts.
+const MOST_SELECTED: usize = 64;
+
+/// Lists that a threadgroup merges.
+const LISTS: usize = 256;
 
 kernel_params! {
     struct Params {
         walk: Walk,
         k: u32,
-        /// Makes the size a multiple of 8.
-        pad: u32,
+        /// Lists of a row, one of each part at first.
+        lists: u32,
+        /// Lists that they are joined to.
+        joined: u32,
+        /// Whether results are written, and not lists.
+        last: u32,
     }
 }
 

@@ -21,8 +21,8 @@ proptest! {
     #[test]
     fn follows_the_definition(
         rows in 0usize..4,
-        len in prop_oneof![Just(1usize), Just(31), Just(33), Just(65), Just(1025), Just(3000)],
-        k in prop_oneof![Just(0usize), Just(1), Just(8), Just(65), 0usize..200],
+        len in prop_oneof![Just(1usize), Just(31), Just(33), Just(65), Just(1025), Just(2047), Just(2048), Just(2049), Just(5000)],
+        k in prop_oneof![Just(0usize), Just(1), Just(8), Just(64), Just(65), 0usize..200],
         dtype in 0usize..3,
         order in 0..3,
         coarse: bool,
@@ -74,12 +74,43 @@ fn sorts_a_whole_row() {
 
 #[test]
 fn any_schedule_finds_the_same() {
-    let x: Vec<f32> = Random::new(1).values(3 * 257).iter().map(|v| (v * 20.0).round()).collect();
+    let x: Vec<f32> = Random::new(1).values(2 * 2050).iter().map(|v| (v * 20.0).round()).collect();
     on_every_schedule(|stream| {
-        let xt = Random::new(2).tensor(&stream.device().clone(), DType::F32, &x, [3, 257]);
+        let xt = Random::new(2).tensor(&stream.device().clone(), DType::F32, &x, [2, 2050]);
         let (_, indices) = top_k(stream, &xt, 33).unwrap();
-        let want: Vec<u32> = x.chunks(257).flat_map(|row| reference(row, 33)).collect();
+        let want: Vec<u32> = x.chunks(2050).flat_map(|row| reference(row, 33)).collect();
         assert_eq!(indices.to_vec::<u32>(stream).unwrap(), want);
+    });
+}
+
+#[test]
+fn takes_long_rows_in_parts() {
+    let len = 248_320;
+    let mut random = Random::new(3);
+    let mut x: Vec<f32> = random.values(len).iter().map(|v| v.round()).collect();
+    x.resize(2 * len, f32::NEG_INFINITY);
+    // Of a row with less that is finite than is asked for, the rest are the first of infinities.
+    (0..9).for_each(|_| x[len + random.below(len)] = random.value());
+    x[len - 1] = f32::NAN;
+    on_every_device(|stream| {
+        let xt = Random::new(2).tensor(&stream.device().clone(), DType::F32, &x, [2, len]);
+        for k in [1, 33] {
+            let (_, indices) = top_k(stream, &xt, k).unwrap();
+            let want: Vec<u32> = x.chunks(len).flat_map(|row| reference(row, k)).collect();
+            assert_eq!(indices.to_vec::<u32>(stream).unwrap(), want, "{k}");
+        }
+    });
+}
+
+#[test]
+fn lists_of_a_row_are_joined_more_than_once() {
+    // More parts than one threadgroup merges, the last of fewer elements than are asked for.
+    let len = 256 * PART + 5;
+    let x: Vec<f32> = (0..len).map(|i| (i % 1000) as f32).collect();
+    on_every_device(|stream| {
+        let xt = stream.device().tensor(&x, [len]).unwrap();
+        let (_, indices) = top_k(stream, &xt, 17).unwrap();
+        assert_eq!(indices.to_vec::<u32>(stream).unwrap(), (0..17).map(|i| 1000 * i + 999).collect::<Vec<u32>>());
     });
 }
 
