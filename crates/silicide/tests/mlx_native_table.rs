@@ -1,4 +1,5 @@
-//! docs/mlx-native.md names what is there: every entry point of mlx-native once, and no op, method or option that is not.
+//! docs/mlx-native.md names what is there: every entry point of mlx-native once, and no op, method or option that is not;
+//! each of its defects has tests or a reason for none.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -105,4 +106,39 @@ fn what_the_table_names_is_there() {
             assert!(there, "{}: {name} is not there", row[0]);
         }
     }
+}
+
+/// All Rust sources in a folder.
+fn rust(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let files = entries.flat_map(|path| if path.is_dir() { rust(&path) } else { vec![path] });
+    files.filter(|path| path.extension().is_some_and(|e| e == "rs")).collect()
+}
+
+#[test]
+fn every_defect_has_a_test_or_a_reason_for_none() {
+    // A test's name: `d_`, two digits, for one defect an `r`, and words.
+    let number = |line: &str| {
+        let name = line.trim_start().strip_prefix("fn d_")?;
+        let (digits, rest) = name.split_at_checked(2)?;
+        rest.trim_start_matches('r').starts_with('_').then(|| digits.parse::<u32>().ok())?
+    };
+    let crates = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let folders = fs::read_dir(crates)
+        .unwrap()
+        .flat_map(|entry| ["src", "tests"].map(|f| entry.as_ref().unwrap().path().join(f)));
+    let files = folders.filter(|folder| folder.is_dir()).flat_map(|folder| rust(&folder));
+    let mut tested = BTreeSet::new();
+    for file in files {
+        let text = fs::read_to_string(file).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        let tests = lines.windows(2).filter(|pair| pair[0].trim() == "#[test]");
+        tested.extend(tests.filter_map(|pair| number(pair[1])));
+    }
+    let text = read("../../docs/mlx-native.md");
+    let reasons = text.lines().filter_map(|line| line.strip_prefix("| D-"));
+    let excused: BTreeSet<u32> = reasons.map(|line| line[..2].parse().expect("a number")).collect();
+    assert_eq!(tested.intersection(&excused).collect::<Vec<_>>(), [&0u32; 0], "both tested and excused");
+    let all: BTreeSet<u32> = (1..=26).chain(30..=40).collect();
+    assert_eq!(tested.union(&excused).copied().collect::<BTreeSet<_>>(), all);
 }

@@ -11,6 +11,8 @@ mod launch;
 mod lock;
 mod plan;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 pub mod cpu;
 pub(crate) mod cuda;

@@ -204,8 +204,9 @@ fn refuses_what_does_not_fit() {
     assert!(alloc(16, vec![usize::MAX, 2]).contains("wanted enough"));
 }
 
+/// D-30: the host neither reads what work writes nor writes what work reads, and no two slices to write are of one buffer.
 #[test]
-fn the_host_waits_for_encoded_work() {
+fn d_30_the_host_waits_for_encoded_work() {
     on_every_device(|stream| {
         let call = &mut Call::on(stream.device());
         let mut input = call.buffer(DType::F32, &[1.0f32; 48]);

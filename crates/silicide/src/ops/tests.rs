@@ -338,3 +338,35 @@ fn a_plan_is_replayed_on_its_own_device() {
     assert!(message.contains("another device"), "{message}");
     device.stream().replay(&plan).unwrap();
 }
+
+/// D-37: every op answers every type of elements, with a result or an error.
+#[test]
+fn d_37_no_type_of_elements_panics() {
+    on_every_device(|stream| {
+        let device = &stream.device().clone();
+        for dtype in DType::ALL {
+            let x = device.zeros(dtype, [3, 5, 4]).unwrap();
+            let mut taken = 0;
+            for (name, op) in ALLOWED {
+                let out = device.zeros(dtype, [3, 5, 4]).unwrap();
+                // Recorded, so that no kernel is compiled for it; the CPU has none to compile.
+                let result = stream.record(|s| op(s, &x, &out)).map(|_| ());
+                taken += usize::from(result.is_ok());
+                if let Err(error) = result {
+                    assert!(!dtype.is_float() && error.to_string().contains(dtype.name()), "{name}: {error}");
+                } else if device.kind() == crate::DeviceKind::Cpu {
+                    op(stream, &x, &out).unwrap();
+                }
+            }
+            assert!(taken == ALLOWED.len() || !dtype.is_float(), "{dtype}");
+            for other in DType::ALL {
+                stream.record(|s| cast(s, &x, other)).unwrap();
+            }
+            let _ = stream.record(|s| argmax(s, &x));
+            let _ = stream.record(|s| sort(s, &x, Order::Ascending));
+            let _ = stream.record(|s| top_k(s, &x, 2));
+            let _ = stream.record(|s| router(s, &x, Router::default()));
+            let _ = stream.record(|s| reduce(s, Reduce::Mean, &x));
+        }
+    });
+}

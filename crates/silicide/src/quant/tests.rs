@@ -78,6 +78,25 @@ fn broken_scales_are_found_in_every_format() {
     }
 }
 
+/// D-39: rows and columns are counted in elements, whatever the bytes that hold them.
+#[test]
+fn d_39_a_quantised_matrix_has_the_shape_of_its_elements() {
+    let (device, random) = (&crate::Device::cpu(), &mut Random::new(2));
+    for format in quantized_formats() {
+        let MatrixFormat::Quantized(quantized, _) = format else { unreachable!("all are quantised") };
+        let columns = 3 * quantized.group_size();
+        let stored = StoredMatrix::random(format, 5, columns, random);
+        let (view, matrix) = (stored.view().unwrap(), stored.on(device));
+        assert_eq!((view.rows(), view.columns()), (5, columns), "{format}");
+        assert_eq!((matrix.rows(), matrix.columns(), matrix.format()), (5, columns, format));
+        assert_eq!(matrix.bytes(), stored.codes.len() + stored.scales.len() + stored.biases.len(), "{format}");
+        let groups = if stored.scales.is_empty() { 0 } else { 15 };
+        let size =
+            if let MatrixFormat::Quantized(QuantFormat::Affine { .. }, dtype) = format { dtype.size() } else { 1 };
+        assert_eq!(stored.scales.len(), groups * size, "{format}");
+    }
+}
+
 #[test]
 fn wrong_lengths_and_shapes_are_errors() {
     let affine = |bits, group_size| QuantFormat::Affine { bits, group_size };

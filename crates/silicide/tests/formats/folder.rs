@@ -37,8 +37,9 @@ fn open_error(path: &Path) -> String {
     Checkpoint::open(path).unwrap_err().to_string()
 }
 
+/// D-39: the files that mlx-lm writes are found by their names, and no other is read.
 #[test]
-fn all_shards_are_read_and_nothing_else() {
+fn d_39_all_shards_are_read_and_nothing_else() {
     let dir = folder(r#"{"model_type": "llama"}"#);
     weights(&dir, "model-00002-of-00002.safetensors", &one("b"));
     weights(&dir, "model-00001-of-00002.safetensors", &one("c"));
@@ -113,8 +114,9 @@ fn packed(dir: &TempDir, module: &str, bits: usize, group_size: usize, scales: D
     weights(dir, &format!("model-{module}.safetensors"), &tensors);
 }
 
+/// D-39: bits and group sizes are those of `config.json`.
 #[test]
-fn entries_of_modules_follow_the_rules_of_mlx_lm() {
+fn d_39_entries_of_modules_follow_the_rules_of_mlx_lm() {
     let dir = folder(
         r#"{"quantization": {"group_size": 32, "bits": 4, "mode": "mxfp4", "off": false, "on": true, "plain": {},
             "model.layers.0.gate": {"bits": 8}, "language_model.model.up": {"mode": "nvfp4"}, "odd": "yes"}}"#,

@@ -4,7 +4,11 @@
 //! `cargo test -p silicide --test formats -- --ignored write_corpus`.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use silicide::DType;
+use silicide::formats::Mapped;
+use silicide::formats::gguf::GgufFile;
 
 use crate::make::{self, Gguf, array, good_config, good_gguf, good_safetensors, safetensors, string};
 use crate::walk::Target;
@@ -324,6 +328,32 @@ fn corpus_path(case: &Case) -> PathBuf {
 fn every_case_is_answered_as_it_should_be() {
     let wrong: Vec<_> = cases().iter().filter_map(wrong_answer).collect();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// D-40: a type that is not known costs its tensor alone and bf16 is known; rows are whole blocks; shapes do not overflow and
+/// tensors end within the file; nested arrays and counts are bounded; integers are not taken for weights.
+#[test]
+fn d_40_gguf_files_are_held_to_their_bounds() {
+    let cases = gguf_cases();
+    for name in [
+        "unknown-type",
+        "row-not-blocks",
+        "dims-overflow",
+        "bytes-overflow",
+        "data-past-end",
+        "offset-past-end",
+        "nested-1000",
+        "array-huge",
+        "tensor-count-huge",
+    ] {
+        let case = cases.iter().find(|case| case.1 == name).unwrap_or_else(|| panic!("no case {name}"));
+        assert_eq!(wrong_answer(case), None);
+    }
+    let file = Gguf::new().tensor("w", &[16], 30, 0).tensor("i", &[16], 25, 32).tensor("new", &[16], 9999, 64).data(96);
+    let file = GgufFile::parse(Path::new("some/file"), Mapped::copy_from(&file.bytes()).unwrap()).unwrap();
+    let dense = |name| file.tensors.get(name).unwrap().dense();
+    assert_eq!(dense("w").unwrap(), DType::BF16);
+    assert!(dense("i").is_err() && dense("new").is_err());
 }
 
 fn wrong_answer(Case(target, name, bytes, wanted): &Case) -> Option<String> {

@@ -85,8 +85,9 @@ fn agrees_with_mlx_and_torch() {
     });
 }
 
+/// D-25: of equals the lowest index, of rows of -inf too.
 #[test]
-fn takes_rows_of_negative_infinity_and_equal_zeros() {
+fn d_25_takes_rows_of_negative_infinity_and_equal_zeros() {
     on_every_device(|stream| {
         let device = &stream.device().clone();
         let inf = f32::INFINITY;

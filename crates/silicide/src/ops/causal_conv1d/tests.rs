@@ -69,7 +69,7 @@ proptest! {
             assert_close(dtype, &values_of(stream, &y), &want, 4.0);
             assert_eq!(values_of(stream, &apart), inputs[tokens * channels..]);
 
-            // D-10: the new state in place of the old.
+            // The new state in place of the old.
             let out = random.tensor(device, dtype, x, [tokens, channels]);
             causal_conv1d_into(stream, &xt, &wt, options(&st), &out).unwrap();
             assert_eq!(values_of(stream, &out), values_of(stream, &y));
@@ -150,6 +150,30 @@ fn nan_and_infinity_stay_in_their_channel_and_window() {
                 (1..=3, 1) => assert_eq!(*y, f32::INFINITY),
                 (t, _) => assert_eq!(*y, (t + 1).min(3) as f32),
             }
+        }
+    });
+}
+
+/// D-10: the new state may lie where the old one is read, for fewer tokens than it has rows and for more.
+#[test]
+fn d_10_the_new_state_replaces_the_old_in_place() {
+    on_every_device(|stream| {
+        let device = &stream.device().clone();
+        let (channels, width) = (33, 4);
+        let mut random = Random::new(7);
+        for tokens in [1, 2, 3, 70] {
+            let inputs = random.values((width - 1 + tokens) * channels);
+            let w = random.values(channels * width);
+            let (old, x) = inputs.split_at((width - 1) * channels);
+            let state = device.tensor(old, [width - 1, channels]).unwrap();
+            let (xt, wt) =
+                (device.tensor(x, [tokens, channels]).unwrap(), device.tensor(&w, [channels, width]).unwrap());
+            let options =
+                CausalConv1d { bias: None, silu: false, initial_state: Some(&state), final_state: Some(&state) };
+            let y = causal_conv1d(stream, &xt, &wt, options).unwrap();
+            let want = reference(&inputs, &w, None, false, (channels, width));
+            assert_close(DType::F32, &values_of(stream, &y), &want, 4.0);
+            assert_eq!(values_of(stream, &state), inputs[tokens * channels..], "{tokens} tokens");
         }
     });
 }

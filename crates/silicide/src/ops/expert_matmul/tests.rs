@@ -77,9 +77,9 @@ fn check_products(
     }
 }
 
-/// Odd numbers of rows among them, for which rows past the last must be neither read nor written (D-14).
+/// D-14: odd numbers of rows among them, for which rows past the last must be neither read nor written.
 #[test]
-fn every_format_of_odd_shapes() {
+fn d_14_every_format_of_odd_shapes() {
     on_every_device(|stream| {
         let random = &mut Random::new(1);
         for (i, format) in quantized_formats().into_iter().enumerate() {
@@ -357,9 +357,9 @@ fn nothing_to_compute() {
     });
 }
 
-/// Offsets into a stack need more than 32 bits (D-13). A file with holes stands for it, which the CPU would have to pack.
+/// D-13: offsets into a stack need more than 32 bits. A file with holes stands for it, which the CPU would have to pack.
 #[test]
-fn stacks_past_4_gib() {
+fn d_13_stacks_past_4_gib() {
     const EXPERTS: usize = 1025;
     const ROWS: usize = 65;
     const COLUMNS: usize = 1 << 14;

@@ -67,7 +67,7 @@ proptest! {
 
 /// D-24: `log(1 + e^x)` has no digits left for negative `x`, and is no longer 0 below -20.
 #[test]
-fn small_gates_keep_their_digits() {
+fn d_24_small_gates_keep_their_digits() {
     on_every_device(|stream| {
         let device = &stream.device().clone();
         let a: Vec<f32> = (0..1200).map(|i| i as f32 * 0.1 - 85.0).collect();

@@ -118,7 +118,6 @@ fn heads() -> impl Strategy<Value = HeadMap> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(16))]
 
-    /// D-16: value heads by division and by modulo, heads past 128, and a scale.
     #[test]
     fn follows_the_definition(
         tokens in prop_oneof![Just(0usize), Just(1), Just(15), Just(16), Just(17), Just(33)],
@@ -133,6 +132,19 @@ proptest! {
         let problem = Problem::random(DType::FLOATS[dtype], [tokens, key_heads, ratio, dk, dv], heads, seed);
         on_every_device(|stream| problem.check(stream, tokens.max(1), log, form));
     }
+}
+
+/// D-16: value heads have key heads by division, as MLX's weights want it, or by modulo, as GGUF's; heads past 128; a scale.
+#[test]
+fn d_16_value_heads_have_key_heads_by_division_or_by_modulo() {
+    on_every_device(|stream| {
+        for heads in [HeadMap::Grouped, HeadMap::Tiled] {
+            let problem = Problem { scale: 0.3, ..Problem::random(DType::F32, [17, 2, 3, 192, 33], heads, 6) };
+            for form in [Some(true), Some(false)] {
+                problem.check(stream, 17, true, form);
+            }
+        }
+    });
 }
 
 #[test]

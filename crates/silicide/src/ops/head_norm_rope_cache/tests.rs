@@ -209,6 +209,30 @@ fn many_threads_give_what_one_gives() {
     run(3);
 }
 
+/// D-03: one token of a decode has the pairs that the tokens of a prompt have, and heads of 512 find room.
+#[test]
+fn d_03_one_token_and_many_have_the_same_pairs_in_heads_of_512() {
+    on_every_device(|stream| {
+        for tokens in [1, 3] {
+            for pairing in [Pairing::Halves, Pairing::HeadHalves] {
+                let case = Case {
+                    sizes: [tokens, 3, 2, 512],
+                    pairs: 64,
+                    pairing,
+                    dtype: DType::BF16,
+                    wide_weights: false,
+                    cache: DType::BF16,
+                    offset: 0.0,
+                    several_axes: false,
+                    odd: false,
+                    seed: 5,
+                };
+                gives_what_the_three_ops_give(stream, &case);
+            }
+        }
+    });
+}
+
 #[test]
 fn says_what_does_not_fit() {
     let device = Device::cpu();

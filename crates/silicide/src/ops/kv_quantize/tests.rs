@@ -168,9 +168,9 @@ fn gives_the_codes_of_exact_arithmetic() {
     });
 }
 
-/// 5 and 6 bits take 5 and 6 bits, and 8 bits have the error of levels that are the best.
+/// D-23: 5 and 6 bits take 5 and 6 bits, and 8 bits have the error of levels that are the best.
 #[test]
-fn normal_rows_have_the_least_error() {
+fn d_23_normal_rows_have_the_least_error() {
     // Sums of uniform numbers are near enough to normal once they are rotated.
     let (rows, dim) = (32, 512);
     let mut random = Random::new(1);
@@ -196,8 +196,9 @@ fn normal_rows_have_the_least_error() {
     });
 }
 
+/// D-23: each norm sums its own half and no lane of the other.
 #[test]
-fn two_norms_are_those_of_the_halves() {
+fn d_23_two_norms_are_those_of_the_halves() {
     on_every_device(|stream| {
         let device = &stream.device().clone();
         // Rotated, the halves are the sum and the difference of the halves, over the root of 2.

@@ -44,8 +44,9 @@ proptest! {
     }
 }
 
+/// D-26: a slot is held against the capacity.
 #[test]
-fn a_slot_outside_the_cache_writes_nothing() {
+fn d_26_a_slot_outside_the_cache_writes_nothing() {
     on_every_device(|stream| {
         let device = &stream.device().clone();
         let k = device.tensor(&[1.0f32, 2.0], [2, 1, 1]).unwrap();

@@ -336,6 +336,107 @@ fn nothing_to_compute() {
     });
 }
 
+/// D-09: a cast, a product and a cast wait for one another without a word of the caller's.
+#[test]
+fn d_09_casts_around_a_product_are_ordered_by_the_stream() {
+    let affine = MatrixFormat::Quantized(QuantFormat::Affine { bits: 4, group_size: 32 }, DType::BF16);
+    let matrix = StoredMatrix::random(affine, 17, 96, &mut Random::new(10));
+    let x = rounded(DType::BF16, &Random::new(11).values(2 * 96));
+    let want = reference(&matrix, &x, DType::BF16, Precision::F32);
+    on_every_device(|stream| {
+        let device = &stream.device().clone();
+        let weight = Weight::new(&matrix.on(device)).unwrap();
+        let xt = device.tensor(&x, [2, 96]).unwrap();
+        let product = |s: &mut Stream| {
+            let x = crate::ops::cast(s, &xt, DType::BF16)?;
+            let y = matmul(s, &x, &weight, Precision::F32)?;
+            crate::ops::cast(s, &y, DType::F32)
+        };
+        let now = product(stream).unwrap();
+        assert_products("launched", &values_of(stream, &now), &want);
+        let (plan, out) = stream.record(product).unwrap();
+        assert!(plan.barriers() >= 2, "{} barriers", plan.barriers());
+        stream.replay(&plan).unwrap();
+        assert_products("replayed", &values_of(stream, &out), &want);
+    });
+}
+
+/// D-12: scales are read by their type, for one row and for many, and x keeps its digits; groups of sizes that are none are
+/// refused. Every width with every size is in `every_format_of_odd_shapes`.
+#[test]
+fn d_12_scales_of_every_type_in_groups_of_every_size() {
+    on_every_device(|stream| {
+        let random = &mut Random::new(12);
+        for (i, scales) in DType::FLOATS.into_iter().enumerate() {
+            for bits in [4, 6] {
+                let format = QuantFormat::Affine { bits, group_size: [32, 64, 128][i] };
+                let matrix = StoredMatrix::random(MatrixFormat::Quantized(format, scales), 9, 384, random);
+                check_products(stream, &matrix, DType::F32, &[1, 33], random);
+            }
+        }
+        let bytes = crate::formats::Mapped::copy_from(&[0; 4096]).unwrap();
+        for (group_size, k) in [(0, 64), (1, 64), (16, 64), (64, 96)] {
+            let format = MatrixFormat::Quantized(QuantFormat::Affine { bits: 4, group_size }, DType::F16);
+            let scales = bytes.slice(0..k / usize::from(group_size).max(1) * 2).unwrap();
+            let codes = bytes.slice(0..k / 2).unwrap();
+            let result = Matrix::new(&stream.device().clone(), format, 1, k, &codes, Some(&scales), Some(&scales));
+            assert!(result.is_err(), "groups of {group_size} in rows of {k}");
+        }
+    });
+}
+
+/// D-14: odd numbers of rows write their rows and nothing beside them.
+#[test]
+fn d_14_odd_numbers_of_rows_stay_within_their_output() {
+    on_every_device(|stream| {
+        let device = &stream.device().clone();
+        let random = &mut Random::new(13);
+        for format in [GgmlFormat::Q6_K, GgmlFormat::Q4_0, GgmlFormat::Q8_0] {
+            for n in [1, 33] {
+                let stored = MatrixFormat::Quantized(QuantFormat::Ggml(format), DType::F32);
+                let matrix = StoredMatrix::random(stored, n, 256, random);
+                let weight = Weight::new(&matrix.on(device)).unwrap();
+                for m in [1, 3, 33] {
+                    let x = random.values(m * 256);
+                    let whole = device.tensor(&vec![7.0f32; m * (n + 3)], [m, n + 3]).unwrap();
+                    let out = whole.slice(1, 0..n).unwrap();
+                    let xt = device.tensor(&x, [m, 256]).unwrap();
+                    matmul_into(stream, &xt, &weight, Precision::F32, &out).unwrap();
+                    let wanted = reference(&matrix, &x, DType::F32, Precision::F32);
+                    assert_products(&format!("{format:?}, {n} by {m}"), &values_of(stream, &out), &wanted);
+                    let beside = whole.slice(1, n..n + 3).unwrap();
+                    assert!(values_of(stream, &beside).iter().all(|&y| y == 7.0), "{format:?}, {n} by {m}");
+                }
+            }
+        }
+    });
+}
+
+/// D-15: rows of dense weights whose length is no multiple of 4 are summed to their last element.
+#[test]
+fn d_15_rows_of_any_length_are_summed_to_their_end() {
+    on_every_device(|stream| {
+        let device = &stream.device().clone();
+        for dtype in DType::FLOATS {
+            for k in [1, 2, 3, 5, 33, 127, 130] {
+                // Each row of the weight takes one of the last four elements of x, which every type holds exactly.
+                let row = |n: usize| (0..k).map(move |i| if i + n == k { 1.0 } else { 0.0 });
+                let elements: Vec<f32> = (1..=4.min(k)).flat_map(row).collect();
+                let rows = elements.len() / k;
+                let weights = crate::testing::tensor_of(device, dtype, &elements, [rows, k]);
+                let weight = Weight::new(&Matrix::from_tensor(&weights).unwrap()).unwrap();
+                for m in [1, 2, 33] {
+                    let x: Vec<f32> = (0..m * k).map(|i| (i % 251) as f32).collect();
+                    let xt = device.tensor(&x, [m, k]).unwrap();
+                    let got = matmul(stream, &xt, &weight, Precision::F32).unwrap().to_vec::<f32>(stream).unwrap();
+                    let want: Vec<f32> = x.chunks(k).flat_map(|x| (1..=rows).map(|n| x[k - n])).collect();
+                    assert_eq!(got, want, "{dtype}, rows of {k}, {m} of x");
+                }
+            }
+        }
+    });
+}
+
 #[test]
 fn says_what_does_not_fit() {
     let device = Device::cpu();

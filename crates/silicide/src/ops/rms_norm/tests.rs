@@ -60,8 +60,37 @@ proptest! {
     }
 }
 
+/// D-05: rows of real hidden sizes, longer than a threadgroup, with their residual.
 #[test]
-fn any_schedule_gives_the_definition() {
+fn d_05_residuals_of_real_hidden_sizes() {
+    on_every_device(|stream| {
+        let device = &stream.device().clone();
+        for (dtype, dim) in [(DType::BF16, 257), (DType::BF16, 5120), (DType::F32, 12_288)] {
+            let mut random = Random::new(dim as u64);
+            let [x, r] = [0, 1].map(|_| rounded(dtype, &random.values(2 * dim)));
+            let w = rounded(dtype, &random.values(dim));
+            let xt = random.tensor(device, dtype, &x, [2, dim]);
+            let rt = random.tensor(device, dtype, &r, [2, dim]);
+            let wt = tensor_of(device, dtype, &w, [dim]);
+            let [out, sum] = [0, 1].map(|_| random.tensor(device, dtype, &vec![7.0; 2 * dim], [2, dim]));
+            let options = RmsNormOptions {
+                weight: Some(&wt),
+                weight_offset: 0.0,
+                eps: 1e-6,
+                residual: Some(&rt),
+                sum: Some(&sum),
+            };
+            rms_norm_with(stream, &xt, options, &out).unwrap();
+            let want = rounded(dtype, &x.iter().zip(&r).map(|(a, b)| a + b).collect::<Vec<_>>());
+            assert_eq!(values_of(stream, &sum), want);
+            assert_close(dtype, &values_of(stream, &out), &reference(&want, &w, 0.0, 1e-6), 1.0);
+        }
+    });
+}
+
+/// D-06: what a reduction has told all threads stays until all have read it.
+#[test]
+fn d_06_any_schedule_gives_the_definition() {
     let (x, r) = (Random::new(1).values(3 * 1025), Random::new(2).values(3 * 1025));
     let w = Random::new(3).values(1025);
     let sum: Vec<f32> = x.iter().zip(&r).map(|(a, b)| a + b).collect();

@@ -275,6 +275,33 @@ fn a_plan_reads_positions_when_it_runs() {
     });
 }
 
+/// D-02: an ordinary partial rotation has pairs and frequencies of the part that turns, a proportional one those of the head.
+#[test]
+fn d_02_ordinary_and_proportional_partial_rotations_are_two() {
+    let (head_dim, rope_dim, position) = (80usize, 32usize, 11);
+    let x = Random::new(6).values(head_dim);
+    let ordinary = (RopeFrequencies::new(rope_dim, 1e4).unwrap(), Pairing::Halves, rope_dim);
+    let proportional = RopeFrequencies::proportional(rope_dim, head_dim, 1e4).unwrap();
+    let proportional = (proportional, Pairing::HeadHalves, head_dim);
+    on_every_device(|stream| {
+        let device = &stream.device().clone();
+        let xt = device.tensor(&x, [1, 1, head_dim]).unwrap();
+        let pt = device.tensor(&[position], [1]).unwrap();
+        for (frequencies, pairing, whole) in [&ordinary, &proportional] {
+            let rotary = Rope::new(device, frequencies, *pairing).unwrap();
+            let out = rope(stream, &xt, &pt, &rotary).unwrap();
+            let mut want: Vec<f64> = x.iter().map(|&v| v as f64).collect();
+            for p in 0..rope_dim / 2 {
+                let (sin, cos) = (position as f64 * 1e4f64.powf(-2.0 * p as f64 / *whole as f64)).sin_cos();
+                let (a, b) = (want[p], want[p + whole / 2]);
+                (want[p], want[p + whole / 2]) = (a * cos - b * sin, b * cos + a * sin);
+            }
+            assert_close(DType::F32, &values_of(stream, &out), &want, 2.0);
+        }
+    });
+    assert!(RopeFrequencies::new(0, 1e4).unwrap_err().to_string().contains("rope_dim: got 0"));
+}
+
 #[test]
 fn says_what_does_not_fit() {
     let device = Device::cpu();

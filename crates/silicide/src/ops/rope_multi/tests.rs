@@ -217,8 +217,9 @@ fn sections_of_one_size_have_their_own_parts_of_the_head() {
     });
 }
 
+/// D-04: time, as in transformers, or the fourth axis, as in ggml.
 #[test]
-fn the_two_fallbacks_differ_where_no_rule_names_an_axis() {
+fn d_04_the_two_fallbacks_differ_where_no_rule_names_an_axis() {
     let inverse = RopeFrequencies::new(128, 5e6).unwrap();
     let axes = |fallback| {
         let sections = RopeSections { mode: RopeMultiMode::Imrope, sections: [24, 20, 20, 0], fallback };
@@ -228,6 +229,49 @@ fn the_two_fallbacks_differ_where_no_rule_names_an_axis() {
     let differ: Vec<usize> = (0..64).filter(|&p| temporal[p] != extra[p]).collect();
     assert_eq!(differ, [61, 62]);
     assert!(differ.iter().all(|&p| temporal[p] == 0 && extra[p] == 3));
+
+    let (x, positions) = (Random::new(1).values(2 * 128), [3, 500, 7, 9, 11, 13, 40_000, 90_000]);
+    let wide = positions.map(i64::from);
+    on_every_device(|stream| {
+        let device = &stream.device().clone();
+        let (xt, pt) = (device.tensor(&x, [2, 1, 128]).unwrap(), device.tensor(&positions, [4, 2]).unwrap());
+        for fallback in [FallbackAxis::Temporal, FallbackAxis::Extra] {
+            let sections = RopeSections { mode: RopeMultiMode::Imrope, sections: [24, 20, 20, 0], fallback };
+            let rope = RopeMulti::new(device, &inverse, sections, Pairing::Halves).unwrap();
+            let out = rope_multi(stream, &xt, &pt, &rope).unwrap();
+            let want = reference(&x, &wide, [1, 128, 128], 5e6, sections, Pairing::Halves);
+            assert_close(DType::F32, &values_of(stream, &out), &want, 2.0);
+        }
+    });
+}
+
+/// D-01r: where a part of the head turns, its own halves are paired and the rest passes, as transformers has it; pairs half a
+/// head apart are another pairing.
+#[test]
+fn d_01r_a_partial_rotation_pairs_the_halves_of_its_part() {
+    let (head_dim, rope_dim) = (32, 8);
+    let x = Random::new(2).values(2 * head_dim);
+    let sections =
+        RopeSections { mode: RopeMultiMode::Mrope, sections: [4, 0, 0, 0], fallback: FallbackAxis::Temporal };
+    on_every_device(|stream| {
+        let device = &stream.device().clone();
+        let xt = device.tensor(&x, [2, 1, head_dim]).unwrap();
+        let positions = device.tensor(&[3i32, 70, 0, 0, 0, 0, 0, 0], [4, 2]).unwrap();
+        for (pairing, apart) in [(Pairing::Halves, rope_dim / 2), (Pairing::HeadHalves, head_dim / 2)] {
+            let frequencies = RopeFrequencies::new(rope_dim, 1e4).unwrap();
+            let rope = RopeMulti::new(device, &frequencies, sections, pairing).unwrap();
+            let out = rope_multi(stream, &xt, &positions, &rope).unwrap();
+            let mut want: Vec<f64> = x.iter().map(|&v| v as f64).collect();
+            for (token, position) in [3.0f64, 70.0].into_iter().enumerate() {
+                for p in 0..rope_dim / 2 {
+                    let (sin, cos) = (position * 1e4f64.powf(-2.0 * p as f64 / rope_dim as f64)).sin_cos();
+                    let (i, j) = (token * head_dim + p, token * head_dim + p + apart);
+                    (want[i], want[j]) = (want[i] * cos - want[j] * sin, want[j] * cos + want[i] * sin);
+                }
+            }
+            assert_close(DType::F32, &values_of(stream, &out), &want, 2.0);
+        }
+    });
 }
 
 #[test]

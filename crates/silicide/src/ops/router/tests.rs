@@ -186,7 +186,7 @@ proptest! {
     }
 }
 
-/// Sixty experts, and other numbers that are no powers of two (D-07); every weight is checked, so lost experts show.
+/// Sixty experts are among them, and every weight is checked.
 #[test]
 fn agrees_with_transformers_and_mlx_lm() {
     let golden = Golden::read("router");
@@ -226,8 +226,25 @@ fn agrees_with_transformers_and_mlx_lm() {
     });
 }
 
+/// D-07: numbers of experts that are no powers of two lose none.
 #[test]
-fn any_schedule_routes_alike() {
+fn d_07_sixty_experts_keep_their_weights() {
+    on_every_device(|stream| {
+        let random = &mut Random::new(2);
+        for experts in [20, 33, 40, 60] {
+            let values = apart(random, 3 * experts, 9.0);
+            let logits = random.tensor(&stream.device().clone(), DType::F32, &values, [3, experts]);
+            // All of them, so that each shows.
+            for top_k in [8, experts] {
+                assert_routes(stream, &logits, &values, Router { top_k, ..Router::default() }, None, None);
+            }
+        }
+    });
+}
+
+/// D-06: the choice does not hang on which thread is first.
+#[test]
+fn d_06_any_schedule_routes_alike() {
     on_every_schedule(|stream| {
         let random = &mut Random::new(1);
         let values = apart(random, 5 * 65, 9.0);
@@ -260,9 +277,9 @@ fn nan_infinities_and_scores_that_vanish() {
     });
 }
 
-/// The scale of each expert comes after the renormalisation (D-17), and `top_k` has no limit but the experts.
+/// D-17: the scale of each expert comes after the renormalisation, and `top_k` has no limit but the experts.
 #[test]
-fn weights_are_not_renormalised_after_the_scale_of_each_expert() {
+fn d_17_weights_are_not_renormalised_after_the_scale_of_each_expert() {
     on_every_device(|stream| {
         let device = &stream.device().clone();
         let scale: Vec<f32> = (0..40).map(|i| i as f32).collect();

@@ -233,6 +233,26 @@ fn a_plan_draws_anew_in_each_replay() {
     assert_eq!(tokens, want);
 }
 
+/// D-22: a token without probability is not drawn, however small the random number; of a large vocabulary either.
+#[test]
+fn d_22_the_first_token_is_not_drawn_where_it_has_no_probability() {
+    let least = (0..400_000u64).min_by(|&a, &b| uniform(a, 0).total_cmp(&uniform(b, 0))).unwrap();
+    assert!(uniform(least, 0) < 2e-5);
+    let options = Sampling { temperature: 1.0, ..Sampling::default() };
+    on_every_device(|stream| {
+        let device = &stream.device().clone();
+        for vocab in [3, 262_144] {
+            let mut x = vec![f32::NEG_INFINITY; 2 * vocab];
+            // The first token that there is, and the last.
+            (x[vocab - 2], x[2 * vocab - 1]) = (1.0, -80.0);
+            let logits = device.tensor(&x, [2, vocab]).unwrap();
+            let state = sample_state(device, &[least, least]).unwrap();
+            let tokens = sample(stream, &logits, options, &state).unwrap().to_vec::<u32>(stream).unwrap();
+            assert_eq!(tokens, [vocab as u32 - 2, vocab as u32 - 1]);
+        }
+    });
+}
+
 #[test]
 fn says_what_does_not_fit() {
     let device = Device::cpu();

@@ -111,6 +111,41 @@ fn keeps_nan_and_infinity_in_their_rows() {
     });
 }
 
+/// D-08: lengths whose last simdgroup is no whole one, and a row that its mask hides wholly.
+#[test]
+fn d_08_lengths_past_a_power_of_two_and_rows_that_are_hidden() {
+    on_every_device(|stream| {
+        let device = &stream.device().clone();
+        for len in [33, 65, 225] {
+            let x = Random::new(len as u64).values(2 * len);
+            let mut mask = vec![0.0f32; 2 * len];
+            mask[len..].fill(f32::NEG_INFINITY);
+            let (xt, mt) = (device.tensor(&x, [2, len]).unwrap(), device.tensor(&mask, [2, len]).unwrap());
+            let y = softmax(stream, &xt, Softmax { scale: 1.0, mask: Some(&mt) }).unwrap();
+            let scores: Vec<f64> = x.iter().zip(&mask).map(|(&x, &m)| x as f64 + m as f64).collect();
+            let want: Vec<f64> = scores.chunks(len).flat_map(reference).collect();
+            assert_close(DType::F32, &values_of(stream, &y), &want, 0.3);
+        }
+    });
+}
+
+/// D-22: of half types only the result is rounded, not the powers that are summed; rows of -inf give zeros.
+#[test]
+fn d_22_half_types_are_rounded_once() {
+    on_every_device(|stream| {
+        let device = &stream.device().clone();
+        for dtype in [DType::F16, DType::BF16] {
+            let mut x = rounded(dtype, &Random::new(9).values(2 * 1500));
+            x[1500..].fill(f32::NEG_INFINITY);
+            let y = softmax(stream, &tensor_of(device, dtype, &x, [2, 1500]), Softmax::default()).unwrap();
+            let scores: Vec<f64> = x.iter().map(|&x| x as f64).collect();
+            let want: Vec<f64> = scores.chunks(1500).flat_map(reference).collect();
+            // No slack but that of one rounding: results are all small.
+            assert_close(dtype, &values_of(stream, &y), &want, 0.0);
+        }
+    });
+}
+
 #[test]
 fn says_what_does_not_fit() {
     let device = Device::cpu();

@@ -80,7 +80,7 @@ proptest! {
 
 /// D-25: of equals the lowest index comes first in either order, and what fills blocks up never stands among the indices.
 #[test]
-fn equals_keep_their_order_and_the_last_of_all_keeps_its_place() {
+fn d_25_equals_keep_their_order_and_the_last_of_all_keeps_its_place() {
     on_every_device(|stream| {
         let device = &stream.device().clone();
         for value in [0.0, f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {

@@ -130,6 +130,25 @@ fn agrees_with_torch() {
     });
 }
 
+/// D-25: of equals the lowest index, indices of the row alone, and no more of them than it has.
+#[test]
+fn d_25_equals_and_rows_of_negative_infinity_have_the_lowest_indices() {
+    on_every_device(|stream| {
+        let device = &stream.device().clone();
+        for value in [1.0, f32::NEG_INFINITY] {
+            for len in [33, 300] {
+                let x = device.tensor(&vec![value; 2 * len], [2, len]).unwrap();
+                for k in [5, 33] {
+                    let (_, indices) = top_k(stream, &x, k).unwrap();
+                    let want: Vec<u32> = (0..k as u32).chain(0..k as u32).collect();
+                    assert_eq!(indices.to_vec::<u32>(stream).unwrap(), want);
+                }
+                assert!(top_k(stream, &x, len + 1).is_err());
+            }
+        }
+    });
+}
+
 #[test]
 fn says_what_does_not_fit() {
     let device = Device::cpu();

@@ -59,7 +59,21 @@ proptest! {
     }
 }
 
-/// The gate is a logit, of which the op takes the sigmoid (D-18).
+/// D-18: the gate is a logit, of which the op takes the sigmoid, once.
+#[test]
+fn d_18_the_gate_is_a_logit() {
+    on_every_device(|stream| {
+        let device = &stream.device().clone();
+        let (y, weights) = (device.zeros(DType::F32, [3, 1, 2]).unwrap(), device.zeros(DType::F32, [3, 1]).unwrap());
+        let shared = device.tensor(&[1.0f32, 4.0, 1.0, 4.0, 1.0, 4.0], [3, 2]).unwrap();
+        let logit = device.tensor(&[0.0f32, 3f32.ln(), -30.0], [3]).unwrap();
+        let options = WeightedReduce { shared: Some(&shared), shared_gate_logit: Some(&logit), residual: None };
+        let out = weighted_reduce(stream, &y, &weights, options).unwrap();
+        let least = 1.0 / (1.0 + 30f64.exp());
+        assert_close(DType::F32, &values_of(stream, &out), &[0.5, 2.0, 0.75, 3.0, least, 4.0 * least], 0.0);
+    });
+}
+
 #[test]
 fn agrees_with_mlx_lm() {
     let golden = Golden::read("weighted_reduce");
