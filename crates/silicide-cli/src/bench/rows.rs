@@ -1,6 +1,6 @@
 //! Ops on rows: norms, softmax, and what is done with logits.
 
-use silicide::ops::{self, Cumsum, Hadamard, Order, Reduce, RmsNormOptions, Sampling, Softmax};
+use silicide::ops::{self, Cumsum, Hadamard, Order, Penalties, Reduce, RmsNormOptions, Sampling, Softmax};
 use silicide::{DType, Result};
 
 use super::case::{Case, Setup, call};
@@ -48,6 +48,7 @@ pub(super) fn cases() -> Vec<Case> {
             let (values, indices) = (s.output(DType::F32, [rows, 20])?, s.output(DType::U32, [rows, 20])?);
             call(move |stream| ops::top_k_into(stream, &x, &values, &indices))
         }));
+        cases.push(penalize(rows, vocab));
         cases.push(sample(rows, vocab, "temperature", Sampling { temperature: 0.7, ..Sampling::default() }));
         let options = Sampling { temperature: 0.6, top_p: 0.95, top_k: 20, ..Sampling::default() };
         cases.push(sample(rows, vocab, "top-k 20, top-p 0.95", options));
@@ -159,6 +160,20 @@ fn of_logits(
     make: impl Fn(&mut Setup, [usize; 2]) -> Result<super::case::Call> + 'static,
 ) -> Case {
     Case::new(op, QWEN_27B.name, format!("{rows} x {vocab}{what}"), move |s| make(s, [rows, vocab]))
+}
+
+fn penalize(rows: usize, vocab: usize) -> Case {
+    const RECENT: usize = 64;
+    Case::new("penalize_in_place", QWEN_27B.name, format!("{rows} x {vocab}, {RECENT} recent tokens"), move |s| {
+        let logits = s.numbers_in_space(DType::F32, [rows, vocab])?;
+        // Few logits of a row are touched.
+        s.reads(rows * RECENT * 4);
+        s.writes(rows * RECENT * 4);
+        let recent: Vec<u32> = (0..rows * RECENT).map(|i| (i * 7919 % vocab) as u32).collect();
+        let recent = s.integers(&recent)?.reshape([rows, RECENT])?;
+        let penalties = Penalties { repetition: 1.1, ..Penalties::default() };
+        call(move |stream| ops::penalize_in_place(stream, &logits, &recent, penalties))
+    })
 }
 
 fn sample(rows: usize, vocab: usize, what: &str, options: Sampling) -> Case {
