@@ -98,17 +98,25 @@ impl Product<'_> {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
     unsafe fn rows<const P: usize>(&self, units: Range<usize>, weight: [*const u16; P]) {
         let mut row = self.rows.start;
-        while row + 12 <= self.rows.end {
-            self.tile::<12, P>(row, &units, weight);
-            row += 12;
-        }
-        while row + 4 <= self.rows.end {
-            self.tile::<4, P>(row, &units, weight);
-            row += 4;
-        }
         while row < self.rows.end {
-            self.tile::<1, P>(row, &units, weight);
-            row += 1;
+            // What twelve leave is shared out, since a tile of one or two rows takes as long as one of six.
+            let rest = self.rows.end - row;
+            let rows = if rest > 24 { 12 } else { rest.div_ceil(rest.div_ceil(12)) };
+            match rows {
+                1 => self.tile::<1, P>(row, &units, weight),
+                2 => self.tile::<2, P>(row, &units, weight),
+                3 => self.tile::<3, P>(row, &units, weight),
+                4 => self.tile::<4, P>(row, &units, weight),
+                5 => self.tile::<5, P>(row, &units, weight),
+                6 => self.tile::<6, P>(row, &units, weight),
+                7 => self.tile::<7, P>(row, &units, weight),
+                8 => self.tile::<8, P>(row, &units, weight),
+                9 => self.tile::<9, P>(row, &units, weight),
+                10 => self.tile::<10, P>(row, &units, weight),
+                11 => self.tile::<11, P>(row, &units, weight),
+                _ => self.tile::<12, P>(row, &units, weight),
+            }
+            row += rows;
         }
     }
 

@@ -163,9 +163,15 @@ impl Product<'_> {
                 self.block::<S, KIND, SMALL, 4, 1>([panel], row, table);
                 row += 4;
             }
-            while row < self.rows.end {
-                self.block::<S, KIND, SMALL, 1, 1>([panel], row, table);
-                row += 1;
+            match self.rows.end - row {
+                3 if S::BYTE_DOT => self.block::<S, KIND, SMALL, 3, 1>([panel], row, table),
+                2 if S::BYTE_DOT => self.block::<S, KIND, SMALL, 2, 1>([panel], row, table),
+                _ => {
+                    while row < self.rows.end {
+                        self.block::<S, KIND, SMALL, 1, 1>([panel], row, table);
+                        row += 1;
+                    }
+                }
             }
         }
     }

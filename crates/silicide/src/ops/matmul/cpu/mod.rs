@@ -45,7 +45,23 @@ pub enum Precision {
     Reduced,
 }
 
-/// The most rows that are multiplied with integer codes directly; with more, dequantising the weight pays.
+/// The most rows that are multiplied with a weight's codes as they are; with more, dequantising it to bf16 pays.
+/// Measured where AVX-512 has products of bytes; elsewhere as they were found on processors with AMX.
+fn few_rows(layout: &PackLayout, level: Level) -> usize {
+    if !matches!(level, Level::Avx512 | Level::Avx512Bf16) {
+        return 8;
+    }
+    match layout.codes {
+        // A scale for each half of a unit costs as much as the half's products.
+        Codes::Bits { .. } if layout.group < UNIT => 8,
+        Codes::Bits { .. } => 24,
+        Codes::Table { .. } => 16,
+        Codes::Bf16 | Codes::F16 => float::DIRECT_ROWS,
+        Codes::E4m3 | Codes::F32 => 8,
+    }
+}
+
+/// Rows that a thread encodes sooner than another is woken.
 const FEW_ROWS: usize = 8;
 
 /// `rows` rows of `f32`, possibly apart.
@@ -194,11 +210,12 @@ pub(crate) enum Method {
 
 impl Method {
     pub(crate) fn of(layout: &PackLayout, features: Features, precision: Precision, rows: usize) -> Method {
+        let few = rows <= few_rows(layout, features.level());
         let integers = matches!(layout.codes, Codes::Bits { .. } | Codes::Table { .. });
         let bf16 = layout.codes != Codes::F32 && cfg!(target_arch = "x86_64") && features.level() >= Level::Avx512Bf16;
         match precision {
-            Precision::Reduced if integers && rows <= FEW_ROWS => Method::Integer,
-            Precision::Reduced if bf16 && rows > FEW_ROWS => Method::Bf16,
+            Precision::Reduced if integers && few => Method::Integer,
+            Precision::Reduced if bf16 && !few => Method::Bf16,
             _ => Method::Float,
         }
     }
@@ -331,7 +348,6 @@ impl Call<'_> {
             };
             for (i, factor) in self.factors.iter().enumerate() {
                 if alike(factor) == i {
-                    // A few rows are encoded sooner than a thread is woken.
                     self.pool.parallel_ranges(self.x.rows, FEW_ROWS, &|rows| {
                         let encode =
                             integer::Encode { layout: factor.layout, x: self.x, rows, to: activations(factor) };
@@ -358,6 +374,24 @@ impl Call<'_> {
     }
 
     fn float(&self) {
+        // One way for all, so that tasks split alike.
+        let direct =
+            |f: &Factor| f.rows.len() <= float::DIRECT_ROWS && matches!(f.layout.codes, Codes::F16 | Codes::Bf16);
+        if self.factors.iter().all(direct) {
+            return self.each_panels(&|factor, panels| {
+                let product = float::Direct {
+                    layout: factor.layout,
+                    weight: factor.weight.as_ptr(),
+                    panels,
+                    x: self.x,
+                    rows: factor.rows.clone(),
+                    out: Out::new(factor),
+                    level: self.features.level(),
+                };
+                // SAFETY: lengths were checked against the layout, and no other task has these panels.
+                unsafe { simd::run(self.features, product) };
+            });
+        }
         self.each_tile(float::PANELS, 1, |factor, panels, rows| {
             // A single pass over the rows wants its weights in the first cache, many want to read them from the second.
             let step = if factor.rows.len() <= 12 { 4 } else { 32 };
@@ -372,6 +406,7 @@ impl Call<'_> {
                         out: Out::new(factor),
                         scratch: scratch.as_mut_ptr(),
                         step,
+                        level: self.features.level(),
                     };
                     // SAFETY: lengths were checked against the layout, and no other task has these panels and rows.
                     unsafe { simd::run(self.features, product) };

@@ -2,7 +2,6 @@
 
 use super::pack::BLOCK;
 use super::*;
-use crate::device::cpu::Level;
 use crate::quant::{GgmlFormat, QuantFormat};
 use crate::testing::{Random, StoredMatrix, quantized_formats};
 use crate::{DType, MatrixFormat};
@@ -55,16 +54,11 @@ fn group_size(format: MatrixFormat) -> usize {
 }
 
 /// The product by f64, and for each output how far a result of this precision may be from it.
-fn wanted(weight: &Weight, x: &[f32], precision: Precision, level: Level) -> Vec<(f64, f64)> {
+fn wanted(weight: &Weight, x: &[f32], precision: Precision, features: Features) -> Vec<(f64, f64)> {
     let k = weight.layout.k;
     let m = x.len() / k;
-    let integers = matches!(weight.layout.codes, Codes::Bits { .. } | Codes::Table { .. });
-    let integer = precision == Precision::Reduced && integers && m <= FEW_ROWS;
-    let bf16 = precision == Precision::Reduced
-        && m > FEW_ROWS
-        && weight.layout.codes != Codes::F32
-        && level >= Level::Avx512Bf16
-        && level <= Level::Amx;
+    let method = Method::of(&weight.layout, features, precision, m);
+    let (integer, bf16) = (method == Method::Integer, method == Method::Bf16);
     let mut all = Vec::new();
     for x in x.chunks(k) {
         for (row, size) in weight.rows.iter().zip(&weight.size) {
@@ -117,7 +111,7 @@ fn check(weight: &Weight, ms: &[usize], random: &mut Random) {
             }
             for precision in [Precision::F32, Precision::Reduced] {
                 let got = product(features, precision, weight, &x);
-                let wanted = wanted(weight, &x, precision, features.level());
+                let wanted = wanted(weight, &x, precision, features);
                 for (i, (got, (wanted, slack))) in got.iter().zip(wanted).enumerate() {
                     assert!(
                         (*got as f64 - wanted).abs() <= slack,
@@ -153,7 +147,7 @@ fn dense_weights_of_any_size() {
     for dtype in DType::FLOATS {
         for (n, k) in [(1, 1), (15, 31), (17, 33), (33, 100), (64, 257), (5, 576)] {
             let weight = Weight::dense(dtype, n, k, &mut random);
-            check(&weight, &[1, 2, 7, 33], &mut random);
+            check(&weight, &[1, 2, 3, 7, 33], &mut random);
         }
     }
 }
