@@ -165,9 +165,11 @@ fn tensor_cores(
     // Codes of four bits are exact in 16.
     let exact = matches!(format, MatrixFormat::Quantized(QuantFormat::Affine { bits: 4, group_size: 32 | 64 }, scales)
         if scales != DType::F32 && p.k.is_multiple_of(128));
+    // GGUF's blocks take longer to read in tiles of few rows than their products take otherwise.
+    let few = if matches!(format, MatrixFormat::Quantized(QuantFormat::Ggml(_), _)) { 16 } else { 8 };
     match (exact, precision) {
         (true, _) if p.m <= 16 => Ok(GpuForm::tensor_few(p)),
-        (false, _) if p.m <= 8 => {
+        (false, _) if p.m <= few => {
             Err("for few rows of x tensor cores take affine codes of 4 bits in groups of 32 or 64 only")
         }
         (_, Precision::F32) => Err("tensor cores would round the weight to 16 bits"),
