@@ -1,6 +1,6 @@
 //! Ops on rows: norms, softmax, and what is done with logits.
 
-use silicide::ops::{self, Cumsum, Hadamard, Order, Reduce, RmsNormOptions, Sampling, Softmax};
+use silicide::ops::{self, Cumsum, Hadamard, Order, Penalties, Reduce, RmsNormOptions, Sampling, Softmax};
 use silicide::{DType, Result};
 
 use super::case::{Case, Setup, call};
@@ -47,6 +47,14 @@ pub(super) fn cases() -> Vec<Case> {
             let x = s.input(DType::F32, [rows, vocab])?;
             let (values, indices) = (s.output(DType::F32, [rows, 20])?, s.output(DType::U32, [rows, 20])?);
             call(move |stream| ops::top_k_into(stream, &x, &values, &indices))
+        }));
+        cases.push(Case::new("penalize_in_place", QWEN_27B.name, format!("{rows} x {vocab}, 20 recent"), move |s| {
+            let logits = s.numbers_in_space(DType::F32, [rows, vocab])?;
+            let recent = s.ids(20 * rows, vocab)?.reshape([rows, 20])?;
+            s.reads(4 * recent.elements());
+            s.writes(4 * recent.elements());
+            let penalties = Penalties { repetition: 1.1, ..Penalties::default() };
+            call(move |stream| ops::penalize_in_place(stream, &logits, &recent, penalties))
         }));
         cases.push(sample(rows, vocab, "temperature", Sampling { temperature: 0.7, ..Sampling::default() }));
         let options = Sampling { temperature: 0.6, top_p: 0.95, top_k: 20, ..Sampling::default() };
