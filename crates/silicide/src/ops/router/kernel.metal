@@ -5,12 +5,14 @@
 #include "math.h"
 #include "order.h"
 
-// The value that has this key.
-inline float value_of(uint key) { return as_type<float>(key >> 31 ? key & 0x7fffffffu : ~key); }
+struct Chosen {
+  uint key;
+  uint index;
+};
 
 // The greatest key of the simdgroup; of equals the first.
-inline Best simdgroup_best(thread const uint* keys, uint lane) {
-  Best mine = {0, 0xffffffffu};
+inline Chosen simdgroup_best(thread const uint* keys, uint lane) {
+  Chosen mine = {0, 0xffffffffu};
   for (uint i = 0; i < PER_LANE; ++i) {
     if (keys[i] > mine.key) {
       mine.key = keys[i];
@@ -18,7 +20,7 @@ inline Best simdgroup_best(thread const uint* keys, uint lane) {
     }
   }
   uint key = simd_max(mine.key);
-  Best best = {key, simd_min(mine.key == key ? mine.index : 0xffffffffu)};
+  Chosen best = {key, simd_min(mine.key == key ? mine.index : 0xffffffffu)};
   return best;
 }
 
@@ -100,13 +102,13 @@ kernel void router(
         uint expert = lane + 32 * i;
         members[i] = expert >= g * group_size && expert < (g + 1) * group_size ? keys[i] : 0;
       }
-      Best first = simdgroup_best(members, lane);
+      Chosen first = simdgroup_best(members, lane);
       uint key = first.key;
       if (GroupScore(p.group_score) == GroupScore::SumOfTopTwo) {
         for (uint i = 0; i < PER_LANE; ++i) {
           members[i] = lane + 32 * i == first.index ? 0 : members[i];
         }
-        key = order_key(value_of(first.key) + value_of(simdgroup_best(members, lane).key));
+        key = order_key(key_value(first.key) + key_value(simdgroup_best(members, lane).key));
       }
       for (uint i = 0; i < PER_LANE; ++i) {
         group_keys[i] = lane + 32 * i == g ? key : group_keys[i];
