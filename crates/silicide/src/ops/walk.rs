@@ -1,5 +1,7 @@
 //! Walking tensors of one shape together, whatever their strides.
 
+use std::ops::Range;
+
 use crate::device::cpu::{Pool, View, vector};
 use crate::kernels::kernel_params;
 use crate::ops::check::{check, size};
@@ -163,11 +165,53 @@ impl Walk {
         });
     }
 
+    /// The outer axis along which the first operand is contiguous, where it is not along rows, but the second is.
+    pub(crate) fn turned(&self) -> Option<usize> {
+        let outer = self.outer as usize;
+        let across = (0..outer).find(|&axis| self.strides[axis] == 1 && self.dims[axis] > 1);
+        across.filter(|_| self.inner[0] != 1 && self.inner[1] == 1)
+    }
+
+    /// Calls `f` for pieces of at most `most` neighbours along an outer axis, with all their elements, on as many threads as the
+    /// work is worth: with the element at which the first starts, by operand, and how many there are.
+    pub(crate) fn for_each_slab(
+        &self,
+        pool: &Pool,
+        axis: usize,
+        most: usize,
+        f: impl Fn([usize; OPERANDS], usize) + Sync,
+    ) {
+        let mut others = *self;
+        let dim = std::mem::replace(&mut others.dims[axis], 1) as usize;
+        let pieces = dim.div_ceil(most);
+        let grain = GRAIN / (self.len as usize * most).max(1);
+        pool.parallel_ranges(self.rows as usize / dim * pieces, grain, &|range| {
+            for task in range {
+                let first = task % pieces * most;
+                let mut at = others.start(task / pieces);
+                for (operand, at) in at.iter_mut().enumerate() {
+                    *at += first * self.outer_stride(operand, axis);
+                }
+                f(at, most.min(dim - first));
+            }
+        });
+    }
+
+    /// The stride of an operand along an outer axis.
+    pub(crate) fn outer_stride(&self, operand: usize, axis: usize) -> usize {
+        self.strides[operand * MAX_RANK + axis] as usize
+    }
+
     /// Calls `f` for each row with its number and the element at which it starts, by operand, on as many threads as the
     /// work is worth.
     pub(crate) fn for_each_row(&self, pool: &Pool, f: impl Fn(usize, [usize; OPERANDS]) + Sync) {
+        self.for_each_rows(pool, |range| range.for_each(|row| f(row, self.start(row))));
+    }
+
+    /// Calls `f` for ranges of rows, on as many threads as the work is worth.
+    pub(crate) fn for_each_rows(&self, pool: &Pool, f: impl Fn(Range<usize>) + Sync) {
         let grain = GRAIN / self.len.max(1) as usize;
-        pool.parallel_ranges(self.rows as usize, grain, &|range| range.for_each(|row| f(row, self.start(row))));
+        pool.parallel_ranges(self.rows as usize, grain, &f);
     }
 
     /// Threadgroups, and threads in each, for kernels whose threads take packets of `n` elements by `Steps`.

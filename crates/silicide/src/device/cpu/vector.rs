@@ -40,7 +40,12 @@ pub(crate) fn vectorized<R>(f: impl FnOnce() -> R) -> R {
 }
 
 #[inline(always)]
-fn reduce(x: &[f32], identity: f32, map: impl Fn(f32) -> f32, combine: impl Fn(f32, f32) -> f32) -> f32 {
+fn reduce<const LANES: usize>(
+    x: &[f32],
+    identity: f32,
+    map: impl Fn(f32) -> f32,
+    combine: impl Fn(f32, f32) -> f32,
+) -> f32 {
     let mut lanes = [identity; LANES];
     let mut chunks = x.chunks_exact(LANES);
     for chunk in &mut chunks {
@@ -64,21 +69,32 @@ fn reduce(x: &[f32], identity: f32, map: impl Fn(f32) -> f32, combine: impl Fn(f
 /// The sum.
 #[inline(always)]
 pub(crate) fn sum(x: &[f32]) -> f32 {
-    reduce(x, 0.0, |x| x, |a, b| a + b)
+    reduce::<LANES>(x, 0.0, |x| x, |a, b| a + b)
 }
 
 /// The sum of squares.
 #[inline(always)]
 pub(crate) fn sum_squares(x: &[f32]) -> f32 {
-    reduce(x, 0.0, |x| x * x, |a, b| a + b)
+    reduce::<LANES>(x, 0.0, |x| x * x, |a, b| a + b)
 }
 
 /// The greatest element, NaN where there is one; negative infinity for none.
 #[inline(always)]
 pub(crate) fn max(x: &[f32]) -> f32 {
-    let max = reduce(x, f32::NEG_INFINITY, |x| x, |a, b| if a > b { a } else { b });
-    // The comparison above may drop a NaN; a sum keeps it.
-    if sum(x).is_nan() && x.iter().any(|x| x.is_nan()) { f32::NAN } else { max }
+    greatest(x, |x| x)
+}
+
+/// The least element, NaN where there is one; infinity for none.
+#[inline(always)]
+pub(crate) fn min(x: &[f32]) -> f32 {
+    -greatest(x, |x| -x)
+}
+
+#[inline(always)]
+fn greatest(x: &[f32], map: impl Fn(f32) -> f32) -> f32 {
+    // A choice takes long, so two vectors' are under way. Where the first is NaN it is the choice, where the second is the
+    // comparison is false.
+    reduce::<{ 2 * LANES }>(x, f32::NEG_INFINITY, map, |a, b| if a > b || a.is_nan() { a } else { b })
 }
 
 /// `e^x` to about two units in the last place, without a branch: 0 below -87.3 or so, infinity above 88.7, NaN for NaN.
@@ -195,6 +211,29 @@ pub(crate) fn softplus(x: f32) -> f32 {
     let w = 1.0 + u;
     let log_one_plus = if w == 1.0 { u } else { log(w) * (u / (w - 1.0)) };
     (if x < 0.0 { 0.0 } else { x }) + log_one_plus
+}
+
+/// Asks for the memory two pages after a row, which is read from front to back with its neighbours: processors fetch ahead only
+/// as far as a page's end.
+#[inline(always)]
+pub(crate) fn ask_ahead<T>(x: &[T]) {
+    const AHEAD: usize = 8 << 10;
+    for line in (0..size_of_val(x)).step_by(64) {
+        ask(x.as_ptr().cast::<u8>().wrapping_add(AHEAD + line));
+    }
+}
+
+/// Asks for the cache line at an address, which need not be ours.
+#[inline(always)]
+pub(crate) fn ask(at: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a hint, that every processor of the architecture takes and that never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
 }
 
 /// Widens a row.

@@ -32,17 +32,17 @@ pub(super) fn run<T: Float>(call: &Call) {
                     out.fill(T::from_f32(0.0));
                     continue;
                 }
-                match (&view, format) {
-                    (Some(view), _) => view.dequantize_row(id, row),
-                    (None, MatrixFormat::Dense(dtype)) => {
-                        let bytes = &codes[id * columns * dtype.size()..][..columns * dtype.size()];
-                        dense_row(*dtype, bytes, row);
-                    }
-                    (None, MatrixFormat::Quantized(..)) => unreachable!("quantised matrices have a view"),
-                }
                 vectorized(
                     #[inline(always)]
                     || {
+                        match (&view, format) {
+                            (Some(view), _) => view.dequantize_row(id, row),
+                            (None, MatrixFormat::Dense(dtype)) => {
+                                let bytes = &codes[id * columns * dtype.size()..][..columns * dtype.size()];
+                                dense_row(*dtype, bytes, row);
+                            }
+                            (None, MatrixFormat::Quantized(..)) => unreachable!("quantised matrices have a view"),
+                        }
                         if p.scale != 1.0 {
                             row.iter_mut().for_each(|x| *x *= p.scale);
                         }
@@ -55,7 +55,9 @@ pub(super) fn run<T: Float>(call: &Call) {
 }
 
 /// Widens a row whose bytes may be unaligned.
+#[inline(always)]
 fn dense_row(dtype: DType, bytes: &[u8], out: &mut [f32]) {
+    #[inline(always)]
     fn read<T: Float>(bytes: &[u8], out: &mut [f32]) {
         match bytemuck::try_cast_slice::<u8, T>(bytes) {
             Ok(row) => widen(row, out),

@@ -13,19 +13,22 @@ pub(super) fn run<T: Float>(call: &Call) {
     let before = if has_before != 0 { call.slice::<u32>(1) } else { &[] };
     let after = if has_after != 0 { call.slice::<u32>(2) } else { &[] };
     let len = walk.row_len();
-    walk.for_each_row(call.pool, |_, at| {
+    walk.for_each_rows(call.pool, |rows| {
         with_scratch(len, |s| {
             vectorized(
                 #[inline(always)]
                 || {
-                    // SAFETY: a row is read before the same row of the output is written, and by no other task.
-                    unsafe { load(x, at[0], walk.stride(0), s) };
-                    s.iter_mut().for_each(|s| *s *= scale);
-                    flip(s, before);
-                    butterflies(s);
-                    flip(s, after);
-                    // SAFETY: as above.
-                    unsafe { store(s, out, at[1], walk.stride(1)) };
+                    for row in rows {
+                        let at = walk.start(row);
+                        // SAFETY: a row is read before the same row of the output is written, and by no other task.
+                        unsafe { load(x, at[0], walk.stride(0), s) };
+                        s.iter_mut().for_each(|s| *s *= scale);
+                        flip(s, before);
+                        butterflies(s);
+                        flip(s, after);
+                        // SAFETY: as above.
+                        unsafe { store(s, out, at[1], walk.stride(1)) };
+                    }
                 },
             )
         });
@@ -56,14 +59,25 @@ pub(in crate::ops) fn butterflies(s: &mut [f32]) {
         within::<8>(chunk);
     }
     let mut step = if n < LANES { 1 } else { LANES };
-    while step < n {
+    while 2 * step < n {
+        for four in s.chunks_exact_mut(4 * step) {
+            // Two steps at a time halve what goes through memory.
+            let (low, high) = four.split_at_mut(2 * step);
+            let ((a, b), (c, d)) = (low.split_at_mut(step), high.split_at_mut(step));
+            for (((a, b), c), d) in a.iter_mut().zip(b).zip(c).zip(d) {
+                let [e, f, g, h] = [*a + *b, *a - *b, *c + *d, *c - *d];
+                [*a, *b, *c, *d] = [e + g, f + h, e - g, f - h];
+            }
+        }
+        step *= 4;
+    }
+    if step < n {
         for pair in s.chunks_exact_mut(2 * step) {
             let (a, b) = pair.split_at_mut(step);
             for (a, b) in a.iter_mut().zip(b) {
                 (*a, *b) = (*a + *b, *a - *b);
             }
         }
-        step *= 2;
     }
 }
 

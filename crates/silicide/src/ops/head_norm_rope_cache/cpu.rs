@@ -1,11 +1,11 @@
 //! A task takes a run of tokens. Cosine and sine are made once a token and serve all its heads.
 
 use super::Params;
-use crate::Float;
 use crate::device::cpu::scratch::with_scratch;
-use crate::device::cpu::vector::{sum_squares, vectorized, widen};
+use crate::device::cpu::vector::{narrow, sum_squares, vectorized, widen};
 use crate::device::cpu::{Call, View};
 use crate::ops::rope::cpu::{angles, rotate};
+use crate::{DType, Float};
 
 pub(super) fn run<T: Float, W: Float, C: Float>(call: &Call) {
     let p: Params = call.params();
@@ -18,22 +18,27 @@ pub(super) fn run<T: Float, W: Float, C: Float>(call: &Call) {
     let (keys, values) = (call.view::<C>(9), call.view::<C>(10));
     let grain = call.grain((q_heads + 2 * kv_heads) * dim);
     call.pool.parallel_ranges(p.rotary.tokens as usize, grain, &|range| {
-        with_scratch(2 * pairs + dim, |scratch: &mut [f32]| {
+        with_scratch(2 * pairs + 4 * dim, |scratch: &mut [f32]| {
             let (cos, rest) = scratch.split_at_mut(pairs);
-            let (sin, row) = rest.split_at_mut(pairs);
+            let (sin, rest) = rest.split_at_mut(pairs);
+            let [row, spare, q_weight, k_weight] = parts(rest, dim);
             with_scratch(dim, |turned: &mut [T]| {
                 vectorized(
                     #[inline(always)]
                     || {
+                        for (to, from) in [&mut *q_weight, &mut *k_weight].into_iter().zip(weights) {
+                            widen(from, to);
+                            to.iter_mut().for_each(|w| *w += p.weight_offset);
+                        }
                         for token in range {
                             angles(&p.rotary, positions, frequencies, axes, token, cos, sin);
                             for head in 0..q_heads {
                                 let at = place(token, head, &p.rotary.x_strides[..2]);
                                 // SAFETY: a task reads a head before it writes the same head, and touches only heads of
                                 // its own tokens, which outputs do not share; the input's slice ends here.
-                                norm(&p, unsafe { q.row(at, dim) }, weights[0], row);
+                                norm(p.eps, unsafe { q.row(at, dim) }, q_weight, turned, row);
                                 // SAFETY: as above.
-                                rotate(&p.rotary, row, cos, sin, unsafe { q.row_mut(at, dim) });
+                                rotate(&p.rotary, row, cos, sin, spare, unsafe { q.row_mut(at, dim) });
                             }
                             let slot = slots[token];
                             if slot >= p.capacity {
@@ -42,12 +47,12 @@ pub(super) fn run<T: Float, W: Float, C: Float>(call: &Call) {
                             for head in 0..kv_heads {
                                 let at = place(token, head, &p.rotary.x_strides[2..]);
                                 // SAFETY: nothing writes keys.
-                                norm(&p, unsafe { k.row(at, dim) }, weights[1], row);
-                                rotate(&p.rotary, row, cos, sin, turned);
-                                cache(turned, keys, place(slot as usize, head, &p.key_strides));
+                                norm(p.eps, unsafe { k.row(at, dim) }, k_weight, turned, row);
+                                rotate(&p.rotary, row, cos, sin, spare, turned);
+                                cache(turned, spare, keys, place(slot as usize, head, &p.key_strides));
                                 // SAFETY: nothing writes values.
                                 let from = unsafe { v.row(place(token, head, &p.v_strides), dim) };
-                                cache(from, values, place(slot as usize, head, &p.value_strides));
+                                cache(from, spare, values, place(slot as usize, head, &p.value_strides));
                             }
                         }
                     },
@@ -57,23 +62,40 @@ pub(super) fn run<T: Float, W: Float, C: Float>(call: &Call) {
     });
 }
 
+fn parts<const N: usize>(mut memory: &mut [f32], len: usize) -> [&mut [f32]; N] {
+    std::array::from_fn(|_| {
+        let (part, rest) = std::mem::take(&mut memory).split_at_mut(len);
+        memory = rest;
+        part
+    })
+}
+
 fn place(row: usize, head: usize, strides: &[u32]) -> usize {
     row * strides[0] as usize + head * strides[1] as usize
 }
 
-/// A normalised head, rounded as rms_norm stores it.
+/// A normalised head, rounded as rms_norm stores it. `rounded` is room for one.
 #[inline(always)]
-fn norm<T: Float, W: Float>(p: &Params, x: &[T], weight: &[W], out: &mut [f32]) {
+fn norm<T: Float>(eps: f32, x: &[T], weight: &[f32], rounded: &mut [T], out: &mut [f32]) {
     widen(x, out);
-    let scale = 1.0 / (sum_squares(out) / out.len() as f32 + p.eps).sqrt();
+    let scale = 1.0 / (sum_squares(out) / out.len() as f32 + eps).sqrt();
     for (o, w) in out.iter_mut().zip(weight) {
-        *o = T::from_f32(*o * scale * (w.to_f32() + p.weight_offset)).to_f32();
+        *o = *o * scale * w;
+    }
+    if T::DTYPE != DType::F32 {
+        narrow(out, rounded);
+        widen(rounded, out);
     }
 }
 
+/// Stores a head in a cache. `wide` is room for one.
 #[inline(always)]
-fn cache<T: Float, C: Float>(from: &[T], to: View<C>, at: usize) {
+fn cache<T: Float, C: Float>(from: &[T], wide: &mut [f32], to: View<C>, at: usize) {
     // SAFETY: slots differ, so a row of a cache is one task's alone.
     let to = unsafe { to.row_mut(at, from.len()) };
-    to.iter_mut().zip(from).for_each(|(to, from)| *to = C::from_f32(from.to_f32()));
+    if T::DTYPE == DType::F32 {
+        return narrow(bytemuck::cast_slice(from), to);
+    }
+    widen(from, wide);
+    narrow(wide, to);
 }

@@ -2,10 +2,10 @@
 
 use super::{Params, Reduce};
 use crate::device::cpu::scratch::with_scratch;
-use crate::device::cpu::vector::{max, sum, vectorized};
+use crate::device::cpu::vector::{ask_ahead, max, min, sum, vectorized};
 use crate::device::cpu::{Call, View};
 use crate::ops::walk::{BLOCK, load};
-use crate::{Element, Float};
+use crate::{DType, Element, Float};
 
 /// Elements of a long row that are reduced apart; fixed, so that sums do not depend on the number of threads.
 const CHUNK: usize = 64 * 1024;
@@ -52,15 +52,20 @@ pub(super) fn floats<T: Float, O: Float>(call: &Call) {
                 let of_block = vectorized(
                     #[inline(always)]
                     || {
-                        // SAFETY: nothing writes the input.
-                        unsafe { load(x, at + first * stride, stride, s) };
+                        let s = if T::DTYPE == DType::F32 && stride == 1 {
+                            // SAFETY: nothing writes the input.
+                            let row = unsafe { x.row(at + first, s.len()) };
+                            ask_ahead(row);
+                            bytemuck::cast_slice(row)
+                        } else {
+                            // SAFETY: as above.
+                            unsafe { load(x, at + first * stride, stride, s) };
+                            &*s
+                        };
                         match op {
                             Reduce::Sum | Reduce::Mean => sum(s),
                             Reduce::Max => max(s),
-                            Reduce::Min => {
-                                s.iter_mut().for_each(|x| *x = -*x);
-                                -max(s)
-                            }
+                            Reduce::Min => min(s),
                             Reduce::Prod => product(s),
                         }
                     },

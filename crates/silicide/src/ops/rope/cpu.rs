@@ -3,10 +3,10 @@
 use std::f32::consts::TAU;
 
 use super::RotaryParams;
-use crate::Float;
 use crate::device::cpu::Call;
 use crate::device::cpu::scratch::with_scratch;
 use crate::device::cpu::vector::{narrow, vectorized, widen};
+use crate::{DType, Float};
 
 pub(in crate::ops) fn run<T: Float>(call: &Call) {
     let p: RotaryParams = call.params();
@@ -16,9 +16,12 @@ pub(in crate::ops) fn run<T: Float>(call: &Call) {
     // Tasks must be worth the hand-over.
     let grain = 8192usize.div_ceil((p.heads[0] + p.heads[1]) as usize * dim);
     call.pool.parallel_ranges(tokens, grain, &|range| {
-        with_scratch(2 * pairs + dim, |scratch| {
+        // Only elements that turn are touched where the others stay, if those come first.
+        let touched = if p.copies == 0 && p.rest as usize == 2 * pairs { 2 * pairs } else { dim };
+        with_scratch(2 * (pairs + touched), |scratch| {
             let (cos, rest) = scratch.split_at_mut(pairs);
-            let (sin, row) = rest.split_at_mut(pairs);
+            let (sin, rest) = rest.split_at_mut(pairs);
+            let (row, turned) = rest.split_at_mut(touched);
             vectorized(
                 #[inline(always)]
                 || {
@@ -29,10 +32,10 @@ pub(in crate::ops) fn run<T: Float>(call: &Call) {
                                 let start = |s: &[u32]| token * s[2 * i] as usize + head * s[2 * i + 1] as usize;
                                 // SAFETY: a task reads a head before it writes the same head, and touches only heads
                                 // of its own tokens, which outputs do not share; the input's slice ends here.
-                                widen(unsafe { x.row(start(&p.x_strides), dim) }, row);
+                                widen(unsafe { x.row(start(&p.x_strides), touched) }, row);
                                 // SAFETY: as above.
-                                let out = unsafe { out.row_mut(start(&p.out_strides), dim) };
-                                rotate(&p, row, cos, sin, out);
+                                let out = unsafe { out.row_mut(start(&p.out_strides), touched) };
+                                rotate(&p, row, cos, sin, turned, out);
                             }
                         }
                     }
@@ -64,9 +67,27 @@ pub(in crate::ops) fn angles(
     }
 }
 
-/// Turns a head; elements that do not turn are copied where they must be.
+/// Turns a head; elements that do not turn are copied where they must be. `turned` is room for a head.
 #[inline(always)]
-pub(in crate::ops) fn rotate<T: Float>(p: &RotaryParams, x: &[f32], cos: &[f32], sin: &[f32], out: &mut [T]) {
+pub(in crate::ops) fn rotate<T: Float>(
+    p: &RotaryParams,
+    x: &[f32],
+    cos: &[f32],
+    sin: &[f32],
+    turned: &mut [f32],
+    out: &mut [T],
+) {
+    if T::DTYPE != DType::F16 {
+        return turn(p, x, cos, sin, out);
+    }
+    // Slices alone are converted by vectors. What does not turn is rounded to what it was.
+    turned.copy_from_slice(x);
+    turn(p, x, cos, sin, turned);
+    narrow(turned, out);
+}
+
+#[inline(always)]
+fn turn<T: Float>(p: &RotaryParams, x: &[f32], cos: &[f32], sin: &[f32], out: &mut [T]) {
     if p.step == 2 {
         for (((out, x), &c), &s) in out.chunks_exact_mut(2).zip(x.chunks_exact(2)).zip(cos).zip(sin) {
             out[0] = T::from_f32(x[0] * c - x[1] * s);

@@ -9,6 +9,18 @@ use crate::device::cpu::vector::{narrow, vectorized, widen};
 /// Columns that are solved together.
 const COLUMNS: usize = 64;
 
+/// Takes the solved rows off another, which stays in registers.
+#[inline(always)]
+fn subtract(row: &mut [f32; COLUMNS], solved: &[f32], low: &[f32]) {
+    let mut sums = *row;
+    for (x, &l) in solved.as_chunks::<COLUMNS>().0.iter().zip(low) {
+        for i in 0..COLUMNS {
+            sums[i] -= l * x[i];
+        }
+    }
+    *row = sums;
+}
+
 pub(super) fn run<T: Float>(call: &Call) {
     let p: Params = call.params();
     let (b, l, out) = (call.view::<T>(0), call.view::<T>(1), call.view::<T>(2));
@@ -33,9 +45,13 @@ pub(super) fn run<T: Float>(call: &Call) {
                                 widen(b.row(at(p.b_strides, batch, i) + first, width), row);
                                 widen(l.row(at(p.l_strides, batch, i), i), low);
                             }
-                            for (x, &l) in solved.chunks_exact(width).zip(low.iter()) {
-                                for (r, x) in row.iter_mut().zip(x) {
-                                    *r -= l * x;
+                            if let Ok(row) = <&mut [f32; COLUMNS]>::try_from(&mut *row) {
+                                subtract(row, solved, &low[..i]);
+                            } else {
+                                for (x, &l) in solved.chunks_exact(width).zip(low.iter()) {
+                                    for (r, x) in row.iter_mut().zip(x) {
+                                        *r -= l * x;
+                                    }
                                 }
                             }
                             // SAFETY: as above.

@@ -57,41 +57,44 @@ impl Params {
     }
 }
 
-fn apply(function: Unary, s: &mut [f32]) {
-    match function {
-        Unary::Neg => each(s, |x| -x),
-        Unary::Abs => each(s, f32::abs),
-        Unary::Exp => each(s, vector::exp),
-        Unary::Log => each(s, vector::log),
-        Unary::Sqrt => each(s, f32::sqrt),
-        Unary::Rsqrt => each(s, |x| 1.0 / x.sqrt()),
-        Unary::Square => each(s, |x| x * x),
-        Unary::Sigmoid => each(s, vector::sigmoid),
-        Unary::Silu => each(s, vector::silu),
-        Unary::Tanh => each(s, vector::tanh),
-        Unary::GeluTanh => each(s, vector::gelu_tanh),
-        Unary::GeluErf => each(s, vector::gelu_erf),
-        Unary::Relu => each(s, |x| if x < 0.0 { 0.0 } else { x }),
-        Unary::Softplus => each(s, vector::softplus),
-        Unary::Sin => each(s, f32::sin),
-        Unary::Cos => each(s, f32::cos),
-        Unary::Softcap { cap } => each(s, |x| cap * vector::tanh(x / cap)),
-        Unary::ScaleShift { scale, shift } => each(s, |x| scale * x + shift),
-        Unary::Clamp { min, max } => each(s, |x| {
-            if x < min {
-                min
-            } else if x > max {
-                max
-            } else {
-                x
-            }
-        }),
-    }
+/// Replaces each element; a macro, since a closure may stay outside of the loop.
+macro_rules! each {
+    ($s:ident, $x:ident => $y:expr) => {
+        vectorized(
+            #[inline(always)]
+            || {
+                for at in $s {
+                    let $x = *at;
+                    *at = $y;
+                }
+            },
+        )
+    };
 }
 
-fn each(s: &mut [f32], f: impl Fn(f32) -> f32) {
-    vectorized(
-        #[inline(always)]
-        || s.iter_mut().for_each(|x| *x = f(*x)),
-    );
+fn apply(function: Unary, s: &mut [f32]) {
+    match function {
+        Unary::Neg => each!(s, x => -x),
+        Unary::Abs => each!(s, x => x.abs()),
+        Unary::Exp => each!(s, x => vector::exp(x)),
+        Unary::Log => each!(s, x => vector::log(x)),
+        Unary::Sqrt => each!(s, x => x.sqrt()),
+        Unary::Rsqrt => each!(s, x => 1.0 / x.sqrt()),
+        Unary::Square => each!(s, x => x * x),
+        Unary::Sigmoid => each!(s, x => vector::sigmoid(x)),
+        Unary::Silu => each!(s, x => vector::silu(x)),
+        Unary::Tanh => each!(s, x => vector::tanh(x)),
+        Unary::GeluTanh => each!(s, x => vector::gelu_tanh(x)),
+        Unary::GeluErf => each!(s, x => vector::gelu_erf(x)),
+        Unary::Relu => each!(s, x => if x < 0.0 { 0.0 } else { x }),
+        Unary::Softplus => each!(s, x => vector::softplus(x)),
+        Unary::Sin => each!(s, x => x.sin()),
+        Unary::Cos => each!(s, x => x.cos()),
+        Unary::Softcap { cap } => each!(s, x => cap * vector::tanh(x / cap)),
+        Unary::ScaleShift { scale, shift } => each!(s, x => scale * x + shift),
+        Unary::Clamp { min, max } => each!(s, x => {
+            let x = if x < min { min } else { x };
+            if x > max { max } else { x }
+        }),
+    }
 }
