@@ -1,5 +1,6 @@
 //! From options to a loaded model on a device.
 
+use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -29,8 +30,8 @@ pub fn emulated_metal() -> silicide::Result<Device> {
     Device::emulated_metal(EmulatedOptions { checks: true, ..EmulatedOptions::default() })
 }
 
-/// The model at `path` on the device that the options name, and how long loading took.
-pub fn load(path: &Path, options: &HardwareArgs) -> anyhow::Result<(Model, Duration)> {
+/// The model at `path` on the device that the options name, and how long loading took. What looked wrong with it goes to `notes`.
+pub fn load(path: &Path, options: &HardwareArgs, notes: &mut dyn Write) -> anyhow::Result<(Model, Duration)> {
     let begun = Instant::now();
     let dtype = match options.dtype {
         ActivationType::Auto => None,
@@ -39,7 +40,11 @@ pub fn load(path: &Path, options: &HardwareArgs) -> anyhow::Result<(Model, Durat
         ActivationType::F16 => Some(DType::F16),
     };
     let model = Model::load_with(path, &device(&options.device)?, LoadOptions { dtype })?;
-    Ok((model, begun.elapsed()))
+    let took = begun.elapsed();
+    for warning in model.warnings() {
+        writeln!(notes, "warning: {warning}")?;
+    }
+    Ok((model, took))
 }
 
 /// The model's own defaults with what the options say in their place.

@@ -53,9 +53,14 @@ struct Step {
 }
 
 /// Runs the subcommand.
-pub fn explain(args: &ExplainArgs, library: &Library, out: &mut dyn Write) -> anyhow::Result<()> {
+pub fn explain(
+    args: &ExplainArgs,
+    library: &Library,
+    out: &mut dyn Write,
+    notes: &mut dyn Write,
+) -> anyhow::Result<()> {
     let path = library.locate(&args.model)?;
-    let (model, _) = engine::load(&path, &args.hardware)?;
+    let (model, _) = engine::load(&path, &args.hardware, notes)?;
     let device = model.device();
     // The emulated device's own speed says nothing about a GPU.
     let rates = match device.kind() {

@@ -27,7 +27,7 @@ pub fn generate(
         check_output(path)?;
     }
     let path = library.locate(&args.model.model)?;
-    let (model, load) = engine::load(&path, &args.hardware)?;
+    let (model, load) = engine::load(&path, &args.hardware, notes)?;
     let options = GenerateOptions {
         max_tokens: args.max_tokens,
         sampling: Some(engine::sampling(&model, &args.sampling)),

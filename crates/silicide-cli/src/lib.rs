@@ -85,7 +85,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Inspect(args) => inspect::inspect(&args, &library, out),
         Command::Pull(args) => model::pull(&args, &library, out),
         Command::Devices(args) => devices::devices(&args, out),
-        Command::Explain(args) => explain::explain(&args, &library, out),
+        Command::Explain(args) => explain::explain(&args, &library, out, notes),
         Command::Bench(BenchCommand::Ops(args)) => bench::ops(&args, out, notes),
     }
 }

@@ -5,9 +5,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{anyhow, bail};
+use clap::CommandFactory;
+use clap::error::ErrorKind;
 use serde::Serialize;
 
-use crate::args::PullArgs;
+use crate::args::{Cli, PullArgs};
 use crate::hub::{Config, Hub, RepoName};
 use crate::interrupt::{self, Interrupt};
 use crate::paths;
@@ -95,7 +97,10 @@ impl Library {
     pub fn pull(&self, text: &str) -> anyhow::Result<Located> {
         match starter::find(text) {
             Some(starter) => self.starter(starter),
-            None if text.contains('/') => self.download(&text.parse().map_err(|e: String| anyhow!(e))?),
+            None if text.contains('/') => {
+                let name = text.parse().map_err(|e: String| Cli::command().error(ErrorKind::ValueValidation, e))?;
+                self.download(&name)
+            }
             None => Err(self.unknown(text)),
         }
     }

@@ -13,7 +13,7 @@ use crate::{engine, paths};
 /// Runs the subcommand.
 pub fn talk(args: &ChatArgs, library: &mut Library, out: &mut dyn Write, notes: &mut dyn Write) -> anyhow::Result<()> {
     let path = library.locate(&args.model.model)?;
-    let (model, _) = engine::load(&path, &args.hardware)?;
+    let (model, _) = engine::load(&path, &args.hardware, notes)?;
     let options = GenerateOptions {
         max_tokens: args.max_tokens,
         sampling: Some(engine::sampling(&model, &args.sampling)),

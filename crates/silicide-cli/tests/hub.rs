@@ -7,7 +7,7 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{COMMIT, FakeHub, REPO, etag, files};
+use common::{COMMIT, FakeHub, Faults, REPO, etag, files};
 use silicide_cli::hub::{Config, Error, Hub, RepoName, Snapshot, Timeouts};
 use silicide_cli::progress::Progress;
 use tempfile::TempDir;
@@ -249,10 +249,13 @@ fn a_token_that_does_not_open_is_not_asked_for_again() {
 fn a_silent_hub_costs_no_more_than_the_deadline() {
     let mut it = Fixture::new();
     it.config.timeouts.probe = Duration::from_millis(300);
-    it.server.fault(|faults| faults.stall_api = true);
-    let begun = Instant::now();
-    assert!(matches!(it.pull(REPO), Err(Error::Unreachable { .. })));
-    assert!(begun.elapsed() < Duration::from_secs(5));
+    for stall in [|faults: &mut Faults| faults.stall_api = true, |faults: &mut Faults| faults.stall_head = true] {
+        it.server.fault(|faults| *faults = Faults::default());
+        it.server.fault(stall);
+        let begun = Instant::now();
+        assert!(matches!(it.pull(REPO), Err(Error::Unreachable { .. })));
+        assert!(begun.elapsed() < Duration::from_secs(5));
+    }
     assert!(Timeouts::default().probe < Duration::from_secs(5));
 }
 

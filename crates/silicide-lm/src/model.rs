@@ -53,6 +53,7 @@ pub(crate) struct Inner {
     tokenizer: Option<Tokenizer>,
     template: Option<ChatTemplate>,
     pub(crate) defaults: GenerationConfig,
+    warnings: Vec<String>,
 }
 
 impl Model {
@@ -112,6 +113,7 @@ impl Model {
             tokenizer,
             template,
             defaults,
+            warnings: checkpoint.warnings().to_vec(),
         })))
     }
 
@@ -169,6 +171,11 @@ impl Model {
     /// The chat template, where it has one.
     pub fn chat_template(&self) -> Option<&ChatTemplate> {
         self.0.template.as_ref()
+    }
+
+    /// What looked wrong with the checkpoint and may not matter: shards that are missing, an index that disagrees.
+    pub fn warnings(&self) -> &[String] {
+        &self.0.warnings
     }
 
     /// The ids of a prompt.

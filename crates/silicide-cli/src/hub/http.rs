@@ -101,7 +101,8 @@ impl Client {
     pub(super) fn head(&self, url: &str) -> Result<Answer, Error> {
         let mut url = url.to_owned();
         for _ in 0..MAX_REDIRECTS {
-            let answer = self.call(self.agent.head(&url).header(header::ACCEPT_ENCODING, "identity"), &url)?;
+            let request = self.hurry(self.agent.head(&url).header(header::ACCEPT_ENCODING, "identity"));
+            let answer = self.call(request, &url)?;
             match redirect(&answer, &url)? {
                 Some(next) if self.is_hub(&next) && !answer.headers().contains_key("x-linked-etag") => url = next,
                 _ => return Ok(answer),
@@ -142,7 +143,7 @@ impl Client {
         self.reached.lock().unwrap_or_else(PoisonError::into_inner).contains(origin)
     }
 
-    /// Gives a host that may never answer no more time than the hub has at first.
+    /// Gives a host that may never answer, or a short answer, no more time than the hub has at first.
     fn hurry(&self, request: RequestBuilder<WithoutBody>) -> RequestBuilder<WithoutBody> {
         let longest = Some(self.timeouts.probe.min(self.timeouts.answer));
         request.config().timeout_resolve(longest).timeout_connect(longest).timeout_recv_response(longest).build()

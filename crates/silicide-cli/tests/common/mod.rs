@@ -27,6 +27,8 @@ pub struct Faults {
     pub corrupt: usize,
     /// Nothing is ever answered.
     pub stall_api: bool,
+    /// Nobody is told what a file is.
+    pub stall_head: bool,
     /// Large files stop half-way, and the connection stays open.
     pub stall_file: bool,
     /// `Range` is not heeded.
@@ -196,6 +198,9 @@ impl Connection {
         let Some((name, bytes)) = name.and_then(|name| files.get_key_value(name.as_str())) else {
             return self.answer(404, &[("X-Error-Code", "RepoNotFound")], b"Repository not found");
         };
+        if faults.stall_head && self.head_only {
+            return self.stall();
+        }
         let etag = format!("\"{}\"", etag(name, bytes));
         let commit = ("X-Repo-Commit", faults.commit.unwrap_or(COMMIT));
         if !is_large(name) {

@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::borrow::Cow;
+use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -24,6 +25,16 @@ pub struct Launch {
     pub(crate) body: Body,
     /// What the CPU form needs and plain parameters cannot hold, such as a packed weight's layout.
     pub(crate) context: Option<Arc<dyn Any + Send + Sync>>,
+}
+
+impl fmt::Debug for Launch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Launch")
+            .field("op", &self.op)
+            .field("cost", &self.cost)
+            .field("choice", &self.choice)
+            .finish_non_exhaustive()
+    }
 }
 
 /// What a launch must move and compute, whatever kernel does it.

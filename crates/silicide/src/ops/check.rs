@@ -1,10 +1,18 @@
 //! What the ops' argument checks share.
 
-use crate::{Error, Result, Shape, Tensor};
+use crate::{DType, Error, Result, Shape, Tensor};
 
 /// An [`Error::Argument`] of `op` unless `ok`; the message says what was got and what was wanted.
 pub(crate) fn check(op: &'static str, ok: bool, message: impl FnOnce() -> String) -> Result<()> {
     if ok { Ok(()) } else { Err(Error::argument(op, message())) }
+}
+
+/// That a tensor beside `x` is of its type or of f32.
+pub(crate) fn same_or_f32(op: &'static str, name: &str, t: &Tensor, x: DType) -> Result<()> {
+    check(op, t.dtype() == x || t.dtype() == DType::F32, || {
+        let wanted = if x == DType::F32 { "f32".into() } else { format!("{x} or f32") };
+        format!("{name}: got {}, wanted {wanted}", t.dtype())
+    })
 }
 
 /// A size as kernels take it.

@@ -47,10 +47,10 @@ pub fn cast(stream: &mut Stream, x: &Tensor, dtype: DType) -> Result<Tensor> {
 ///
 /// [`Error::Argument`](crate::Error::Argument) where shapes differ.
 pub fn cast_into(stream: &mut Stream, x: &Tensor, out: &Tensor) -> Result<()> {
+    check(OP, x.shape() == out.shape(), || format!("out: got {out:?}, wanted {}", x.shape()))?;
     if x.dtype() == out.dtype() {
         return copy_into(stream, x, out);
     }
-    check(OP, x.shape() == out.shape(), || format!("out: got {out:?}, wanted {}", x.shape()))?;
     if out.elements() == 0 {
         return Ok(());
     }

@@ -6,8 +6,8 @@ mod tests;
 
 use crate::device::{Gpu, Launch, Stream};
 use crate::kernels::{KernelParams, KernelSource, kernel_params};
-use crate::ops::check::{Rows, check, float_entry, size};
-use crate::{DType, Result, Tensor};
+use crate::ops::check::{Rows, check, float_entry, same_or_f32, size};
+use crate::{Result, Tensor};
 
 /// The widths that [`causal_conv1d`] takes.
 const WIDTHS: std::ops::RangeInclusive<usize> = 2..=8;
@@ -79,9 +79,7 @@ pub fn causal_conv1d_into(
     let fits = weight.rank() == 2 && weight.dim(0) == channels && WIDTHS.contains(&weight.dim(1));
     check(OP, fits, || format!("weight: got {weight:?}, wanted [{channels}, width] with a width of {WIDTHS:?}"))?;
     let weight_dtype = weight.dtype();
-    check(OP, weight_dtype == dtype || weight_dtype == DType::F32, || {
-        format!("weight: got {weight_dtype}, wanted {dtype} or f32")
-    })?;
+    same_or_f32(OP, "weight", weight, dtype)?;
     let (weight_rows, width) = (Rows::of(OP, "weight", weight)?, weight.dim(1));
     if let Some(b) = bias {
         let fits = b.shape()[..] == [channels] && b.dtype() == weight_dtype && b.is_contiguous();

@@ -1,8 +1,8 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::Device;
 use crate::testing::{Golden, Random, assert_close, on_every_device, rounded, tensor_of, values_of};
+use crate::{DType, Device};
 
 /// The definition, in f64, of `[state, x]`.
 fn reference(

@@ -6,9 +6,9 @@ mod tests;
 
 use crate::device::{Gpu, Launch, Stream};
 use crate::kernels::{KernelParams, KernelSource, kernel_params};
-use crate::ops::check::{Rows, check, float_entry};
+use crate::ops::check::{Rows, check, float_entry, same_or_f32};
 use crate::ops::rows::{Teams, packet, packets_align, whole};
-use crate::{DType, Result, Tensor};
+use crate::{Result, Tensor};
 
 /// `(x - mean(x)) * rsqrt(variance(x) + eps) * weight + bias` over the last axis.
 ///
@@ -65,9 +65,7 @@ pub fn layer_norm_into(
         check(OP, t.shape()[..] == [rows.len as usize] && t.is_contiguous(), || {
             format!("{name}: got {t:?}, wanted [{}], contiguous", rows.len)
         })?;
-        check(OP, t.dtype() == dtype || t.dtype() == DType::F32, || {
-            format!("{name}: got {}, wanted {dtype} or f32", t.dtype())
-        })?;
+        same_or_f32(OP, name, t, dtype)?;
     }
     if let (Some(weight), Some(bias)) = (weight, bias) {
         check(OP, weight.dtype() == bias.dtype(), || {

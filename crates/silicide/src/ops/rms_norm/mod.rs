@@ -6,9 +6,9 @@ mod tests;
 
 use crate::device::{Gpu, Launch, Stream};
 use crate::kernels::{KernelParams, KernelSource, kernel_params};
-use crate::ops::check::{Rows, check, float_entry};
+use crate::ops::check::{Rows, check, float_entry, same_or_f32};
 use crate::ops::rows::{Teams, packet, packets_align, whole};
-use crate::{DType, Result, Tensor};
+use crate::{Result, Tensor};
 
 /// What [`rms_norm_with`] does besides normalising.
 #[derive(Clone, Copy, Debug)]
@@ -89,9 +89,7 @@ pub fn rms_norm_with(stream: &mut Stream, x: &Tensor, options: RmsNormOptions, o
         check(OP, w.shape()[..] == [rows.len as usize] && w.is_contiguous(), || {
             format!("weight: got {w:?}, wanted [{}], contiguous", rows.len)
         })?;
-        check(OP, w.dtype() == x.dtype() || w.dtype() == DType::F32, || {
-            format!("weight: got {}, wanted {} or f32", w.dtype(), x.dtype())
-        })?;
+        same_or_f32(OP, "weight", w, x.dtype())?;
     }
     if rows.is_empty() {
         return Ok(());

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::DType;
 use crate::testing::{Golden, Random, assert_close, on_every_device, on_every_schedule, rounded, tensor_of, values_of};
 
 /// The definition, in f64.

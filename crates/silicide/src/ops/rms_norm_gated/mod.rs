@@ -6,10 +6,10 @@ mod tests;
 
 use crate::device::{Gpu, Launch, Stream};
 use crate::kernels::{KernelParams, KernelSource, kernel_params};
-use crate::ops::check::{check, float_entry, size};
+use crate::ops::check::{check, float_entry, same_or_f32, size};
 use crate::ops::rows::{Teams, packet, whole};
 use crate::ops::walk::Walk;
-use crate::{DType, Result, Tensor};
+use crate::{Result, Tensor};
 
 /// `x * rsqrt(mean(x^2) + eps) * weight * silu(gate)` over the last axis.
 ///
@@ -58,9 +58,7 @@ pub fn rms_norm_gated_into(
     check(OP, weight.shape()[..] == [x.dim(-1)] && weight.is_contiguous(), || {
         format!("weight: got {weight:?}, wanted [{}], contiguous", x.dim(-1))
     })?;
-    check(OP, weight.dtype() == dtype || weight.dtype() == DType::F32, || {
-        format!("weight: got {}, wanted {dtype} or f32", weight.dtype())
-    })?;
+    same_or_f32(OP, "weight", weight, dtype)?;
     if out.elements() == 0 {
         return Ok(());
     }

@@ -1,8 +1,8 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::Device;
 use crate::testing::{Golden, Random, assert_close, on_every_device, on_every_schedule, rounded, tensor_of, values_of};
+use crate::{DType, Device};
 
 /// The definition, in f64.
 fn reference(x: &[f32], gate: &[f32], weight: &[f32], eps: f64) -> Vec<f64> {

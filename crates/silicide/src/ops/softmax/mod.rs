@@ -6,10 +6,10 @@ mod tests;
 
 use crate::device::{Gpu, Launch, Stream};
 use crate::kernels::{KernelParams, KernelSource, kernel_params};
-use crate::ops::check::{check, float_entry, size};
+use crate::ops::check::{check, float_entry, same_or_f32, size};
 use crate::ops::rows::{Teams, packet, whole};
 use crate::ops::walk::Walk;
-use crate::{DType, Result, Tensor};
+use crate::{Result, Tensor};
 
 /// What [`softmax`] does before.
 #[derive(Clone, Copy, Debug)]
@@ -61,9 +61,7 @@ pub fn softmax_into(stream: &mut Stream, x: &Tensor, options: Softmax, out: &Ten
     check(OP, out.shape() == x.shape() && out.dtype() == dtype, || format!("out: got {out:?}, wanted {x:?}"))?;
     let mask = match options.mask {
         Some(mask) => {
-            check(OP, mask.dtype() == dtype || mask.dtype() == DType::F32, || {
-                format!("mask: got {mask:?}, wanted {dtype} or f32")
-            })?;
+            same_or_f32(OP, "mask", mask, dtype)?;
             let wide = mask.broadcast_to(*x.shape());
             Some(wide.map_err(|_| {
                 crate::Error::argument(OP, format!("mask: got {mask:?}, wanted one that broadcasts to {}", x.shape()))
