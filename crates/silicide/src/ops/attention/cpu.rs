@@ -10,12 +10,14 @@
 
 mod cache;
 mod mask;
+pub(in crate::ops) mod tile;
 
 use std::ops::Range;
 
 use self::cache::Cache;
 use self::mask::{MaskTensor, Terms};
-use super::{POSITIONS, Params};
+use self::tile::{PART, Sight};
+use super::Params;
 use crate::Float;
 use crate::device::cpu::scratch::with_scratch;
 use crate::device::cpu::simd::{self, Kernel, LANES, Simd};
@@ -24,21 +26,13 @@ use crate::device::cpu::{Call, Features, View};
 
 /// Queries in a tile.
 const TILE: usize = 8;
-/// Keys in a part.
-const PART: usize = 128;
+type Tile = tile::Tile<TILE>;
 /// Values that are widened together.
 const BLOCK: usize = 32;
 
 pub(super) fn run<T: Float>(call: &Call) {
     let p: Params = call.params();
-    let positions = (p.mask == POSITIONS).then(|| call.slice::<u32>(3));
-    let oldest = match positions {
-        Some(positions) if p.ring != 0 => {
-            let latest = positions.iter().map(|&p| p as i32 as i64).max().unwrap_or(-1);
-            (latest + 1 - p.keys as i64).max(0) as usize
-        }
-        _ => 0,
-    };
+    let sight = Sight::new(call, 3, [p.queries, p.keys, p.window, p.mask, p.ring]);
     let table = (p.pages != 0).then(|| call.slice::<u32>(5));
     let work = Work {
         p,
@@ -46,8 +40,7 @@ pub(super) fn run<T: Float>(call: &Call) {
         k: Cache::new(call, 1, p.k_strides, p.page_strides[0], &p, table),
         v: Cache::new(call, 2, p.v_strides, p.page_strides[1], &p, table),
         mask: (p.masked != 0).then(|| MaskTensor::new(call, 6, &p)),
-        positions,
-        oldest,
+        sight,
         sinks: (p.has_sinks != 0).then(|| call.slice::<f32>(4)),
         padded: (p.dim as usize).next_multiple_of(LANES),
     };
@@ -65,10 +58,10 @@ pub(super) fn run<T: Float>(call: &Call) {
                 let (joined, scratch) = scratch.split_at_mut(states);
                 let (states, room) = scratch.split_at_mut(states);
                 load(&tile, q);
-                work.begin(&tile, joined);
+                tile.begin(work.sinks, joined);
                 for part in tile.parts() {
                     work.part(&tile, part, q, states, room);
-                    work.join(&tile, joined, states);
+                    tile.join(joined, states);
                 }
                 store(&tile, joined);
             });
@@ -80,9 +73,7 @@ pub(super) fn run<T: Float>(call: &Call) {
         let Tile { rows, .. } = heads(0);
         let parts = heads(0).parts();
         let (queries, states) = (rows * work.padded, rows * work.state());
-        // Room for all keys, though few may be seen yet: a cache that fills allocates nothing.
-        // A ring's first and last part may both be cut.
-        let most = (p.keys as usize).div_ceil(PART) + p.ring as usize;
+        let most = work.sight.most_parts();
         with_scratch(kv_heads * (most + 1) * states, |scratch: &mut [f32]| {
             let (joined, parts_of) = scratch.split_at_mut(kv_heads * states);
             let to = View::over(&mut *parts_of);
@@ -98,9 +89,9 @@ pub(super) fn run<T: Float>(call: &Call) {
             });
             for (head, joined) in joined.chunks_exact_mut(states).enumerate() {
                 let tile = heads(head);
-                work.begin(&tile, joined);
+                tile.begin(work.sinks, joined);
                 for part in 0..parts.len() {
-                    work.join(&tile, joined, &parts_of[(part * kv_heads + head) * states..][..states]);
+                    tile.join(joined, &parts_of[(part * kv_heads + head) * states..][..states]);
                 }
                 store(&tile, joined);
             }
@@ -120,42 +111,12 @@ unsafe fn transpose<S: Simd>(rows: *const f32, padded: usize, to: *mut f32) {
     }
 }
 
-/// Some queries, and the heads of them that share a key head. Each query and head is a row, a query's heads together.
-struct Tile {
-    first: usize,
-    kv_head: usize,
-    rows: usize,
-    /// Query heads for a key head.
-    group: usize,
-    /// The keys that each query sees.
-    visible: [Range<usize>; TILE],
-    /// From the first to the last key that any of them sees.
-    keys: Range<usize>,
-}
-
-impl Tile {
-    /// The parts in which there are keys that any of the queries sees.
-    fn parts(&self) -> Range<usize> {
-        self.keys.start / PART..self.keys.end.div_ceil(PART)
-    }
-
-    /// The keys that a row sees of `keys`; an empty range lies inside `keys` as well.
-    #[inline(always)]
-    fn seen(&self, row: usize, keys: &Range<usize>) -> Range<usize> {
-        let visible = &self.visible[row / self.group];
-        let start = visible.start.clamp(keys.start, keys.end);
-        start..visible.end.clamp(start, keys.end)
-    }
-}
-
 struct Work<'a> {
     p: Params,
     features: Features,
     k: Cache<'a>,
     v: Cache<'a>,
-    positions: Option<&'a [u32]>,
-    /// The first position that the cache still has.
-    oldest: usize,
+    sight: Sight<'a>,
     sinks: Option<&'a [f32]>,
     mask: Option<MaskTensor<'a>>,
     /// `head_dim`, rounded up to whole vectors.
@@ -164,19 +125,7 @@ struct Work<'a> {
 
 impl Work<'_> {
     fn tile(&self, tile: usize, kv_head: usize) -> Tile {
-        let p = &self.p;
-        let first = tile * TILE;
-        let queries = TILE.min(p.queries as usize - first);
-        let mut visible: [Range<usize>; TILE] = Default::default();
-        for (i, range) in visible[..queries].iter_mut().enumerate() {
-            let query = first + i;
-            *range = p.visible(query as u32, self.positions.map_or(0, |p| p[query] as i32 as i64), self.oldest);
-        }
-        let seen = || visible[..queries].iter().filter(|r| !r.is_empty());
-        let start = seen().map(|r| r.start).min().unwrap_or(0);
-        let end = seen().map(|r| r.end).max().unwrap_or(0);
-        let group = (p.q_heads / p.kv_heads) as usize;
-        Tile { first, kv_head, rows: queries * group, group, keys: start..end, visible }
+        self.sight.tile(tile, kv_head, (self.p.q_heads / self.p.kv_heads) as usize)
     }
 
     /// Floats of a row's state: weighted values, and in the vector behind them the greatest score and the sum of weights.
@@ -199,12 +148,6 @@ impl Work<'_> {
         self.mask.is_some() || self.p.pages != 0
     }
 
-    /// Where a row's queries, or its results, lie.
-    fn place(&self, tile: &Tile, row: usize, strides: &[u32; 2]) -> usize {
-        let head = tile.kv_head * tile.group + row % tile.group;
-        (tile.first + row / tile.group) * strides[0] as usize + head * strides[1] as usize
-    }
-
     fn load_queries<T: Float>(&self, tile: &Tile, q: &View<T>, to: &mut [f32]) {
         let dim = self.p.dim as usize;
         vectorized(
@@ -212,26 +155,16 @@ impl Work<'_> {
             || {
                 for (row, to) in to.chunks_exact_mut(self.padded).enumerate() {
                     // SAFETY: nothing writes the queries.
-                    widen(unsafe { q.row(self.place(tile, row, &self.p.q_strides), dim) }, to);
+                    widen(unsafe { q.row(tile.place(row, &self.p.q_strides), dim) }, to);
                     to[..dim].iter_mut().for_each(|x| *x *= self.p.scale);
                 }
             },
         );
     }
 
-    /// The state of rows that have seen no key yet: a sink is a key without a value.
-    fn begin(&self, tile: &Tile, states: &mut [f32]) {
-        for (row, state) in states.chunks_exact_mut(self.state()).enumerate() {
-            state.fill(0.0);
-            let sink = self.sinks.map(|s| s[tile.kv_head * tile.group + row % tile.group]);
-            state[self.padded] = sink.unwrap_or(f32::NEG_INFINITY);
-            state[self.padded + 1] = if sink.is_some() { 1.0 } else { 0.0 };
-        }
-    }
-
     /// The state of the rows after the keys of one part alone.
     fn part(&self, tile: &Tile, part: usize, q: &[f32], states: &mut [f32], room: &mut [f32]) {
-        let keys = tile.keys.start.max(part * PART)..tile.keys.end.min((part + 1) * PART);
+        let keys = tile.keys_of(part);
         // SAFETY: the slices have the sizes that `state` and `room` give.
         unsafe {
             if self.is_plain() {
@@ -240,30 +173,6 @@ impl Work<'_> {
                 simd::run(self.features, Part::<false> { work: self, tile, keys, q, states, room });
             }
         }
-    }
-
-    /// Joins the states of a part to those of the parts before it.
-    fn join(&self, tile: &Tile, states: &mut [f32], parts: &[f32]) {
-        vectorized(
-            #[inline(always)]
-            || {
-                let rows = states.chunks_exact_mut(self.state()).zip(parts.chunks_exact(self.state()));
-                for (state, part) in rows.take(tile.rows) {
-                    let (a, b) = (state[self.padded], part[self.padded]);
-                    // A row that sees nothing of the part has no state there.
-                    if b == f32::NEG_INFINITY {
-                        continue;
-                    }
-                    let highest = if a > b || a.is_nan() { a } else { b };
-                    let (keep, take) = (exp(a - highest), exp(b - highest));
-                    state[self.padded] = highest;
-                    state[self.padded + 1] = state[self.padded + 1] * keep + part[self.padded + 1] * take;
-                    for (x, y) in state[..self.padded].iter_mut().zip(&part[..self.padded]) {
-                        *x = *x * keep + y * take;
-                    }
-                }
-            },
-        );
     }
 
     fn store<T: Float>(&self, tile: &Tile, states: &[f32], out: &View<T>) {
@@ -275,7 +184,7 @@ impl Work<'_> {
                     let total = state[self.padded + 1];
                     let scale = if total == 0.0 { 0.0 } else { 1.0 / total };
                     // SAFETY: this task alone has these queries and heads.
-                    let out = unsafe { out.row_mut(self.place(tile, row, &self.p.out_strides), dim) };
+                    let out = unsafe { out.row_mut(tile.place(row, &self.p.out_strides), dim) };
                     for (o, &x) in out.iter_mut().zip(state) {
                         *o = T::from_f32(x * scale);
                     }

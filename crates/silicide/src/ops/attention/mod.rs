@@ -1,6 +1,6 @@
 //! Scaled dot-product attention, for a prompt, a chunk of one, or a single token against a cache.
 
-mod cpu;
+pub(super) mod cpu;
 pub(super) mod nvidia;
 #[cfg(test)]
 mod tests;
@@ -401,9 +401,10 @@ const SPAN: u32 = 16;
 /// Queries of a threadgroup of the form for many.
 const TILE: u32 = 32;
 
-const FULL: u32 = 0;
-const CAUSAL: u32 = 1;
-const POSITIONS: u32 = 2;
+/// Which keys a query sees, as kernels have it.
+pub(super) const FULL: u32 = 0;
+pub(super) const CAUSAL: u32 = 1;
+pub(super) const POSITIONS: u32 = 2;
 
 /// A tensor as `[tokens, heads, dim]`; strides are elements by token and by head.
 struct Heads {
@@ -494,20 +495,6 @@ kernel_params! {
         masked: u32,
         page_size: u32,
         pages: u32,
-    }
-}
-
-impl Params {
-    /// The positions that a query sees, given its own where positions decide, and the oldest that is still there.
-    fn visible(&self, query: u32, position: i64, oldest: usize) -> std::ops::Range<usize> {
-        let most = if self.ring == 0 { self.keys as i64 } else { i64::MAX };
-        let end = match self.mask {
-            FULL => self.keys as i64,
-            CAUSAL => (self.keys - self.queries + query) as i64 + 1,
-            _ => (position + 1).clamp(0, most),
-        };
-        let start = if self.window == 0 { 0 } else { (end - self.window as i64).max(0) };
-        (start as usize).max(oldest)..end as usize
     }
 }
 

@@ -7,7 +7,7 @@ mod tests;
 use crate::device::cpu::Entry;
 use crate::device::{Gpu, Launch, Stream};
 use crate::kernels::{KernelParams, KernelSource, kernel_params};
-use crate::ops::attention::{Attention, CacheLayout, Mask, attention_into};
+use crate::ops::attention::{Attention, CAUSAL, CacheLayout, FULL, Mask, POSITIONS, attention_into};
 use crate::ops::check::{check, float_entry, size};
 use crate::ops::kv_quantize::{KvCodec, KvDomain, kv_dequantize};
 use crate::ops::kv_quantize_affine::{AffineRows, Ring, kv_dequantize_affine};
@@ -395,10 +395,6 @@ const FEW: u32 = 16;
 /// Of a threadgroup; `kernel.metal` has the same.
 const SIMDGROUPS: u32 = 8;
 
-const FULL: u32 = 0;
-const CAUSAL: u32 = 1;
-const POSITIONS: u32 = 2;
-
 kernel_params! {
     /// Of keys or of values. Strides are by row, then by head.
     struct Side {
@@ -442,20 +438,6 @@ kernel_params! {
         rotation_scale: f32,
         /// That the keys of a query are computed in.
         parts: u32,
-    }
-}
-
-impl Params {
-    /// The positions that a query sees, given its own where positions decide, and the oldest that is still there.
-    fn visible(&self, query: u32, position: i64, oldest: usize) -> std::ops::Range<usize> {
-        let most = if self.ring == 0 { self.keys as i64 } else { i64::MAX };
-        let end = match self.mask {
-            FULL => self.keys as i64,
-            CAUSAL => (self.keys - self.queries + query) as i64 + 1,
-            _ => (position + 1).clamp(0, most),
-        };
-        let start = if self.window == 0 { 0 } else { (end - self.window as i64).max(0) };
-        (start as usize).max(oldest).min(end as usize)..end as usize
     }
 }
 
