@@ -1,11 +1,8 @@
 //! The most that a device does, measured: what ops are held against.
 
-use std::hint::black_box;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::Serialize;
-use silicide::device::cpu::Pool;
 use silicide::{DType, Device, DeviceKind, Result, ops};
 
 use super::case::{Arithmetic, Call, Moved, Setup, call};
@@ -58,10 +55,6 @@ pub(super) struct Ceilings {
 impl Ceilings {
     /// Measures `device`. `matrix_flops` is taken as it is.
     pub(super) fn measure(device: &Device, setup: &mut Setup, matrix_flops: Option<f64>) -> Result<Ceilings> {
-        let threads = match device.kind() {
-            DeviceKind::Cpu => device.description().split(' ').next().and_then(|n| n.parse().ok()),
-            _ => None,
-        };
         // The emulated device's own rates say nothing.
         let peak = match device.kind() {
             DeviceKind::EmulatedMetal => None,
@@ -69,7 +62,7 @@ impl Ceilings {
         };
         Ok(Ceilings {
             copy_bytes: copy(device, setup)?,
-            read_bytes: threads.map(read),
+            read_bytes: peak.and_then(|peak| peak.read),
             f32_flops: peak.map(|peak| peak.f32),
             bf16_flops: matrix_flops.or(peak.and_then(|peak| peak.bf16)),
             int8_ops: peak.and_then(|peak| peak.int8),
@@ -125,32 +118,4 @@ fn copy(device: &Device, setup: &mut Setup) -> Result<f64> {
     }
     let times = measure::time(&mut device.stream(), &calls, 15, Duration::from_millis(300))?;
     Ok((8 * elements) as f64 / times.best)
-}
-
-/// Bytes a second that `threads` read of what no cache holds.
-fn read(threads: usize) -> f64 {
-    const SET: usize = 256 << 20;
-    const PIECE: usize = 16 << 20;
-    let pool = Pool::new(threads);
-    let data = vec![1u64; SET / 8];
-    let mut pieces = data.chunks_exact(PIECE / 8).cycle();
-    let tasks = pool.threads() * 8;
-    let (begun, mut best) = (Instant::now(), f64::INFINITY);
-    while begun.elapsed() < Duration::from_millis(300) {
-        let piece = pieces.next().expect("a cycle");
-        let (part, total) = (piece.len() / tasks, AtomicU64::new(0));
-        let begun = Instant::now();
-        pool.parallel(tasks, &|i| {
-            let mut sums = [0u64; 32];
-            for line in piece[i * part..(i + 1) * part].as_chunks::<32>().0 {
-                for (sum, x) in sums.iter_mut().zip(line) {
-                    *sum = sum.wrapping_add(*x);
-                }
-            }
-            total.fetch_add(sums.iter().sum(), Ordering::Relaxed);
-        });
-        best = best.min(begun.elapsed().as_secs_f64());
-        black_box(total.into_inner());
-    }
-    PIECE as f64 / best
 }

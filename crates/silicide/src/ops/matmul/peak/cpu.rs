@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 use super::PeakRates;
 use crate::device::cpu::simd::{self, Kernel, LANES, Simd};
 use crate::device::cpu::{Features, Level, Pool};
+use crate::{Device, Result};
 
 /// Steps of a task, some tens of microseconds.
 const STEPS: usize = 1 << 13;
 
-pub(super) fn peak_rates(pool: &Pool, features: Features) -> PeakRates {
+pub(super) fn peak_rates(device: &Device, pool: &Pool, features: Features) -> Result<PeakRates> {
     let f32 = rate(pool, SUMS * LANES * 2, || {
         let mut out = [0.0; LANES];
         // SAFETY: the kernel writes to where it is told, sixteen numbers.
@@ -18,7 +19,7 @@ pub(super) fn peak_rates(pool: &Pool, features: Features) -> PeakRates {
         black_box(out);
     });
     let (bf16, int8) = instructions(pool, features.level());
-    PeakRates { f32, bf16, int8 }
+    Ok(PeakRates { f32, bf16, int8, read: Some(read(device, pool, features)?) })
 }
 
 /// Operations a second where each thread does `each` in each of the steps of `task`.
@@ -57,6 +58,69 @@ impl Kernel for Fma<'_> {
                 }
             }
             let one = S::splat(1.0);
+            let all = sums.into_iter().fold(S::splat(0.0), |all, sum| S::fma(sum, one, all));
+            S::store(self.out.as_mut_ptr(), all);
+        }
+    }
+}
+
+/// Bytes a second that the threads read, each from one place or from two, whichever is faster: it differs by processor.
+fn read(device: &Device, pool: &Pool, features: Features) -> Result<f64> {
+    /// Past the caches; a piece of it is read at once, as a weight is.
+    const SET: usize = 64 << 20;
+    const PIECE: usize = 8 << 20;
+    const LONG: Duration = Duration::from_millis(400);
+    let set = device.tensor(&vec![1f32; SET], [SET])?;
+    let set = set.buffer().address() as *const f32 as usize;
+    let tasks = 8 * pool.threads();
+    let part = PIECE / tasks / (2 * LANES) * 2 * LANES;
+    let (first, mut best) = (Instant::now(), f64::INFINITY);
+    for turn in 0.. {
+        let piece = set + turn % (SET / PIECE) * PIECE * 4;
+        let begun = Instant::now();
+        pool.parallel(tasks, &|i| {
+            let (from, mut out) = ((piece + i * part * 4) as *const f32, [0.0; LANES]);
+            // SAFETY: the set holds `part` numbers from there, and nothing writes them.
+            unsafe {
+                match turn / (SET / PIECE) % 2 {
+                    0 => simd::run(features, Read::<1> { from, len: part, out: &mut out }),
+                    _ => simd::run(features, Read::<2> { from, len: part, out: &mut out }),
+                }
+            }
+            black_box(out);
+        });
+        best = best.min(begun.elapsed().as_secs_f64());
+        if first.elapsed() > LONG {
+            break;
+        }
+    }
+    Ok((4 * part * tasks) as f64 / best)
+}
+
+/// The sum of `len` numbers, read from `PLACES` at a time.
+struct Read<'a, const PLACES: usize> {
+    from: *const f32,
+    len: usize,
+    out: &'a mut [f32; LANES],
+}
+
+impl<const PLACES: usize> Kernel for Read<'_, PLACES> {
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        /// Bytes, as products of one row ask.
+        const AHEAD: usize = 12 << 10;
+        // SAFETY: the loads are of the `len` numbers; what is asked for may lie anywhere.
+        unsafe {
+            let one = S::splat(1.0);
+            let mut sums = [S::splat(0.0); PLACES];
+            let each = self.len / PLACES;
+            for i in (0..each).step_by(LANES) {
+                for (place, sum) in sums.iter_mut().enumerate() {
+                    let at = self.from.add(place * each + i);
+                    S::prefetch(at.cast::<u8>().wrapping_add(AHEAD));
+                    *sum = S::fma(S::load(at), one, *sum);
+                }
+            }
             let all = sums.into_iter().fold(S::splat(0.0), |all, sum| S::fma(sum, one, all));
             S::store(self.out.as_mut_ptr(), all);
         }

@@ -1,4 +1,4 @@
-//! How many multiply-adds a device does at best, where no memory holds it up: what products are measured against.
+//! How many multiply-adds a device does at best, where no memory holds it up, and how fast a CPU reads: what products are measured against.
 
 mod cpu;
 
@@ -8,7 +8,7 @@ use crate::device::{Gpu, Launch};
 use crate::kernels::{KernelParams, KernelSource, kernel_params};
 use crate::{DType, Device, DeviceKind, Error, Result, Stream, Tensor};
 
-/// Operations a second of multiply-adds on registers, a multiply-add being two.
+/// Operations a second of multiply-adds on registers, a multiply-add being two; and of a CPU what feeds them.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PeakRates {
     /// Of vectors of f32.
@@ -17,9 +17,11 @@ pub struct PeakRates {
     pub bf16: Option<f64>,
     /// Of bytes with sums in 32 bits, on a CPU. None without such instructions.
     pub int8: Option<f64>,
+    /// Bytes a second that a CPU's threads read of what no cache holds.
+    pub read: Option<f64>,
 }
 
-/// Measures what the device multiplies at best, in some tens of milliseconds.
+/// Measures what the device multiplies at best, in some tens of milliseconds, and what a CPU reads, in half a second.
 ///
 /// On an NVIDIA GPU `bf16` is by `wgmma` where that exists, which is Hopper, and by `mma` elsewhere; GPUs after Hopper can do
 /// more than that.
@@ -35,7 +37,7 @@ pub struct PeakRates {
 /// ```
 pub fn peak_rates(device: &Device) -> Result<PeakRates> {
     if let Some(cpu) = device.as_cpu() {
-        return Ok(cpu::peak_rates(cpu.pool(), cpu.features()));
+        return cpu::peak_rates(device, cpu.pool(), cpu.features());
     }
     // The emulated device's rates mean nothing, so it is not kept busy for long.
     let size = if device.kind() == DeviceKind::EmulatedMetal { Size { groups: 2, steps: 2 } } else { FULL };
@@ -47,7 +49,7 @@ pub fn peak_rates(device: &Device) -> Result<PeakRates> {
         },
         _ => rate(device, &MATRICES, size)?,
     };
-    Ok(PeakRates { f32, bf16: Some(bf16), int8: None })
+    Ok(PeakRates { f32, bf16: Some(bf16), int8: None, read: None })
 }
 
 /// Threadgroups of a launch, and steps of each.
