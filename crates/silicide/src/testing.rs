@@ -436,6 +436,7 @@ mod tests {
         let want = [
             "argmax",
             "attention",
+            "batched_matmul",
             "cumsum",
             "expert_matmul",
             "expert_schedule",

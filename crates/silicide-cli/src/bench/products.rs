@@ -58,6 +58,9 @@ pub(super) fn cases(gpu: bool) -> Vec<Case> {
             cases.push(matmul(LLAMA, format, m, LLAMA.intermediate, LLAMA.hidden));
         }
     }
+    for tokens in [1, 512] {
+        cases.push(scores(LLAMA, tokens, 4096));
+    }
     for tokens in [1, 8, 512] {
         cases.push(router(QWEN_35B, tokens));
     }
@@ -102,6 +105,20 @@ fn gate_and_up(model: Dims, m: usize) -> Case {
     };
     Case::new("matmul_each", model.name, format!("{m} x 2 of [{n}, {k}] {FOUR_BITS}"), make)
         .flops(arithmetic(FOUR_BITS, m), 4 * m * n * k)
+}
+
+/// Scores of every query with every key: a product of two activations, in which heads of queries share one of keys.
+fn scores(model: Dims, queries: usize, keys: usize) -> Case {
+    let Dims { heads, kv_heads, head_dim: dim, .. } = model;
+    let group = heads / kv_heads;
+    let make = move |s: &mut Setup| {
+        let (q, k) =
+            (s.input(s.float(), [kv_heads, group, queries, dim])?, s.input(s.float(), [kv_heads, 1, keys, dim])?);
+        let out = s.output(s.float(), [kv_heads, group, queries, keys])?;
+        call(move |stream| ops::batched_matmul_into(stream, &q, &k, Precision::Reduced, &out))
+    };
+    Case::new("batched_matmul", model.name, format!("{heads} of {kv_heads} x {queries} x [{keys}, {dim}]"), make)
+        .flops(Arithmetic::Matrix, 2 * heads * queries * keys * dim)
 }
 
 fn router(model: Dims, tokens: usize) -> Case {

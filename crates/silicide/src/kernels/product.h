@@ -6,6 +6,17 @@
 
 #include "matrix.h"
 
+// Operands whose rows stand one stride apart.
+struct PlainRows {
+  device const SCALAR* x;
+  device SCALAR* out;
+  ulong x_stride;
+  ulong out_stride;
+
+  device const SCALAR* x_row(uint i) const { return x + i * x_stride; }
+  void store(uint i, uint column, float sum) const { out[i * out_stride + column] = SCALAR(sum); }
+};
+
 // Rows `first` to `first + count - 1` of x.
 struct Tokens {
   uint first;

@@ -3,6 +3,7 @@
 
 mod argmax;
 mod attention;
+mod batched_matmul;
 mod binary;
 mod cast;
 mod causal_conv1d;
@@ -53,6 +54,7 @@ mod weighted_reduce;
 
 pub use argmax::{argmax, argmax_into};
 pub use attention::{Attention, CacheLayout, Mask, attention, attention_into};
+pub use batched_matmul::{batched_matmul, batched_matmul_into};
 pub use binary::{Binary, Operand, binary, binary_into};
 pub use cast::{cast, cast_into};
 pub use causal_conv1d::{CausalConv1d, causal_conv1d, causal_conv1d_into};

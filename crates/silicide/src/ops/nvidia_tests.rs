@@ -17,6 +17,7 @@ const SOURCES: &[&KernelSource] = &[
     &attention::TILED,
     &binary::SOURCE,
     &cast::SOURCE,
+    &batched_matmul::SOURCE,
     &causal_conv1d::SOURCE,
     &compare::SOURCE,
     &copy::SOURCE,
@@ -98,6 +99,10 @@ fn defines(source: &KernelSource) -> BTreeSet<String> {
         let tiled = source.name == attention::TILED.name;
         let all = plain.chain(caches).chain(masks).filter(|variant| !tiled || variant.has_tiles());
         return all.map(|variant| variant.defines()).collect();
+    }
+    if source.name == "batched_matmul" {
+        let pairs = DType::FLOATS.iter().zip([DType::BF16, DType::F16, DType::F32]);
+        return pairs.map(|(&a, b)| batched_matmul::defines(a, b, a == DType::F32)).collect();
     }
     if source.name == "causal_conv1d" {
         return (2..=8).map(causal_conv1d::defines).collect();

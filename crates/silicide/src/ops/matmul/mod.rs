@@ -12,9 +12,9 @@ use std::sync::Arc;
 
 pub use self::cpu::Precision;
 use self::cpu::{DenseView, Factor, Method, PackLayout, RowsMut};
-pub(super) use self::gpu::{MatrixParts, ROWS, SIMDGROUPS, UNIT, parts, splits};
+pub(super) use self::gpu::{MatrixParts, ROWS, SIMDGROUPS, UNIT, defines, parts, reader, splits};
 #[cfg(test)]
-pub(super) use self::gpu::{NVIDIA, SOURCE, defines, reader};
+pub(super) use self::gpu::{NVIDIA, SOURCE};
 pub use self::peak::{PeakRates, peak_rates};
 use crate::device::cpu::scratch::with_scratch;
 use crate::device::cpu::vector::{narrow, vectorized, widen};

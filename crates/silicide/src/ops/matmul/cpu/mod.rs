@@ -221,7 +221,7 @@ impl Method {
     }
 
     /// What `explain` says of it.
-    pub(super) fn reason(self, precision: Precision, rows: usize) -> String {
+    pub(crate) fn reason(self, precision: Precision, rows: usize) -> String {
         match (self, precision) {
             (Method::Integer, _) => format!("integers, since {rows} rows are few"),
             (Method::Bf16, _) => format!("bf16, since {rows} rows repay dequantising"),
