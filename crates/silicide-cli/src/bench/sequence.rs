@@ -165,8 +165,8 @@ impl Heads {
         })
     }
 
-    fn norm(&self) -> HeadNorm<'_> {
-        HeadNorm { q_weight: &self.weight, k_weight: &self.weight, weight_offset: 0.0, eps: 1e-6 }
+    fn norm(&self) -> Option<HeadNorm<'_>> {
+        Some(HeadNorm { q_weight: &self.weight, k_weight: &self.weight, weight_offset: 0.0, eps: 1e-6 })
     }
 
     fn cache(&self) -> CacheSlots<'_> {

@@ -1,7 +1,7 @@
 //! Self-attention with rotary positions over a cache.
 
 use silicide::Tensor;
-use silicide::ops::{self, CacheLayout, Mask, Rope};
+use silicide::ops::{self, CacheLayout, CacheSlots, HeadNorm, Mask, Rope};
 
 use super::{Linear, RmsNorm, Step};
 use crate::error::Result;
@@ -39,16 +39,18 @@ impl Attention {
         let AttentionArgs { layer, heads, kv_heads, head_dim, scale, window, softcap } = self.args;
         let tokens = x.dim(0);
         let [q, k, v] = Linear::forward_each([&self.q_proj, &self.k_proj, &self.v_proj], step, x)?;
-        let mut q = q.reshape([tokens, heads, head_dim])?;
-        let mut k = k.reshape([tokens, kv_heads, head_dim])?;
+        let q = q.reshape([tokens, heads, head_dim])?;
+        let k = k.reshape([tokens, kv_heads, head_dim])?;
         let v = v.reshape([tokens, kv_heads, head_dim])?;
-        if let Some((q_norm, k_norm)) = &self.qk_norm {
-            q = q_norm.forward(step, &q)?;
-            k = k_norm.forward(step, &k)?;
-        }
-        ops::rope_in_place(step.stream, &q, &k, step.positions, &self.rope)?;
+        let norm = self.qk_norm.as_ref().map(|(q_norm, k_norm)| HeadNorm {
+            q_weight: &q_norm.weight,
+            k_weight: &k_norm.weight,
+            weight_offset: q_norm.offset,
+            eps: q_norm.eps,
+        });
         let (keys, values) = step.cache.layer(layer);
-        ops::kv_write(step.stream, &k, &v, step.positions, keys, values)?;
+        let slots = CacheSlots { slots: step.positions, keys, values };
+        ops::head_norm_rope_cache(step.stream, &q, &k, &v, norm, step.positions, &self.rope, slots)?;
         let options = ops::Attention {
             scale,
             mask: Mask::Positions(step.positions),

@@ -12,7 +12,7 @@ pub(super) fn run<T: Float, W: Float, C: Float>(call: &Call) {
     let (dim, pairs) = (p.rotary.head_dim as usize, p.rotary.pairs as usize);
     let [q_heads, kv_heads] = p.rotary.heads.map(|heads| heads as usize);
     let (q, k, v) = (call.view::<T>(0), call.view::<T>(1), call.view::<T>(2));
-    let weights = [call.slice::<W>(3), call.slice::<W>(4)];
+    let weights = (p.has_norm != 0).then(|| [call.slice::<W>(3), call.slice::<W>(4)]);
     let (positions, frequencies, axes) = (call.slice::<u32>(5), call.slice::<i64>(6), call.slice::<u32>(7));
     let slots = call.slice::<u32>(8);
     let (keys, values) = (call.view::<C>(9), call.view::<C>(10));
@@ -26,7 +26,9 @@ pub(super) fn run<T: Float, W: Float, C: Float>(call: &Call) {
                 vectorized(
                     #[inline(always)]
                     || {
-                        for (to, from) in [&mut *q_weight, &mut *k_weight].into_iter().zip(weights) {
+                        for (to, from) in
+                            [&mut *q_weight, &mut *k_weight].into_iter().zip(weights.into_iter().flatten())
+                        {
                             widen(from, to);
                             to.iter_mut().for_each(|w| *w += p.weight_offset);
                         }
@@ -36,7 +38,7 @@ pub(super) fn run<T: Float, W: Float, C: Float>(call: &Call) {
                                 let at = place(token, head, &p.rotary.x_strides[..2]);
                                 // SAFETY: a task reads a head before it writes the same head, and touches only heads of
                                 // its own tokens, which outputs do not share; the input's slice ends here.
-                                norm(p.eps, unsafe { q.row(at, dim) }, q_weight, turned, row);
+                                norm(&p, unsafe { q.row(at, dim) }, q_weight, turned, row);
                                 // SAFETY: as above.
                                 rotate(&p.rotary, row, cos, sin, spare, unsafe { q.row_mut(at, dim) });
                             }
@@ -47,7 +49,7 @@ pub(super) fn run<T: Float, W: Float, C: Float>(call: &Call) {
                             for head in 0..kv_heads {
                                 let at = place(token, head, &p.rotary.x_strides[2..]);
                                 // SAFETY: nothing writes keys.
-                                norm(p.eps, unsafe { k.row(at, dim) }, k_weight, turned, row);
+                                norm(&p, unsafe { k.row(at, dim) }, k_weight, turned, row);
                                 rotate(&p.rotary, row, cos, sin, spare, turned);
                                 cache(turned, spare, keys, place(slot as usize, head, &p.key_strides));
                                 // SAFETY: nothing writes values.
@@ -74,11 +76,14 @@ fn place(row: usize, head: usize, strides: &[u32]) -> usize {
     row * strides[0] as usize + head * strides[1] as usize
 }
 
-/// A normalised head, rounded as rms_norm stores it. `rounded` is room for one.
+/// A head, normalised where that is asked for and rounded as rms_norm stores it. `rounded` is room for one.
 #[inline(always)]
-fn norm<T: Float>(eps: f32, x: &[T], weight: &[f32], rounded: &mut [T], out: &mut [f32]) {
+fn norm<T: Float>(p: &Params, x: &[T], weight: &[f32], rounded: &mut [T], out: &mut [f32]) {
     widen(x, out);
-    let scale = 1.0 / (sum_squares(out) / out.len() as f32 + eps).sqrt();
+    if p.has_norm == 0 {
+        return;
+    }
+    let scale = 1.0 / (sum_squares(out) / out.len() as f32 + p.eps).sqrt();
     for (o, w) in out.iter_mut().zip(weight) {
         *o = *o * scale * w;
     }

@@ -19,14 +19,17 @@ inline float squares_of(Packet<T, N> first, device const T* x, uint dim, uint wi
   return all;
 }
 
-// Elements as rms_norm would store them.
+// Elements as rms_norm would store them, where there is one.
 template <typename T, typename W>
-inline Packet<T, PAIRS> normal(device const T* x, device const W* weight, uint at, float scale, float offset) {
+inline Packet<T, PAIRS> normal(constant Params& p, device const T* x, device const W* weight, uint at, float scale) {
   Packet<T, PAIRS> values = Packet<T, PAIRS>::load(x + at);
+  if (p.has_norm == 0) {
+    return values;
+  }
   Packet<W, PAIRS> w = Packet<W, PAIRS>::load(weight + at);
   Packet<T, PAIRS> scaled = Packet<T, PAIRS>::zeros();
   for (uint i = 0; i < PAIRS; ++i) {
-    scaled.put(i, T(float(values.get(i)) * scale * (float(w.get(i)) + offset)));
+    scaled.put(i, T(float(values.get(i)) * scale * (float(w.get(i)) + p.weight_offset)));
   }
   return scaled;
 }
@@ -83,9 +86,11 @@ kernel void head_norm_rope_cache(
   float scale[TEAM_HEADS];
   for (uint i = 0; i < TEAM_HEADS; ++i) {
     uint h = head + i;
-    // All lanes come here, as a shuffle needs them.
-    float squares = squares_of(held[i], source[i], h < k_end ? dim : 0, team.width, team.index);
-    scale[i] = metal::precise::rsqrt(squares / float(dim) + p.eps);
+    if (p.has_norm != 0) {
+      // All lanes come here, as a shuffle needs them.
+      float squares = squares_of(held[i], source[i], h < k_end ? dim : 0, team.width, team.index);
+      scale[i] = metal::precise::rsqrt(squares / float(dim) + p.eps);
+    }
     if (h >= k_end && h < v_end) {
       device C* target = values + ulong(h - k_end) * p.value_strides[1];
       store_packet(target, 1, team.index * N, dim, converted<C>(held[i]));
@@ -105,8 +110,8 @@ kernel void head_norm_rope_cache(
       uint h = head + i;
       if (h < k_end) {
         device const W* weight = h < q_end ? q_weight : k_weight;
-        Packet<T, PAIRS> a = normal(source[i], weight, t.first, scale[i], p.weight_offset);
-        Packet<T, PAIRS> b = normal(source[i], weight, t.second, scale[i], p.weight_offset);
+        Packet<T, PAIRS> a = normal(p, source[i], weight, t.first, scale[i]);
+        Packet<T, PAIRS> b = normal(p, source[i], weight, t.second, scale[i]);
         t.turn(a, b);
         if (h < q_end) {
           device T* target = q + ulong(h) * p.rotary.x_strides[1];

@@ -38,12 +38,12 @@ pub struct CacheSlots<'a> {
     pub values: &'a Tensor,
 }
 
-/// [`rms_norm`](super::rms_norm) of each head of `q` and `k`, [`rope`](super::rope) of both and
+/// [`rms_norm`](super::rms_norm) of each head of `q` and `k`, where there is a `norm`, [`rope`](super::rope) of both and
 /// [`kv_write`](super::kv_write) of keys and values, in one launch.
 ///
 /// `q` is `[tokens, heads, head_dim]` and is changed in place; `k` and `v` are `[tokens, kv_heads, head_dim]` of its type
 /// and stay as they are. All three are f32, f16 or bf16, strided by token and by head, and do not overlap. `positions` are
-/// `[tokens]` in i32 or u32. What the three ops would store between them is rounded as they round it, so the result is
+/// `[tokens]` in i32 or u32. What the separate ops would store between them is rounded as they round it, so the result is
 /// theirs.
 ///
 /// # Errors
@@ -65,7 +65,7 @@ pub struct CacheSlots<'a> {
 ///
 /// let norm = HeadNorm { q_weight: &ones, k_weight: &ones, weight_offset: 0.0, eps: 0.0 };
 /// let cache = CacheSlots { slots: &position, keys: &keys, values: &values };
-/// ops::head_norm_rope_cache(stream, &q, &k, &v, norm, &position, &rope, cache)?;
+/// ops::head_norm_rope_cache(stream, &q, &k, &v, Some(norm), &position, &rope, cache)?;
 ///
 /// let q = q.to_vec::<f32>(stream)?;
 /// let (a, b) = (3.0 / 12.5f32.sqrt(), 4.0 / 12.5f32.sqrt());
@@ -79,7 +79,7 @@ pub fn head_norm_rope_cache(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
-    norm: HeadNorm,
+    norm: Option<HeadNorm>,
     positions: &Tensor,
     rope: &Rope,
     cache: CacheSlots,
@@ -93,7 +93,7 @@ pub fn head_norm_rope_multi_cache(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
-    norm: HeadNorm,
+    norm: Option<HeadNorm>,
     positions: &Tensor,
     rope: &RopeMulti,
     cache: CacheSlots,
@@ -104,12 +104,13 @@ pub fn head_norm_rope_multi_cache(
 fn launch(
     stream: &mut Stream,
     [q, k, v]: [&Tensor; 3],
-    norm: HeadNorm,
+    norm: Option<HeadNorm>,
     positions: &Tensor,
     rope: &Rotary,
     cache: CacheSlots,
 ) -> Result<()> {
-    let HeadNorm { q_weight, k_weight, weight_offset, eps } = norm;
+    let (q_weight, k_weight) = (norm.map(|n| n.q_weight), norm.map(|n| n.k_weight));
+    let (weight_offset, eps) = norm.map_or((0.0, 0.0), |n| (n.weight_offset, n.eps));
     let CacheSlots { slots, keys, values } = cache;
     let mut rotary = rope.params(OP, positions, (q, q), Some((k, k)))?;
     // What does not turn is normalised all the same.
@@ -136,8 +137,10 @@ fn launch(
         format!("slots: got {slots:?}, wanted i32 or u32 [{tokens}], contiguous")
     })?;
     check(OP, eps >= 0.0, || format!("eps: got {eps}, wanted 0 or more"))?;
-    let (dtype, weight_dtype, head_dim) = (q.dtype(), q_weight.dtype(), q.dim(2));
+    let (dtype, head_dim) = (q.dtype(), q.dim(2));
+    let weight_dtype = q_weight.map_or(dtype, Tensor::dtype);
     for (name, w) in [("q_weight", q_weight), ("k_weight", k_weight)] {
+        let Some(w) = w else { continue };
         let types = w.dtype() == weight_dtype && (w.dtype() == dtype || w.dtype() == DType::F32);
         check(OP, types && w.shape()[..] == [head_dim] && w.is_contiguous(), || {
             format!("{name}: got {w:?}, wanted {dtype} or, both of them, f32 [{head_dim}], contiguous")
@@ -146,7 +149,7 @@ fn launch(
     if q.elements() + k.elements() == 0 {
         return Ok(());
     }
-    let all = [q, k, v, q_weight, k_weight, keys, values].map(Some);
+    let all = [Some(q), Some(k), Some(v), q_weight, k_weight, Some(keys), Some(values)];
     let aligned = rotary.packs(&all) && packets_align(head_dim, packet(dtype), &all);
     let heads = if tokens < SEVERAL { 1 } else { 4 };
     let teams = (rotary.heads[0] + 2 * rotary.heads[1]).div_ceil(heads);
@@ -159,6 +162,7 @@ fn launch(
         key_strides,
         value_strides,
         capacity: size(OP, "keys", keys.dim(0))?,
+        has_norm: norm.is_some().into(),
         eps,
         weight_offset,
         teams,
@@ -168,8 +172,8 @@ fn launch(
         .read_write(q)
         .read(k)
         .read(v)
-        .read(q_weight)
-        .read(k_weight)
+        .read_optional(q_weight)
+        .read_optional(k_weight)
         .read(positions)
         .read(rope.frequencies())
         .read(rope.axes())
@@ -221,6 +225,7 @@ kernel_params! {
         key_strides: [u32; 2],
         value_strides: [u32; 2],
         capacity: u32,
+        has_norm: u32,
         eps: f32,
         weight_offset: f32,
         /// Teams of a token, and threads of a team.
