@@ -1,6 +1,7 @@
 //! Products with a weight matrix, dense or quantised.
 
 pub mod cpu;
+pub(super) mod few;
 mod gpu;
 pub(super) mod peak;
 #[cfg(test)]
