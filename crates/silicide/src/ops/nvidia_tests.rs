@@ -39,6 +39,7 @@ const SOURCES: &[&KernelSource] = &[
     &matmul::SOURCE,
     &matmul::NVIDIA,
     &matmul::few::SOURCE,
+    &matmul::units::SOURCE,
     &matmul::wgmma::SOURCE,
     &matmul::peak::SOURCE,
     &matmul::peak::NVIDIA,

@@ -126,8 +126,8 @@ struct Ahead {
   uint stage;  // of this one
 };
 
-// WARPS simdgroups, and 8 * OCTETS rows of x.
-template <uint GROUP, uint WARPS, uint OCTETS>
+// WARPS simdgroups, 8 * OCTETS rows of x, and TILES that go together.
+template <uint GROUP, uint WARPS, uint OCTETS, uint TILES>
 kernel void matmul_tensor_few(
     PRODUCTS,
     uint2 group [[threadgroup_position_in_grid]],
@@ -136,7 +136,6 @@ kernel void matmul_tensor_few(
     uint lane [[thread_index_in_simdgroup]],
     uint simdgroup [[simdgroup_index_in_threadgroup]]) {
   if constexpr (CODED) {
-    constexpr uint TILES = BITS == 4 && OCTETS == 1 ? 2 : 1;  // that go together
     typedef Stage<GROUP, TILES> S;
     constexpr uint LANE = GROUP / 4;  // columns of a group that a lane has
     constexpr uint PITCH = S::ROWS + 4;
@@ -354,12 +353,18 @@ kernel void matmul_tensor_few(
   }
 }
 
-instantiate_kernel("matmul_tensor_few_32", matmul_tensor_few, 32, 8, 1)
-instantiate_kernel("matmul_tensor_few_64", matmul_tensor_few, 64, 8, 1)
-instantiate_kernel("matmul_tensor_few_128", matmul_tensor_few, 128, 8, 1)
-instantiate_kernel("matmul_tensor_few_32_wide", matmul_tensor_few, 32, 16, 1)
-instantiate_kernel("matmul_tensor_few_64_wide", matmul_tensor_few, 64, 16, 1)
-instantiate_kernel("matmul_tensor_few_128_wide", matmul_tensor_few, 128, 16, 1)
-instantiate_kernel("matmul_tensor_few_32_sixteen", matmul_tensor_few, 32, 8, 2)
-instantiate_kernel("matmul_tensor_few_64_sixteen", matmul_tensor_few, 64, 8, 2)
-instantiate_kernel("matmul_tensor_few_128_sixteen", matmul_tensor_few, 128, 8, 2)
+instantiate_kernel("matmul_tensor_few_32", matmul_tensor_few, 32, 8, 1, 1)
+instantiate_kernel("matmul_tensor_few_64", matmul_tensor_few, 64, 8, 1, 1)
+instantiate_kernel("matmul_tensor_few_128", matmul_tensor_few, 128, 8, 1, 1)
+instantiate_kernel("matmul_tensor_few_32_pairs", matmul_tensor_few, 32, 8, 1, 2)
+instantiate_kernel("matmul_tensor_few_64_pairs", matmul_tensor_few, 64, 8, 1, 2)
+instantiate_kernel("matmul_tensor_few_128_pairs", matmul_tensor_few, 128, 8, 1, 2)
+instantiate_kernel("matmul_tensor_few_32_wide", matmul_tensor_few, 32, 16, 1, 1)
+instantiate_kernel("matmul_tensor_few_64_wide", matmul_tensor_few, 64, 16, 1, 1)
+instantiate_kernel("matmul_tensor_few_128_wide", matmul_tensor_few, 128, 16, 1, 1)
+instantiate_kernel("matmul_tensor_few_32_wide_pairs", matmul_tensor_few, 32, 16, 1, 2)
+instantiate_kernel("matmul_tensor_few_64_wide_pairs", matmul_tensor_few, 64, 16, 1, 2)
+instantiate_kernel("matmul_tensor_few_128_wide_pairs", matmul_tensor_few, 128, 16, 1, 2)
+instantiate_kernel("matmul_tensor_few_32_sixteen", matmul_tensor_few, 32, 8, 2, 1)
+instantiate_kernel("matmul_tensor_few_64_sixteen", matmul_tensor_few, 64, 8, 2, 1)
+instantiate_kernel("matmul_tensor_few_128_sixteen", matmul_tensor_few, 128, 8, 2, 1)

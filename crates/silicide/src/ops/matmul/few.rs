@@ -28,20 +28,32 @@ pub(super) fn form(device: &Device, p: &Params, products: &[Product]) -> Option<
         && matches!(device.compute_capability(), Some((9, _)));
     let simdgroups = if wide { 16 } else { 8 };
     let tokens = if p.m <= 8 { 8 } else { 16 };
-    let entry = match (group, wide, tokens) {
-        (32, true, _) => "matmul_tensor_few_32_wide",
-        (32, _, 8) => "matmul_tensor_few_32",
-        (32, ..) => "matmul_tensor_few_32_sixteen",
-        (64, true, _) => "matmul_tensor_few_64_wide",
-        (64, _, 8) => "matmul_tensor_few_64",
-        (64, ..) => "matmul_tensor_few_64_sixteen",
-        (128, true, _) => "matmul_tensor_few_128_wide",
-        (128, _, 8) => "matmul_tensor_few_128",
-        (128, ..) => "matmul_tensor_few_128_sixteen",
+    // Tiles of four bits go in pairs, for which two threadgroups run at once on a processor, or three without; the last tiles of all
+    // find some of them idle. A tile alone takes a little longer.
+    let busy = |at_once: u32| {
+        let threadgroups = (at_once * processors).max(1);
+        f64::from(tiles) / f64::from(threadgroups * tiles.div_ceil(threadgroups))
+    };
+    let alone = group <= 64 && 0.95 * busy(3) > busy(2);
+    let pairs = bits == 4 && tokens == 8 && (wide || !alone);
+    let at_once = match (wide, pairs) {
+        (true, _) => 1,
+        (false, false) if bits == 4 && tokens == 8 => 3,
+        _ => 2,
+    };
+    let entries = match group {
+        32 => ENTRIES_32,
+        64 => ENTRIES_64,
+        128 => ENTRIES_128,
         _ => return None,
     };
+    let entry = entries[match (tokens, wide) {
+        (16, _) => 4,
+        (_, true) => 2 + usize::from(pairs),
+        _ => usize::from(pairs),
+    }];
     // The stages of all simdgroups, and twice their parts of the sums.
-    let rows = if bits == 4 && tokens == 8 { 2 * TILE } else { TILE };
+    let rows = if pairs { 2 * TILE } else { TILE };
     let stage = rows * (COLUMNS * bits / 8 + 2 * 2 * COLUMNS / group);
     let part = 4 * (rows + 4) * tokens;
     Some(GpuForm {
@@ -52,10 +64,24 @@ pub(super) fn form(device: &Device, p: &Params, products: &[Product]) -> Option<
         threads: 32 * simdgroups,
         splits: 1,
         threadgroup_memory: simdgroups * (DEPTH * stage + 2 * part),
-        // As many as run at once.
-        at_most: processors * if wide { 1 } else { 2 },
+        at_most: processors * at_once,
     })
 }
+
+macro_rules! entries {
+    ($group:literal) => {
+        [
+            concat!("matmul_tensor_few_", $group),
+            concat!("matmul_tensor_few_", $group, "_pairs"),
+            concat!("matmul_tensor_few_", $group, "_wide"),
+            concat!("matmul_tensor_few_", $group, "_wide_pairs"),
+            concat!("matmul_tensor_few_", $group, "_sixteen"),
+        ]
+    };
+}
+const ENTRIES_32: [&str; 5] = entries!("32");
+const ENTRIES_64: [&str; 5] = entries!("64");
+const ENTRIES_128: [&str; 5] = entries!("128");
 
 /// Rows of a tile; columns of a stage, and stages of a simdgroup; `few.cu` has the same.
 const TILE: u32 = 16;

@@ -6,6 +6,7 @@ mod gpu;
 pub(super) mod peak;
 #[cfg(test)]
 pub(super) mod tests;
+pub(super) mod units;
 pub(super) mod wgmma;
 
 use std::fmt;

@@ -215,6 +215,24 @@ fn few_rows_of_16_bits() {
     });
 }
 
+/// Units of every format, from rows that begin anywhere.
+#[test]
+fn few_rows_of_16_bits_of_every_format() {
+    on_every_device(|stream| {
+        let random = &mut Random::new(15);
+        let dense = [DType::F16, DType::BF16].map(MatrixFormat::Dense);
+        for (i, format) in quantized_formats().into_iter().chain(dense).enumerate() {
+            let dtype = match format {
+                MatrixFormat::Dense(dtype) => dtype,
+                _ => [DType::F16, DType::BF16][i % 2],
+            };
+            let (n, k) = [(1, 2304), (33, 512), (35, 256), (16, 2560)][i % 4];
+            let matrix = StoredMatrix::random(format, n, k, random);
+            check_products(stream, &matrix, dtype, [&[2, 16], &[4, 9], &[5, 8], &[3, 13]][i % 4], random);
+        }
+    });
+}
+
 /// Tiles that are full, and the last of each axis that are not.
 #[test]
 fn many_rows_of_16_bits() {
