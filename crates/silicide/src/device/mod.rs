@@ -134,6 +134,11 @@ impl Device {
         self.0.compute_capability()
     }
 
+    /// How many processors a GPU has, where that is known.
+    pub(crate) fn processors(&self) -> Option<u32> {
+        self.0.processors()
+    }
+
     /// What kind of device it is.
     pub fn kind(&self) -> DeviceKind {
         self.0.kind()
@@ -275,6 +280,10 @@ pub(crate) trait Executor: Send + Sync {
         None
     }
     fn compute_capability(&self) -> Option<(u32, u32)> {
+        None
+    }
+    /// See [`Device::processors`].
+    fn processors(&self) -> Option<u32> {
         None
     }
     fn as_cpu(&self) -> Option<&cpu::Cpu> {

@@ -39,6 +39,8 @@ const SOURCES: &[&KernelSource] = &[
     &layer_norm::SOURCE,
     &matmul::SOURCE,
     &matmul::NVIDIA,
+    &matmul::few::SOURCE,
+    &matmul::units::SOURCE,
     &matmul::wgmma::SOURCE,
     &matmul::peak::SOURCE,
     &matmul::peak::NVIDIA,
@@ -160,7 +162,7 @@ fn defines(source: &KernelSource) -> BTreeSet<String> {
     let dense = DType::FLOATS.map(MatrixFormat::Dense);
     let formats = quantized_formats().into_iter().chain(dense);
     // One type beside each format: which is beside which changes nothing in a reader.
-    let types = if source.name == matmul::NVIDIA.name { &DType::FLOATS[1..] } else { &DType::FLOATS[..] };
+    let types = if source.name.ends_with(".cu") { &DType::FLOATS[1..] } else { &DType::FLOATS[..] };
     let scalars = types.iter().copied().cycle();
     formats
         .map(matmul::reader)

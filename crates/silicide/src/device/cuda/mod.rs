@@ -151,6 +151,10 @@ impl Executor for Cuda {
         Some(self.shared.driver.capability)
     }
 
+    fn processors(&self) -> Option<u32> {
+        Some(self.shared.driver.processors)
+    }
+
     fn queue(&self) -> Box<dyn Queue> {
         Box::new(CudaQueue { shared: self.shared.clone() })
     }

@@ -1,6 +1,6 @@
 //! The forms for GPUs.
 
-use super::{AT_ONCE, OP, Params, Precision, flops, params, wgmma};
+use super::{AT_ONCE, OP, Params, Precision, few, flops, params, units, wgmma};
 use crate::device::{Gpu, Launch, Stream};
 use crate::kernels::{KernelParams, KernelSource};
 use crate::matrix::{Matrix, MatrixFormat};
@@ -50,7 +50,7 @@ fn launch_run(
         params.n[i] = size(OP, "weight", product.matrix.rows())?;
         params.out_stride[i] = product.stride;
     }
-    let (form, why) = match tensor_cores(stream.device(), x, whole, &params, matrix.format(), precision) {
+    let (form, why) = match tensor_cores(stream.device(), x, whole, &params, products, precision) {
         Ok(form) => (form, ""),
         Err(why) => (GpuForm::of(&params), why),
     };
@@ -69,7 +69,10 @@ fn launch_run(
             None => launch.read_optional(None),
         };
     }
-    let launch = launch.flops(flops(&params)).choice(format!("{} {}", form.entry, matrix.format()), why);
+    let launch = launch
+        .flops(flops(&params))
+        .threadgroup_memory(form.threadgroup_memory)
+        .choice(format!("{} {}", form.entry, matrix.format()), why);
     stream.launch(
         launch,
         |_| unreachable!("the stream is a GPU's"),
@@ -77,23 +80,27 @@ fn launch_run(
             source: form.source,
             defines,
             entry: form.entry.into(),
-            threadgroups: [params.blocks.iter().sum(), params.m.div_ceil(form.tokens), 1],
+            threadgroups: [params.blocks.iter().sum::<u32>().min(form.at_most), params.m.div_ceil(form.tokens), 1],
             threads: [form.threads, 1, 1],
         },
     )
 }
 
 /// An entry point of the kernel, and how much of the result one of its threadgroups computes.
-struct GpuForm {
-    source: &'static KernelSource,
-    entry: &'static str,
-    /// Output features.
-    rows: u32,
+pub(super) struct GpuForm {
+    pub(super) source: &'static KernelSource,
+    pub(super) entry: &'static str,
+    /// Output features; of a block of the parameters, where a threadgroup takes several.
+    pub(super) rows: u32,
     /// Rows of `x`.
-    tokens: u32,
-    threads: u32,
+    pub(super) tokens: u32,
+    pub(super) threads: u32,
     /// Simdgroups that share the columns of a row of the weight.
-    splits: u32,
+    pub(super) splits: u32,
+    /// Beside what the kernel declares.
+    pub(super) threadgroup_memory: u32,
+    /// Threadgroups along the output features, which share their blocks.
+    pub(super) at_most: u32,
 }
 
 impl GpuForm {
@@ -106,12 +113,14 @@ impl GpuForm {
             tokens,
             threads: 32 * SIMDGROUPS,
             splits,
+            threadgroup_memory: 0,
+            at_most: u32::MAX,
         };
         // A tile computes 32 rows of x whether they are there or not; half of them pay for it.
         match p.m {
             1 => few("matmul_one", 1),
             2..=16 => few("matmul_few", 4),
-            _ => GpuForm { source: &SOURCE, entry: "matmul_tiled", rows: 64, tokens: 32, threads: 128, splits: 1 },
+            _ => GpuForm { entry: "matmul_tiled", rows: 64, tokens: 32, threads: 128, splits: 1, ..few("", 0) },
         }
     }
 
@@ -121,13 +130,16 @@ impl GpuForm {
         let tiles: u32 = p.n.iter().map(|n| n.div_ceil(128)).sum();
         let large = p.m.div_ceil(128) * tiles >= 132;
         let (entry, tokens) = if large { ("matmul_tensor_128", 128) } else { ("matmul_tensor_64", 64) };
-        GpuForm { source: &NVIDIA, entry, rows: 128, tokens, threads: 256, splits: 1 }
-    }
-
-    /// The form of `kernel.cu` for few rows of `x` and codes of four bits.
-    fn tensor_few(p: &Params) -> GpuForm {
-        let entry = if p.group_size == 32 { "matmul_tensor_few_32" } else { "matmul_tensor_few_64" };
-        GpuForm { source: &NVIDIA, entry, rows: 16, tokens: 8, threads: 256, splits: 1 }
+        GpuForm {
+            source: &NVIDIA,
+            entry,
+            rows: 128,
+            tokens,
+            threads: 256,
+            splits: 1,
+            threadgroup_memory: 0,
+            at_most: u32::MAX,
+        }
     }
 }
 
@@ -150,7 +162,7 @@ fn tensor_cores(
     x: &Tensor,
     whole: bool,
     p: &Params,
-    format: MatrixFormat,
+    products: &[Product],
     precision: Precision,
 ) -> Result<GpuForm, &'static str> {
     if device.kind() != DeviceKind::Cuda {
@@ -162,18 +174,20 @@ fn tensor_cores(
     if !whole || !x.vectors_align(8) {
         return Err("tensor cores want rows of x that are aligned to 16 bytes");
     }
-    // Codes of four bits are exact in 16.
-    let exact = matches!(format, MatrixFormat::Quantized(QuantFormat::Affine { bits: 4, group_size: 32 | 64 }, scales)
-        if scales != DType::F32 && p.k.is_multiple_of(128));
+    let few = few::form(device, p, products).or_else(|| units::form(device, x.dtype(), p, products));
+    if let Some(form) = few {
+        return Ok(form);
+    }
     // GGUF's blocks take longer to read in tiles of few rows than their products take otherwise.
-    let few = if matches!(format, MatrixFormat::Quantized(QuantFormat::Ggml(_), _)) { 16 } else { 8 };
-    match (exact, precision) {
-        (true, _) if p.m <= 16 => Ok(GpuForm::tensor_few(p)),
-        (false, _) if p.m <= few => {
-            Err("for few rows of x tensor cores take affine codes of 4 bits in groups of 32 or 64 only")
+    let few =
+        if matches!(products[0].matrix.format(), MatrixFormat::Quantized(QuantFormat::Ggml(_), _)) { 16 } else { 8 };
+    match precision {
+        _ if p.m == 1 => Err("for one row of x tensor cores take affine codes of 4 or 8 bits only"),
+        _ if p.m <= few => {
+            Err("for few rows of x tensor cores want 256 columns at a time, and elements that 16 bits hold")
         }
-        (_, Precision::F32) => Err("tensor cores would round the weight to 16 bits"),
-        (_, Precision::Reduced) => Ok(GpuForm::tensor_many(p)),
+        Precision::F32 => Err("tensor cores would round the weight to 16 bits"),
+        Precision::Reduced => Ok(GpuForm::tensor_many(p)),
     }
 }
 

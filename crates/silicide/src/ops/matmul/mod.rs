@@ -1,10 +1,12 @@
 //! Products with a weight matrix, dense or quantised.
 
 pub mod cpu;
+pub(super) mod few;
 mod gpu;
 pub(super) mod peak;
 #[cfg(test)]
 pub(super) mod tests;
+pub(super) mod units;
 pub(super) mod wgmma;
 
 use std::fmt;

@@ -189,6 +189,50 @@ fn dense_weights_of_any_size() {
     });
 }
 
+/// Codes that are exact in 16 bits: stages of columns that are full and not, simdgroups with no stage, with one and with several,
+/// odd tiles, and rows of scales that lie anywhere.
+#[test]
+fn few_rows_of_16_bits() {
+    on_every_device(|stream| {
+        let random = &mut Random::new(14);
+        let mut next = 0;
+        for bits in [4, 8] {
+            for group_size in [32, 64, 128] {
+                for dtype in [DType::F16, DType::BF16] {
+                    let format = MatrixFormat::Quantized(QuantFormat::Affine { bits, group_size }, dtype);
+                    let group = usize::from(group_size);
+                    for (n, k) in
+                        [(1, group), (35, 5 * group), (17, 768), (48, 2304), (20, 4096 + 256), (33, 4096 + group)]
+                    {
+                        let matrix = StoredMatrix::random(format, n, k, random);
+                        next += 1;
+                        let ms = [&[1, 16], &[8, 9], &[2, 13], &[7, 11], &[1, 3]][next % 5];
+                        check_products(stream, &matrix, dtype, ms, random);
+                    }
+                }
+            }
+        }
+    });
+}
+
+/// Units of every format, from rows that begin anywhere.
+#[test]
+fn few_rows_of_16_bits_of_every_format() {
+    on_every_device(|stream| {
+        let random = &mut Random::new(15);
+        let dense = [DType::F16, DType::BF16].map(MatrixFormat::Dense);
+        for (i, format) in quantized_formats().into_iter().chain(dense).enumerate() {
+            let dtype = match format {
+                MatrixFormat::Dense(dtype) => dtype,
+                _ => [DType::F16, DType::BF16][i % 2],
+            };
+            let (n, k) = [(1, 2304), (33, 512), (35, 256), (16, 2560)][i % 4];
+            let matrix = StoredMatrix::random(format, n, k, random);
+            check_products(stream, &matrix, dtype, [&[2, 16], &[4, 9], &[5, 8], &[3, 13]][i % 4], random);
+        }
+    });
+}
+
 /// Tiles that are full, and the last of each axis that are not.
 #[test]
 fn many_rows_of_16_bits() {
