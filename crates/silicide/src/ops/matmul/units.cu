@@ -100,6 +100,7 @@ struct Ahead {
   Stored weight;
   uint row;    // of its tile the first
   uint rows;   // that there are
+  uint last;   // of them the weight's last, if it is here
   uint tile;   // the next
   uint stage;  // of this one
 };
@@ -124,13 +125,14 @@ kernel void matmul_tensor_units(
   uint first_token = group.y * 4 * SETS;
   uint stages = p.k / COLUMNS;
   uint group_size = L::group(p.group_size);
-  Ahead ahead = {{}, 0, 0, tile, stages};
+  Ahead ahead = {{}, 0, 0, 0, tile, stages};
   auto enter = [&]() {
     if (ahead.tile < end) {
       Product product = PICK_PRODUCT(ahead.tile);
       ahead.weight = product.weight;
       ahead.row = product.block * ROWS;
       ahead.rows = min(product.n - ahead.row, ROWS);
+      ahead.last = product.n - ahead.row - 1;
       ahead.tile += 1;
       ahead.stage = simdgroup;
     }
@@ -149,7 +151,17 @@ kernel void matmul_tensor_units(
           } else {
             uint before = uint(ulong(from)) & 15;
             if (chunk * 16 < before + L::CODES) {
-              copy_some(to + row * PITCH + chunk * 16, from - before + chunk * 16, min(before + L::CODES - chunk * 16, 16));
+              uint there = min(before + L::CODES - chunk * 16, 16);
+              device const uchar* start = from - before + chunk * 16;
+              uint place = row * PITCH + chunk * 16;
+              if (there < 16 && row == ahead.last && ahead.stage + 1 == stages) {
+                // The copy below may touch all sixteen bytes, and here the weight ends. Blocks have even sizes.
+                for (uint b = 0; b < there; b += 2) {
+                  *(threadgroup ushort*)(staged + slot * BYTES + place + b) = *(device const ushort*)(start + b);
+                }
+              } else {
+                copy_some(to + place, start, there);
+              }
             }
           }
         }
