@@ -144,8 +144,9 @@ impl Product<'_> {
     #[inline(always)]
     unsafe fn panels<S: Simd, const KIND: usize, const SMALL: bool>(&self, table: &[u8; 16]) {
         let mut rest = self.panels.clone();
-        // Intel's processors read two stretches of memory sooner than one as long.
-        if self.level == Level::Amx && self.rows.len() == 1 && rest.len() > 1 {
+        // Intel's processors read two stretches of memory sooner than one as long; AMD's do where codes are wide.
+        let side_by_side = self.level == Level::Amx || self.level >= Level::Avx512 && matches!(KIND, 6 | 8);
+        if side_by_side && self.rows.len() == 1 && rest.len() > 1 {
             let apart = rest.len() / 2;
             let second = rest.start + apart;
             self.ask_first::<S>(rest.start);
