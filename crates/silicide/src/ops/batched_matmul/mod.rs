@@ -25,7 +25,7 @@ use crate::{DType, Result, Shape, Tensor};
 ///
 /// # Errors
 ///
-/// [`Error::Argument`] where shapes or types do not fit, or a last axis is not contiguous.
+/// [`Error::Argument`](crate::Error::Argument) where shapes or types do not fit, or a last axis is not contiguous.
 ///
 /// ```
 /// use silicide::ops::{self, Precision};
