@@ -95,11 +95,24 @@ impl Random {
     }
 
     /// A tensor of `dtype` holding `values` (rounded to it) as a view that starts some elements into its buffer and,
-    /// where there are rows, has a gap after each.
+    /// where there are rows, has a gap after each. Half of them lie as vectors want them.
     pub(crate) fn tensor(&mut self, device: &Device, dtype: DType, values: &[f32], shape: impl Into<Shape>) -> Tensor {
+        let unit = [1, 8][self.below(2)];
+        self.tensor_by(unit, device, dtype, values, shape)
+    }
+
+    /// [`tensor`](Self::tensor) whose start and gaps are multiples of `unit`.
+    pub(crate) fn tensor_by(
+        &mut self,
+        unit: usize,
+        device: &Device,
+        dtype: DType,
+        values: &[f32],
+        shape: impl Into<Shape>,
+    ) -> Tensor {
         let shape = shape.into();
         let len = shape.last().copied().unwrap_or(1);
-        let (lead, gap) = (self.below(4), self.below(4));
+        let (lead, gap) = (unit * self.below(4), unit * self.below(4));
         let rows = shape.iter().rev().skip(1).product::<usize>();
         let mut padded = vec![f32::NAN; lead + rows * (len + gap)];
         for row in 0..rows {

@@ -169,8 +169,10 @@ inline void product_tiled(
   }
 
   for (uint k = 0; k < weight.columns; k += TILE_K) {
+    // A row that is whole units may end within a tile.
+    bool inside = k + x_column < weight.columns;
     for (uint i = 0; i < 2; ++i) {
-      x_to[i] = load_four(x_from, k + x_column + i * 4, weight.columns);
+      x_to[i] = inside ? load_four(x_from, k + x_column + i * 4, weight.columns) : float4(0.0f);
     }
     float4 elements[4] = {float4(0.0f), float4(0.0f), float4(0.0f), float4(0.0f)};
     if (k + w_unit * UNIT < weight.columns) {

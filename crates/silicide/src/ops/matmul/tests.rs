@@ -85,17 +85,22 @@ pub(in crate::ops) fn assert_products(name: &str, got: &[f32], wanted: &[(f64, f
 fn check_products(stream: &mut Stream, matrix: &StoredMatrix, dtype: DType, ms: &[usize], random: &mut Random) {
     let device = &stream.device().clone();
     let weight = Weight::new(&matrix.on(device)).unwrap();
+    // Only the CPU rounds activations, and NVIDIA's tensor cores weights.
+    let rounds = matches!(device.kind(), DeviceKind::Cpu | DeviceKind::Cuda);
+    let precisions = if rounds { &PRECISIONS[..] } else { &PRECISIONS[..1] };
+    // NVIDIA GPUs have forms of their own for rows that vectors fit.
+    let units = if device.kind() == DeviceKind::Cuda { vec![1, 8] } else { vec![[1, 8][random.below(2)]] };
     for &m in ms {
         let x = rounded(dtype, &random.values(m * matrix.columns));
-        let xt = random.tensor(device, dtype, &x, [m, matrix.columns]);
-        // Only the CPU rounds activations, and NVIDIA's tensor cores weights.
-        let rounds = matches!(device.kind(), DeviceKind::Cpu | DeviceKind::Cuda);
-        let precisions = if rounds { &PRECISIONS[..] } else { &PRECISIONS[..1] };
         for &precision in precisions {
-            let out = random.tensor(device, dtype, &vec![7.0; m * matrix.rows], [m, matrix.rows]);
-            matmul_into(stream, &xt, &weight, precision, &out).unwrap();
-            let name = format!("{device:?} {weight:?}, {m} rows of {dtype}, {precision:?}");
-            assert_products(&name, &values_of(stream, &out), &reference(matrix, &x, dtype, precision));
+            let wanted = reference(matrix, &x, dtype, precision);
+            for &unit in &units {
+                let xt = random.tensor_by(unit, device, dtype, &x, [m, matrix.columns]);
+                let out = random.tensor_by(unit, device, dtype, &vec![7.0; m * matrix.rows], [m, matrix.rows]);
+                matmul_into(stream, &xt, &weight, precision, &out).unwrap();
+                let name = format!("{device:?} {weight:?}, {m} rows of {dtype} by {unit}, {precision:?}");
+                assert_products(&name, &values_of(stream, &out), &wanted);
+            }
         }
     }
 }
@@ -233,20 +238,35 @@ fn few_rows_of_16_bits_of_every_format() {
     });
 }
 
-/// Tiles that are full, and the last of each axis that are not.
+/// Tiles that are full, and the last of each axis that are not; rows of results that vectors fit, and that they do not; formats that are
+/// dequantised in registers, and that are not.
 #[test]
 fn many_rows_of_16_bits() {
     on_every_device(|stream| {
         let random = &mut Random::new(4);
-        let affine = QuantFormat::Affine { bits: 4, group_size: 32 };
+        let affine = |bits, group_size| QuantFormat::Affine { bits, group_size };
+        // What is emulated is slow, and has one form for all.
+        let each = if stream.device().kind() == DeviceKind::EmulatedMetal { 4 } else { 1 };
         for dtype in [DType::F16, DType::BF16] {
-            for (format, m) in [
-                (MatrixFormat::Dense(dtype), 65),
-                (MatrixFormat::Dense(dtype), 129),
-                (MatrixFormat::Quantized(affine, dtype), 257),
-                (MatrixFormat::Quantized(QuantFormat::Ggml(GgmlFormat::Q8_0), DType::F32), 256),
-            ] {
-                let matrix = StoredMatrix::random(format, 133, 160, random);
+            let (dense, codes) = (MatrixFormat::Dense(dtype), |format| MatrixFormat::Quantized(format, dtype));
+            for (format, n, k, m) in [
+                (dense, 133, 160, 65),
+                (dense, 136, 176, 129),
+                (dense, 264, 64, 300),
+                (codes(affine(4, 32)), 133, 160, 257),
+                (codes(affine(4, 32)), 136, 192, 65),
+                (codes(affine(4, 64)), 392, 64, 257),
+                (codes(affine(4, 128)), 8, 384, 130),
+                (codes(affine(8, 32)), 128, 128, 129),
+                (codes(affine(8, 64)), 264, 448, 66),
+                (codes(affine(8, 128)), 136, 256, 257),
+                (MatrixFormat::Quantized(affine(4, 64), DType::F32), 136, 128, 256),
+                (MatrixFormat::Quantized(QuantFormat::Ggml(GgmlFormat::Q8_0), DType::F32), 136, 160, 256),
+            ]
+            .into_iter()
+            .step_by(each)
+            {
+                let matrix = StoredMatrix::random(format, n, k, random);
                 check_products(stream, &matrix, dtype, &[m], random);
             }
         }
@@ -317,12 +337,14 @@ fn several_weights_at_once_are_as_one_each() {
         // Of one format; of formats whose activations are encoded alike, otherwise, and not at all; with no rows.
         for formats in [
             [(affine(4), 64), (affine(4), 17), (affine(4), 1)],
+            [(dense, 264), (dense, 8), (dense, 136)],
             [(ggml(GgmlFormat::Q4_K), 33), (ggml(GgmlFormat::Q6_K), 31), (dense, 65)],
             [(affine(8), 33), (dense, 0), (affine(4), 31)],
         ] {
             let weights =
                 formats.map(|(format, n)| Weight::new(&StoredMatrix::random(format, n, k, random).on(device)).unwrap());
-            for (m, dtype) in [(0, DType::F32), (1, DType::F32), (1, DType::BF16), (5, DType::F16), (33, DType::F32)] {
+            let few = [(0, DType::F32), (1, DType::F32), (1, DType::BF16), (5, DType::F16), (33, DType::F32)];
+            for (m, dtype) in few.into_iter().chain([(130, DType::BF16)]) {
                 let x = rounded(dtype, &random.values(m * k));
                 let x = random.tensor(device, dtype, &x, [m, k]);
                 for precision in PRECISIONS {
@@ -345,13 +367,18 @@ fn nan_and_infinity_stay_in_their_row() {
         let device = &stream.device().clone();
         let random = &mut Random::new(5);
         let affine = QuantFormat::Affine { bits: 8, group_size: 64 };
-        for format in [MatrixFormat::Quantized(affine, DType::F32), MatrixFormat::Dense(DType::BF16)] {
-            let (n, k) = (20, 192);
+        // Rows of 48 end within a tile of those who stage 32 columns at a time.
+        for (format, k) in [
+            (MatrixFormat::Quantized(affine, DType::F32), 192),
+            (MatrixFormat::Dense(DType::BF16), 192),
+            (MatrixFormat::Dense(DType::BF16), 48),
+        ] {
+            let n = 20;
             let weight = Weight::new(&StoredMatrix::random(format, n, k, random).on(device)).unwrap();
             for m in [3, 40] {
                 let mut x = random.values(m * k);
                 x[k + 5] = f32::NAN;
-                x[2 * k + 70] = f32::INFINITY;
+                x[2 * k + 20] = f32::INFINITY;
                 let x = device.tensor(&x, [m, k]).unwrap();
                 let out = matmul(stream, &x, &weight, Precision::F32).unwrap().to_vec::<f32>(stream).unwrap();
                 assert!(out[n..2 * n].iter().all(|x| x.is_nan()), "{weight:?}, {m} rows: NaN");
