@@ -22,6 +22,9 @@ pub struct Launch {
     pub(crate) choice: Choice,
     /// Bytes of threadgroup memory besides what the kernel declares; only NVIDIA's kernels ask for any.
     pub(crate) threadgroup_memory: u32,
+    /// Neighbouring threadgroups that run together and reach each other's memory; only NVIDIA's kernels ask for more than one.
+    pub(crate) cluster: u32,
+    pub(crate) tiles: Vec<Tiles>,
     pub(crate) body: Body,
     /// What the CPU form needs and plain parameters cannot hold, such as a packed weight's layout.
     pub(crate) context: Option<Arc<dyn Any + Send + Sync>>,
@@ -78,6 +81,28 @@ pub(crate) struct Gpu {
     pub(crate) threads: [u32; 3],
 }
 
+/// A matrix in an argument of a launch, and the tiles in which NVIDIA's copy engine moves it. Of a tile whose rows have 128
+/// bytes, the sixteen-byte chunks of row `r` lie in threadgroup memory at their place exclusive-or `r % 8`.
+pub(crate) struct Tiles {
+    pub(crate) argument: usize,
+    pub(crate) dtype: DType,
+    pub(crate) rows: u32,
+    pub(crate) columns: u32,
+    /// Bytes from row to row, a multiple of 16, as the matrix's first byte is.
+    pub(crate) stride: u64,
+    pub(crate) tile_rows: u32,
+    pub(crate) tile_columns: u32,
+}
+
+/// What a kernel gives to the copy engine; zeros until the executor fills it in.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, bytemuck::Pod, bytemuck::Zeroable)]
+pub(crate) struct TileMap([u32; 32]);
+
+impl KernelParams for TileMap {
+    const DECLARATION: &'static str = "struct alignas(64) TileMap { ulong words[16]; };";
+}
+
 /// A tensor as a launch sees it: memory and the bytes of it that may be touched.
 #[derive(Clone)]
 pub(crate) struct Arg {
@@ -121,6 +146,8 @@ impl Launch {
             cost: Cost::default(),
             choice: Choice::default(),
             threadgroup_memory: 0,
+            cluster: 1,
+            tiles: Vec::new(),
             body: Body::None,
             context: None,
         }
@@ -220,6 +247,18 @@ impl Launch {
     /// Gives the kernel threadgroup memory whose size it does not declare.
     pub(crate) fn threadgroup_memory(mut self, bytes: u32) -> Launch {
         self.threadgroup_memory = bytes;
+        self
+    }
+
+    /// Has so many neighbouring threadgroups run together.
+    pub(crate) fn cluster(mut self, threadgroups: u32) -> Launch {
+        self.cluster = threadgroups;
+        self
+    }
+
+    /// Lets NVIDIA's copy engine move tiles of an argument. The parameters begin with a [`TileMap`] for each call, in order.
+    pub(crate) fn tiles(mut self, tiles: Tiles) -> Launch {
+        self.tiles.push(tiles);
         self
     }
 

@@ -33,7 +33,7 @@ pub use self::plan::Plan;
 pub use self::stream::Stream;
 
 use self::buffer::{Memory, Storage};
-pub(crate) use self::launch::Gpu;
+pub(crate) use self::launch::{Gpu, TileMap, Tiles};
 use crate::{DType, Element, Error, Result, Shape, Tensor};
 
 /// A place where tensors live and ops run. Cloning gives another handle to the same device.

@@ -127,7 +127,7 @@ fn defines(source: &KernelSource) -> BTreeSet<String> {
             .into();
     }
     if source.name == matmul::wgmma::SOURCE.name {
-        return DType::FLOATS[1..].iter().copied().map(matmul::wgmma::defines).collect();
+        return matmul::wgmma::some_defines();
     }
     if source.name == matmul::peak::NVIDIA.name {
         return ["", "#define WGMMA"].map(String::from).into();

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use cudarc::driver::sys::{self, CUresult};
 
-use crate::{Error, Result};
+use crate::device::launch::{TileMap, Tiles};
+use crate::{DType, Error, Result};
 
 pub(super) fn failed(message: impl Into<String>) -> Error {
     Error::Device { device: "cuda".into(), message: message.into() }
@@ -192,6 +193,44 @@ impl Driver {
         Ok(Function { module, function, driver: self.clone() })
     }
 
+    /// What the copy engine must know of a matrix at `address`.
+    pub(super) fn tile_map(&self, address: u64, tiles: &Tiles) -> Result<[u8; size_of::<TileMap>()]> {
+        self.enter()?;
+        use sys::CUtensorMapDataType::{
+            CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, CU_TENSOR_MAP_DATA_TYPE_FLOAT16, CU_TENSOR_MAP_DATA_TYPE_UINT8,
+        };
+        let dtype = match tiles.dtype {
+            DType::BF16 => CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+            DType::F16 => CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+            DType::U8 => CU_TENSOR_MAP_DATA_TYPE_UINT8,
+            other => return Err(failed(format!("tiles of {other}, which no kernel asks for"))),
+        };
+        let swizzle = match tiles.tile_columns as usize * tiles.dtype.size() {
+            128 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+            _ => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_NONE,
+        };
+        let mut map = sys::CUtensorMap { opaque: [0; 16] };
+        // SAFETY: sizes are of rank 2, strides of one less, and the map, which has the alignment of its type, is only written.
+        let result = unsafe {
+            sys::cuTensorMapEncodeTiled(
+                &mut map,
+                dtype,
+                2,
+                address as *mut c_void,
+                [u64::from(tiles.columns), u64::from(tiles.rows)].as_ptr(),
+                [tiles.stride].as_ptr(),
+                [tiles.tile_columns, tiles.tile_rows].as_ptr(),
+                [1, 1].as_ptr(),
+                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                swizzle,
+                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        };
+        check(result, "cuTensorMapEncodeTiled")?;
+        Ok(bytemuck::cast(map.opaque))
+    }
+
     /// Gives a launch to the stream.
     ///
     /// # Safety
@@ -205,6 +244,7 @@ impl Driver {
         grid: [u32; 3],
         block: [u32; 3],
         shared: u32,
+        cluster: u32,
         arguments: &[u64],
     ) -> Result<()> {
         self.enter()?;
@@ -217,11 +257,16 @@ impl Driver {
         }
         // Threads may come up while those of the launch before still run: every kernel begins by waiting for its end, and
         // from 9.0 on that wait is an instruction.
-        let mut early = sys::CUlaunchAttribute {
-            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
-            pad: [0; 4],
-            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        use sys::CUlaunchAttributeID::{
+            CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION as CLUSTER,
+            CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION as EARLY,
         };
+        let attribute = |id, value| sys::CUlaunchAttribute { id, pad: [0; 4], value };
+        let dimension = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: cluster, y: 1, z: 1 };
+        let mut attributes = [
+            attribute(EARLY, sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 }),
+            attribute(CLUSTER, sys::CUlaunchAttributeValue { clusterDim: dimension }),
+        ];
         let config = sys::CUlaunchConfig {
             gridDimX: grid[0],
             gridDimY: grid[1],
@@ -231,8 +276,11 @@ impl Driver {
             blockDimZ: block[2],
             sharedMemBytes: shared,
             hStream: lane.0,
-            attrs: &mut early,
-            numAttrs: u32::from(self.capability >= (9, 0)),
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: match self.capability >= (9, 0) {
+                true => 1 + u32::from(cluster > 1),
+                false => 0,
+            },
         };
         // SAFETY: the driver copies configuration and parameter before it returns; the rest is the caller's promise.
         let result =

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use self::compiler::Compiler;
 use self::driver::{Driver, Function, Graph, Lane};
 use super::buffer::Memory;
-use super::launch::{Body, Gpu, Launch};
+use super::launch::{Arg, Body, Gpu, Launch, TileMap};
 use super::{DeviceKind, Executor, HostBytes, Plan, Queue, default_cache_dir};
 use crate::{Error, Result};
 
@@ -162,8 +162,10 @@ impl Executor for Cuda {
 
 impl Shared {
     fn kernel(&self, gpu: &Gpu) -> Result<Arc<Kernel>> {
-        // A bound on threads lets the compiler use more registers; by powers of two, so that few kernels are compiled twice.
-        let threads = gpu.threads.iter().product::<u32>().next_power_of_two().clamp(32, 1024);
+        // A bound on threads lets the compiler use more registers; up to 128 by powers of two, so that few kernels are compiled
+        // twice.
+        let threads = gpu.threads.iter().product::<u32>();
+        let threads = if threads > 128 { threads.next_multiple_of(128) } else { threads.next_power_of_two().max(32) };
         let key = (gpu.source.name, gpu.defines.clone(), gpu.entry.clone(), threads);
         let kernels = || self.kernels.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(kernel) = kernels().get(&key) {
@@ -183,17 +185,23 @@ impl Shared {
             let message = format!("it takes {} tensors, the launch has {}", kernel.buffers, launch.args.len());
             return Err(Error::Kernel { kernel: gpu.entry.clone(), message });
         }
-        let mut arguments = [0u64; 128];
+        let address = |arg: &Arg| arg.storage.memory.ptr.as_ptr() as u64 + arg.bytes.start as u64;
+        let mut arguments = [0u64; 192];
         for (slot, arg) in arguments.iter_mut().zip(&launch.args[..kernel.buffers]) {
-            *slot = arg.storage.memory.ptr.as_ptr() as u64 + arg.bytes.start as u64;
+            *slot = address(arg);
         }
-        let constants = &mut bytemuck::cast_slice_mut::<_, u8>(&mut arguments[kernel.buffers..])[..launch.params.len()];
+        // Maps of tiles begin on 64 bytes.
+        let start = if launch.tiles.is_empty() { kernel.buffers } else { kernel.buffers.next_multiple_of(8) };
+        let constants = &mut bytemuck::cast_slice_mut::<_, u8>(&mut arguments[start..])[..launch.params.len()];
         constants.copy_from_slice(&launch.params);
+        for (map, tiles) in constants.chunks_exact_mut(size_of::<TileMap>()).zip(&launch.tiles) {
+            map.copy_from_slice(&self.driver.tile_map(address(&launch.args[tiles.argument]), tiles)?);
+        }
         // SAFETY: the argument is the kernel's; the ranges were checked against their buffers when the tensors were made, and
         // buffers are freed in the order of the stream.
         unsafe {
-            let shared = launch.threadgroup_memory;
-            self.driver.launch(lane, &kernel.function, gpu.threadgroups, gpu.threads, shared, &arguments)
+            let (shared, cluster) = (launch.threadgroup_memory, launch.cluster);
+            self.driver.launch(lane, &kernel.function, gpu.threadgroups, gpu.threads, shared, cluster, &arguments)
         }
     }
 }

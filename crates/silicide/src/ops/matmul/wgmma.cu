@@ -1,22 +1,32 @@
-// matmul for many rows of x on the tensor cores of NVIDIA's Hopper GPUs, for x and a weight of one type of 16 bits; a quantised weight
-// is dequantised first, to memory. kernel.metal is its check.
+// matmul for many rows of x on the tensor cores of NVIDIA's Hopper GPUs, for x of a type of 16 bits and a weight of the same type, or one
+// of affine codes of 4 or 8 bits, which are dequantised in registers, rounded to that type. kernel.metal is its check.
 //
-// A threadgroup of two groups of four simdgroups computes 128 rows of x by TILE_N rows of the weight, each group half of the
-// rows of x. Tiles of 64 columns come by asynchronous copies, two ahead of the products, which read threadgroup memory on their own and
-// are asynchronous too: those of one tile run while the copies of a later one are asked for. Sums are f32.
+// Two threadgroups, a cluster, compute 256 rows of the weight by TOKENS rows of x, and stay for as long as there are such tiles. Each has
+// half of the rows of the weight, of which its two consumers, groups of four simdgroups, have 64 each, and fetches half of the rows of x
+// for both. The first group of each is the producer: one thread asks the copy engine for tiles of 64 columns, STAGES ahead. The weight is the first factor, so
+// that it may come from registers, and sums are f32 of [weight's rows, x's rows].
 
 #include "matrix.h"
 #include "nvidia.h"
-#include "products.h"
 
-constant constexpr uint TILE_M = 128;
 constant constexpr uint TILE_K = 64;
-constant constexpr uint STAGES = 4;
-// A stage is filled while the products with the one before and the one before that may still run.
-constant constexpr uint AHEAD = STAGES - 2;
-constant constexpr uint THREADS = 256;
+constant constexpr uint HALF_N = 128;  // rows of the weight, a threadgroup
+constant constexpr bool HALF = is_same_v<SCALAR, half>;
 
-#ifdef HALF
+template <typename R>
+struct Coded {
+  static constant constexpr uint BITS = 0;
+};
+template <uint B, typename S>
+struct Coded<Affine<B, S>> {
+  static constant constexpr uint BITS = B;
+};
+constant constexpr uint BITS = Coded<Reader>::BITS;
+constant constexpr uint W_ROW = BITS == 0 ? TILE_K * 2 : TILE_K * BITS / 8;  // bytes of a tile's row
+constant constexpr uint W_BYTES = HALF_N * W_ROW;
+constant constexpr uint GROUPS = BITS == 0 || GROUP_SIZE >= TILE_K ? 1 : TILE_K / GROUP_SIZE;  // of a tile's row
+
+#ifdef HALF_TYPES
 #define TYPES "f32.f16.f16"
 #else
 #define TYPES "f32.bf16.bf16"
@@ -25,158 +35,363 @@ constant constexpr uint THREADS = 256;
 #define D4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define D16(i) D4(i), D4(i + 4), D4(i + 8), D4(i + 12)
 #define D64(i) D16(i), D16(i + 16), D16(i + 32), D16(i + 48)
+#define SUMS_64                                                        \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
+  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define SUMS_128                                                       \
+  SUMS_64 ", "                                                         \
+  "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, " \
+  "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, " \
+  "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
+  "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 
-// d += a b for a of [64, 16] and b of [16, N], both in threadgroup memory with their columns together; the first product of all
-// replaces d.
+// d += a b for a of [64, 16] and b of [16, 128], in threadgroup memory with their columns together; or d = a b.
 inline void multiply_tiles(thread float (&d)[64], ulong a, ulong b, uint more) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k16." TYPES " {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-      "}, %64, %65, p, 1, 1, 0, 0;\n}"
-      : D64(0)
-      : "l"(a), "l"(b), "r"(more));
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
+               "wgmma.mma_async.sync.aligned.m64n128k16." TYPES " {" SUMS_64 "}, %64, %65, p, 1, 1, 0, 0;\n}"
+               : D64(0)
+               : "l"(a), "l"(b), "r"(more));
+}
+inline void multiply_tiles(thread float (&d)[128], ulong a, ulong b, uint more) {
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\n"
+               "wgmma.mma_async.sync.aligned.m64n256k16." TYPES " {" SUMS_128 "}, %128, %129, p, 1, 1, 0, 0;\n}"
+               : D64(0), D64(64)
+               : "l"(a), "l"(b), "r"(more));
 }
 
-inline void multiply_tiles(thread float (&d)[128], ulong a, ulong b, uint more) {
-  asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n256k16." TYPES " {"
-      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
-      "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
-      "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
-      "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
-      "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
-      "}, %128, %129, p, 1, 1, 0, 0;\n}"
-      : D64(0), D64(64)
-      : "l"(a), "l"(b), "r"(more));
+// The same with a in registers.
+inline void multiply_tiles(thread float (&d)[64], thread const uint (&a)[4], ulong b, uint more) {
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
+               "wgmma.mma_async.sync.aligned.m64n128k16." TYPES " {" SUMS_64 "}, {%64, %65, %66, %67}, %68, p, 1, 1, 0;\n}"
+               : D64(0)
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(more));
+}
+inline void multiply_tiles(thread float (&d)[128], thread const uint (&a)[4], ulong b, uint more) {
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %133, 0;\n"
+               "wgmma.mma_async.sync.aligned.m64n256k16." TYPES " {" SUMS_128 "}, {%128, %129, %130, %131}, %132, p, 1, 1, 0;\n}"
+               : D64(0), D64(64)
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(more));
 }
 
 // How the tensor cores find a tile: rows of 128 bytes, in every eight of which the sixteen-byte chunks of row r lie at their place
 // exclusive-or r.
 inline ulong describe(uint shared) { return (shared & 0x3ffff) >> 4 | 1ul << 16 | 64ul << 32 | 1ul << 62; }
 
-// Copies of a tile of ROWS rows: a thread has one chunk of every 32nd row.
-template <uint ROWS>
-struct TileCopies {
-  device const SCALAR* from;  // the chunk in the thread's first row
-  ulong stride;               // of 32 rows
-  uint rows;                  // that there are, from the thread's first
-  uint column;
-  uint to;
-
-  void ask(uint tile, uint first_column, uint columns) const {
-    bool inside = first_column + column < columns;
-    for (uint i = 0; i < ROWS / 32; ++i) {
-      bool there = inside && i * 32 < rows;
-      copy_sixteen(tile + to + i * 4096, there ? from + i * stride + first_column : from, there);
-    }
+inline void make_barrier(uint barrier, uint arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+inline void arrive_expecting(uint barrier, uint bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+}
+// At the barrier that lies at the same place in threadgroup `rank` of the cluster.
+inline void arrive_at(uint barrier, uint rank) {
+  asm volatile("{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
+               "mbarrier.arrive.shared::cluster.b64 _, [there];\n}" ::"r"(barrier), "r"(rank)
+               : "memory");
+}
+inline void wait_at(uint barrier, uint parity) {
+  uint done = 0;
+  while (!done) {
+    asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
+                 : "=r"(done)
+                 : "r"(barrier), "r"(parity)
+                 : "memory");
   }
-};
-
-template <uint ROWS>
-inline TileCopies<ROWS> tile_copies(device const SCALAR* from, ulong stride, uint first, uint rows, uint thread_index) {
-  uint row = thread_index / 8;
-  uint chunk = thread_index % 8;
-  bool any = first + row < rows;
-  return {from + (any ? (first + row) * stride + chunk * 8 : 0), 32 * stride, any ? rows - first - row : 0, chunk * 8,
-          row * 128 + (chunk ^ (row % 8)) * 16};
+}
+// Orders no memory: a release for the cluster would be a fence for the whole GPU.
+inline void cluster_barrier() {
+  asm volatile("barrier.cluster.arrive.relaxed;\nbarrier.cluster.wait;" ::: "memory");
 }
 
-template <uint TILE_N>
+inline void fetch_tile(uint to, constant TileMap& map, uint column, uint row, uint barrier) {
+  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(to),
+               "l"(&map), "r"(column), "r"(row), "r"(barrier)
+               : "memory");
+}
+// To the same place in both threadgroups of the cluster, at whose barriers the bytes are counted.
+inline void fetch_tile_for_both(uint to, constant TileMap& map, uint column, uint row, uint barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
+      "l"(&map), "r"(column), "r"(row), "r"(barrier), "h"(ushort(3))
+      : "memory");
+}
+inline void store_tile(constant TileMap& map, uint column, uint row, uint from) {
+  asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%1, %2}], [%3];\ncp.async.bulk.commit_group;" ::"l"(&map),
+               "r"(column), "r"(row), "r"(from)
+               : "memory");
+}
+
+// Two of SCALAR: a * b + c.
+inline uint fma_pairs(uint a, uint b, uint c) {
+  uint d;
+  if constexpr (HALF) {
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+  } else {
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+  }
+  return d;
+}
+constant constexpr uint ONES = HALF ? 0x3c003c00u : 0x3f803f80u;
+
+// (a & b) | c.
+inline uint and_or(uint a, uint b, uint c) {
+  uint d;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+  return d;
+}
+
+// Neighbouring codes as a pair of SCALAR: of four bits those of byte `byte` of a word, of eight bits those of bytes `byte` and after.
+inline uint pair_of_codes(uint word, uint byte) {
+  if constexpr (BITS == 4) {
+    uint two = __byte_perm(word, 0, 0x4440 | byte) * 0x1001;
+    return HALF ? fma_pairs(and_or(two, 0x000f000fu, 0x64006400u), ONES, 0xe400e400u)
+                : fma_pairs(and_or(two, 0x000f000fu, 0x43004300u), ONES, 0xc300c300u);
+  } else {
+    uint two = __byte_perm(word, 0, 0x4040 | byte | (byte + 1) << 8);
+    if constexpr (HALF) {
+      return fma_pairs(two | 0x64006400u, ONES, 0xe400e400u);
+    }
+    // 128 and the low seven bits; less 128 where the eighth is not set.
+    return fma_pairs(and_or(two, 0x007f007fu, 0x43004300u), ONES, 0xc300c300u - (two & 0x00800080u) * 0x186);
+  }
+}
+
+struct Picked {
+  uint index;
+  uint block;
+};
+
+template <uint TOKENS>
 kernel void matmul_wgmma(
-    PRODUCTS,
-    uint2 group [[threadgroup_position_in_grid]],
-    uint2 groups [[threadgroups_per_grid]],
+    device const SCALAR* scales0 [[buffer(2)]],
+    device const SCALAR* biases0 [[buffer(3)]],
+    device const SCALAR* scales1 [[buffer(6)]],
+    device const SCALAR* biases1 [[buffer(7)]],
+    device const SCALAR* scales2 [[buffer(10)]],
+    device const SCALAR* biases2 [[buffer(11)]],
+    device SCALAR* out2 [[buffer(12)]],
+    constant MappedParams& mapped [[buffer(13)]],
+    uint group [[threadgroup_position_in_grid]],
+    uint groups [[threadgroups_per_grid]],
     uint thread_index [[thread_index_in_threadgroup]],
     uint lane [[thread_index_in_simdgroup]],
     uint simdgroup [[simdgroup_index_in_threadgroup]]) {
-  constexpr uint X_BYTES = TILE_M * TILE_K * 2;
-  constexpr uint STAGE = X_BYTES + TILE_N * TILE_K * 2;
+  constant Params& p = mapped.p;
+  constexpr uint X_BYTES = TOKENS * TILE_K * 2;
+  constexpr uint STAGE = X_BYTES + W_BYTES;
+  constexpr uint OUT = 128 * 128;  // bytes: 128 rows of x by 64 of the weight
   extern __shared__ uint4 dynamic[];
   uint staged = (shared_address(dynamic) + 1023) / 1024 * 1024;
+  uint outs = staged + STAGES * STAGE;
+  uint full = outs + 2 * OUT;
+  uint empty = full + STAGES * 8;
 
-  // Threadgroups that follow each other share rows of the weight, and bands of x that the second cache holds.
-  constexpr uint BAND = 8;
-  uint linear = group.y * groups.x + group.x;
-  uint band = linear / (BAND * groups.x);
-  uint height = min(BAND, groups.y - band * BAND);
-  uint inside = linear % (BAND * groups.x);
-  uint first_token = (band * BAND + inside % height) * TILE_M;
-  Product product = PICK_PRODUCT(inside / height);
-  uint first_row = product.block * TILE_N;
-
-  auto copies_x = tile_copies<TILE_M>(x, p.x_stride, first_token, p.m, thread_index);
-  auto copies_w = tile_copies<TILE_N>(
-      (device const SCALAR*)product.weight.codes, product.weight.code_stride / 2, first_row, product.n, thread_index);
-  uint steps = (p.k + TILE_K - 1) / TILE_K;
-  auto ask = [&](uint step) {
-    if (step < steps) {
-      uint stage = staged + step % STAGES * STAGE;
-      copies_x.ask(stage, step * TILE_K, p.k);
-      copies_w.ask(stage + X_BYTES, step * TILE_K, p.k);
+  uint rank = group % 2;
+  if (thread_index == 0) {
+    for (uint i = 0; i < STAGES; ++i) {
+      make_barrier(full + i * 8, 1);
+      // A lane of each simdgroup of the four consumers of the cluster.
+      make_barrier(empty + i * 8, 16);
     }
-    asm volatile("cp.async.commit_group;" ::: "memory");
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  }
+  cluster_barrier();
+  wait_for_inputs();
+
+  // Tiles that follow each other share rows of the weight, and bands of x that the second cache holds.
+  constexpr uint BAND = 2048 / TOKENS;
+  uint down = (p.m + TOKENS - 1) / TOKENS;
+  uint across = p.blocks[0] + p.blocks[1] + p.blocks[2];
+  uint tiles = down * across;
+  uint steps = (p.k + TILE_K - 1) / TILE_K;
+  auto first_token = [&](uint tile) {
+    uint band = tile / (BAND * across);
+    return (band * BAND + tile % (BAND * across) % min(BAND, down - band * BAND)) * TOKENS;
+  };
+  auto pick = [&](uint tile) {
+    uint band = tile / (BAND * across);
+    uint block = tile % (BAND * across) / min(BAND, down - band * BAND);
+    uint index = block < p.blocks[0] ? 0 : block < p.blocks[0] + p.blocks[1] ? 1 : 2;
+    block -= index == 0 ? 0 : index == 1 ? p.blocks[0] : p.blocks[0] + p.blocks[1];
+    return Picked{index, block * 2 * HALF_N + rank * HALF_N};
   };
 
-  float d[TILE_N / 2];
-  uint half_rows = simdgroup / 4;
-  for (uint step = 0; step < AHEAD; ++step) {
-    ask(step);
-  }
-  for (uint step = 0; step < steps; ++step) {
-    asm volatile("cp.async.wait_group %0;" ::"n"(AHEAD - 1) : "memory");
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-    threadgroup_barrier(mem_flags::mem_threadgroup);
-    uint stage = staged + step % STAGES * STAGE;
-    ulong a = describe(stage + half_rows * (X_BYTES / 2));
-    ulong b = describe(stage + X_BYTES);
-    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-    for (uint k = 0; k < TILE_K / 16; ++k) {
-      multiply_tiles(d, a + k * 2, b + k * 2, step + k);
+  uint stage = 0;
+  uint parity = 0;
+  auto advance = [&]() {
+    if (++stage == STAGES) {
+      stage = 0;
+      parity ^= 1;
     }
-    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-    ask(step + AHEAD);
-    // Those of the step before have ended, and their stage is free once all threads have come to the next barrier.
-    asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
-  }
-  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-  threadgroup_barrier(mem_flags::mem_threadgroup);
+  };
 
-  // A simdgroup has 16 rows, which it lays out in threadgroup memory to store them whole.
-  constexpr uint PITCH = TILE_N + 8;
-  threadgroup SCALAR* rows = (threadgroup SCALAR*)dynamic + simdgroup * 16 * PITCH;
-  for (uint j = 0; j < TILE_N / 8; ++j) {
-    for (uint h = 0; h < 2; ++h) {
-      *(threadgroup uint*)(rows + (h * 8 + lane / 4) * PITCH + j * 8 + lane % 4 * 2) =
-          pack_two(d[j * 4 + h * 2], d[j * 4 + h * 2 + 1]);
-    }
-  }
-  simdgroup_barrier(mem_flags::mem_threadgroup);
-  bool vectors = product.out_stride % 8 == 0 && ulong(product.out) % 16 == 0;
-  for (uint i = lane; i < 16 * TILE_N / 8; i += 32) {
-    uint row = i / (TILE_N / 8);
-    uint column = i % (TILE_N / 8) * 8;
-    uint token = first_token + simdgroup * 16 + row;
-    if (token >= p.m) {
-      continue;
-    }
-    threadgroup const SCALAR* from = rows + row * PITCH + column;
-    device SCALAR* to = product.out + ulong(token) * product.out_stride + first_row + column;
-    if (vectors && first_row + column + 8 <= product.n) {
-      *(device uint4*)to = *(threadgroup const uint4*)from;
-    } else {
-      for (uint e = 0; e < 8 && first_row + column + e < product.n; ++e) {
-        to[e] = from[e];
+  if (simdgroup < 4) {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+    if (thread_index == 0) {
+      for (uint tile = group / 2; tile < tiles; tile += groups / 2) {
+        uint token = first_token(tile) + rank * (TOKENS / 2);
+        Picked product = pick(tile);
+        constant TileMap& w_map = mapped.maps[1 + product.index * 2];
+        for (uint step = 0; step < steps; ++step) {
+          wait_at(empty + stage * 8, parity ^ 1);
+          arrive_expecting(full + stage * 8, STAGE);
+          uint to = staged + stage * STAGE;
+          fetch_tile_for_both(to + rank * (X_BYTES / 2), mapped.maps[0], step * TILE_K, token, full + stage * 8);
+          fetch_tile(to + X_BYTES, w_map, step * W_ROW / (BITS == 0 ? 2 : 1), product.block, full + stage * 8);
+          advance();
+        }
       }
     }
+  } else {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+    uint consumer = simdgroup / 4 - 1;
+    uint warp = simdgroup % 4;
+    uint row = consumer * 64 + warp * 16 + lane / 4;  // of the threadgroup's, and the one eight after it
+    float d[TOKENS / 2];
+    auto release = [&](uint stage) {
+      if (lane < 2) {
+        arrive_at(empty + stage * 8, lane);
+      }
+    };
+
+    for (uint tile = group / 2; tile < tiles; tile += groups / 2) {
+      Picked product = pick(tile);
+      uint before = 0;
+      if constexpr (BITS == 0) {
+        for (uint step = 0; step < steps; ++step) {
+          wait_at(full + stage * 8, parity);
+          uint x_tile = staged + stage * STAGE;
+          ulong a = describe(x_tile + X_BYTES + consumer * (W_BYTES / 2));
+          ulong b = describe(x_tile);
+          asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+          for (uint k = 0; k < TILE_K / 16; ++k) {
+            multiply_tiles(d, a + k * 2, b + k * 2, step + k);
+          }
+          asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+          // Those of the step before have ended.
+          asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
+          if (step > 0) {
+            release(before);
+          }
+          before = stage;
+          advance();
+        }
+      } else {
+        device const SCALAR* scales = product.index == 0 ? scales0 : product.index == 1 ? scales1 : scales2;
+        device const SCALAR* biases = product.index == 0 ? biases0 : product.index == 1 ? biases1 : biases2;
+        uint groups_of_row = p.k / GROUP_SIZE;
+        ulong at[2];
+        for (uint h = 0; h < 2; ++h) {
+          at[h] = ulong(min(product.block + row + h * 8, p.n[product.index] - 1)) * groups_of_row;
+        }
+        // One step ahead.
+        ushort factors[2][2][GROUPS];
+        auto look = [&](uint step) {
+          uint first = min(step, steps - 1) * TILE_K / GROUP_SIZE;
+          for (uint h = 0; h < 2; ++h) {
+            for (uint i = 0; i < GROUPS; ++i) {
+              factors[h][0][i] = ((device const ushort*)scales)[at[h] + first + i];
+              factors[h][1][i] = ((device const ushort*)biases)[at[h] + first + i];
+            }
+          }
+        };
+        look(0);
+        // Registers that products of the step before may still read are another step's.
+        auto one = [&](uint step, thread uint (&a)[TILE_K / 16][4]) {
+          uint scale[2][GROUPS];
+          uint bias[2][GROUPS];
+          for (uint h = 0; h < 2; ++h) {
+            for (uint i = 0; i < GROUPS; ++i) {
+              scale[h][i] = factors[h][0][i] * 0x10001u;
+              bias[h][i] = factors[h][1][i] * 0x10001u;
+            }
+          }
+          look(step + 1);
+          wait_at(full + stage * 8, parity);
+          uint x_tile = staged + stage * STAGE;
+          for (uint h = 0; h < 2; ++h) {
+            uint words[W_ROW / 4];
+            for (uint i = 0; i < W_ROW / 16; ++i) {
+              asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                           : "=r"(words[i * 4]), "=r"(words[i * 4 + 1]), "=r"(words[i * 4 + 2]), "=r"(words[i * 4 + 3])
+                           : "r"(x_tile + X_BYTES + (row + h * 8) * W_ROW + i * 16));
+            }
+            for (uint k = 0; k < TILE_K / 16; ++k) {
+              for (uint e = 0; e < 2; ++e) {
+                uint codes;
+                if constexpr (BITS == 4) {
+                  codes = pair_of_codes(words[k * 2 + e], lane % 4);
+                } else {
+                  uint word = lane % 4 < 2 ? words[k * 4 + e * 2] : words[k * 4 + e * 2 + 1];
+                  codes = pair_of_codes(word, lane % 2 * 2);
+                }
+                a[k][e * 2 + h] = fma_pairs(codes, scale[h][k * GROUPS / 4], bias[h][k * GROUPS / 4]);
+              }
+            }
+          }
+          ulong b = describe(x_tile);
+          asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+          for (uint k = 0; k < TILE_K / 16; ++k) {
+            multiply_tiles(d, a[k], b + k * 2, step + k);
+          }
+          asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+          asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
+          if (step > 0) {
+            release(before);
+          }
+          before = stage;
+          advance();
+        };
+        uint even[TILE_K / 16][4];
+        uint odd[TILE_K / 16][4];
+        uint step = 0;
+        for (; step + 1 < steps; step += 2) {
+          one(step, even);
+          one(step + 1, odd);
+        }
+        if (step < steps) {
+          one(step, even);
+        }
+      }
+      asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+      release(before);
+
+      // A consumer lays out 128 rows of x at a time, transposed, as the copy engine takes them.
+      uint out = outs + consumer * OUT;
+      constant TileMap& out_map = mapped.maps[2 + product.index * 2];
+      uint token = first_token(tile);
+#pragma unroll
+      for (uint part = 0; part < TOKENS / 128; ++part) {
+        if (thread_index % 128 == 0) {
+          asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+        }
+        asm volatile("bar.sync %0, 128;" ::"r"(consumer + 1) : "memory");
+#pragma unroll
+        for (uint j = 0; j < 16; j += 2) {
+          thread const float* sums = d + part * 64 + j * 4;
+          uint r = lane % 8;
+          uint chunk = warp * 2 + lane / 8 % 2;
+          asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
+                           out + (j * 8 + lane / 16 * 8 + r) * 128 + (chunk ^ r) * 16),
+                       "r"(pack_two(sums[0], sums[1])), "r"(pack_two(sums[2], sums[3])), "r"(pack_two(sums[4], sums[5])),
+                       "r"(pack_two(sums[6], sums[7]))
+                       : "memory");
+        }
+        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+        asm volatile("bar.sync %0, 128;" ::"r"(consumer + 1) : "memory");
+        if (thread_index % 128 == 0) {
+          store_tile(out_map, product.block + consumer * 64, token + part * 128, out);
+        }
+      }
+    }
+    if (thread_index % 128 == 0) {
+      asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+    }
   }
+  // Neither leaves while the other may still write to its memory or come to its barriers.
+  cluster_barrier();
 }
 
 instantiate_kernel("matmul_wgmma_128", matmul_wgmma, 128)

@@ -1,11 +1,13 @@
-//! Many rows of 16 bits on NVIDIA's Hopper GPUs: the weight as dense rows of the same type, then the kernel of `wgmma.cu`.
+//! Many rows of 16 bits on NVIDIA's Hopper GPUs: the kernel of `wgmma.cu`, behind dequantising to memory where it
+//! does not read the format itself.
 
 use super::gpu::{self, Product};
 use super::{AT_ONCE, OP, Params, Precision, flops, params};
-use crate::device::{Gpu, Launch, Stream};
-use crate::kernels::{KernelParams, KernelSource};
+use crate::device::{Gpu, Launch, Stream, TileMap, Tiles};
+use crate::kernels::{KernelParams, KernelSource, kernel_params};
 use crate::matrix::{Matrix, MatrixFormat};
 use crate::ops::check::{Rows, size};
+use crate::quant::QuantFormat;
 use crate::{DType, Device, Result, Tensor};
 
 /// Bytes that dequantised rows of one weight may take for a while.
@@ -13,25 +15,31 @@ const ROOM: usize = 1 << 30;
 
 /// Whether products go this way: enough rows of x to fill tiles, and to repay dequantising.
 pub(super) fn pays(device: &Device, x: &Tensor, x_rows: &Rows, products: &[Product], precision: Precision) -> bool {
-    let aligned = |t: &Tensor| t.byte_range().start.is_multiple_of(16);
     let dense = |m: &Matrix| m.format() == MatrixFormat::Dense(x.dtype());
     // The instructions are those of 9.0 alone.
     matches!(device.compute_capability(), Some((9, _)))
         && precision == Precision::Reduced
         && x.dtype() != DType::F32
+        && x_rows.len > 0
         && x_rows.len.is_multiple_of(gpu::UNIT)
         && x.vectors_align(8)
-        && products.iter().all(|Product { matrix, .. }| match dense(matrix) {
-            true => x_rows.count > 64 && aligned(matrix.codes()) && matrix.code_stride().is_multiple_of(16),
-            false => x_rows.count >= 256 && matrix.rows() * matrix.columns() <= ROOM / 2,
+        && products.iter().all(|Product { matrix, out, .. }| {
+            out.vectors_align(8)
+                && match dense(matrix) {
+                    true => x_rows.count > 64 && aligned(matrix),
+                    false => {
+                        (x_rows.count > 64 && in_registers(x, matrix).is_some())
+                            || (x_rows.count >= 256 && matrix.rows() * matrix.columns() <= ROOM / 2)
+                    }
+                }
         })
 }
 
 /// The products, of weights of one format, `AT_ONCE` of them at most.
 pub(super) fn launch(stream: &mut Stream, x: &Tensor, x_rows: &Rows, products: &[Product]) -> Result<()> {
-    let format = products[0].matrix.format();
-    let dense = MatrixFormat::Dense(x.dtype());
-    let dequantised = match format == dense {
+    let (stored, dense) = (products[0].matrix, MatrixFormat::Dense(x.dtype()));
+    let codes = in_registers(x, stored);
+    let dequantised = match stored.format() == dense || codes.is_some() {
         true => None,
         false => Some(products.iter().map(|p| dequantize(stream, x, x_rows, p.matrix)).collect::<Result<Vec<_>>>()?),
     };
@@ -39,40 +47,109 @@ pub(super) fn launch(stream: &mut Stream, x: &Tensor, x_rows: &Rows, products: &
         Some(all) => all.iter().collect(),
         None => products.iter().map(|p| p.matrix).collect(),
     };
-    let mut params = Params { code_stride: size(OP, "weight", weights[0].code_stride())?, ..params(x_rows, 0)? };
+    let mut params = params(x_rows, 0)?;
     for (i, product) in products.iter().enumerate() {
         params.n[i] = size(OP, "weight", product.matrix.rows())?;
         params.out_stride[i] = product.stride;
+        params.blocks[i] = params.n[i].div_ceil(2 * HALF_N);
     }
-    let down = params.m.div_ceil(TILE_M);
-    let across = |width: u32| params.n.map(|n| n.div_ceil(width));
-    // Wide tiles read less, as long as there are enough of them for most of the processors.
-    let wide = down * across(256).iter().sum::<u32>() >= 96;
-    let (entry, width) = if wide { ("matmul_wgmma_256", 256) } else { ("matmul_wgmma_128", 128) };
-    params.blocks = across(width);
-    let mut launch = Launch::new(OP, &params).read(x);
+    let processors = stream.device().processors().unwrap_or(2);
+    let across: u32 = params.blocks.iter().sum();
+    // Narrow tiles cost more a row of x, which has to pay for dequantising the weight, and leave fewer processors idle in the end.
+    let price = if codes.is_some() { 1.35 } else { 1.05 };
+    let clusters = (processors / 2).max(1);
+    let tiles = |tokens: u32| across * params.m.div_ceil(tokens);
+    let time = |tokens: u32| (tiles(tokens).div_ceil(clusters) * tokens) as f32;
+    let (entry, tokens) = match time(256) <= price * time(128) {
+        true => ("matmul_wgmma_256", 256),
+        false => ("matmul_wgmma_128", 128),
+    };
+    // Bytes of a tile's row of the weight.
+    let (w_dtype, w_columns, w_row) = match codes {
+        Some(Codes { bits, .. }) => (DType::U8, stored.code_stride() as u32, TILE_K * bits / 8),
+        None => (x.dtype(), params.k, TILE_K * 2),
+    };
+    let stage = TILE_K * 2 * tokens + HALF_N * w_row;
+    let stages = (SHARED - 1024 - OUT) / (stage + 16);
+    let tiled = |argument, dtype, (rows, columns), stride: usize, (tile_rows, tile_columns)| Tiles {
+        argument,
+        dtype,
+        rows,
+        columns,
+        stride: stride as u64,
+        tile_rows,
+        tile_columns,
+    };
+    let mapped = MappedParams { maps: bytemuck::Zeroable::zeroed(), p: params };
+    let two = |stride: u32| 2 * stride as usize;
+    let mut launch = Launch::new(OP, &mapped).read(x).tiles(tiled(
+        0,
+        x.dtype(),
+        (params.m, params.k),
+        two(params.x_stride),
+        (tokens / 2, TILE_K),
+    ));
     for i in 0..AT_ONCE {
-        launch = launch.read_optional(weights.get(i).map(|m| m.codes())).read_optional(None).read_optional(None);
-        launch = match products.get(i) {
-            Some(product) => launch.write(product.out),
-            None => launch.read_optional(None),
+        let weight = weights.get(i);
+        launch = launch
+            .read_optional(weight.map(|m| m.codes()))
+            .read_optional(weight.and_then(|m| m.scales()))
+            .read_optional(weight.and_then(|m| m.biases()));
+        let (Some(weight), Some(product)) = (weight, products.get(i)) else {
+            launch = launch.read_optional(None);
+            continue;
         };
+        let n = params.n[i];
+        let w_tile = (HALF_N, w_row / w_dtype.size() as u32);
+        launch = launch
+            .write(product.out)
+            .tiles(tiled(1 + 4 * i, w_dtype, (n, w_columns), weight.code_stride(), w_tile))
+            .tiles(tiled(4 + 4 * i, x.dtype(), (params.m, n), two(product.stride), (128, 64)));
     }
+    let format = if codes.is_some() { stored.format() } else { dense };
     let launch = launch
         .flops(flops(&params))
-        .threadgroup_memory(STAGES * (TILE_M + width) * TILE_K * 2 + 1024)
-        .choice(format!("{entry} {dense}"), "");
+        .threadgroup_memory(stages * (stage + 16) + OUT + 1024)
+        .cluster(2)
+        .choice(format!("{entry} {format}"), "");
     stream.launch(
         launch,
         |_| unreachable!("the stream is a GPU's"),
         || Gpu {
             source: &SOURCE,
-            defines: defines(x.dtype()),
+            defines: defines(format, x.dtype(), codes.map_or(TILE_K, |c| c.group), stages),
             entry: entry.into(),
-            threadgroups: [params.blocks.iter().sum(), down, 1],
-            threads: [256, 1, 1],
+            threadgroups: [2 * tiles(tokens).min(clusters), 1, 1],
+            threads: [384, 1, 1],
         },
     )
+}
+
+/// Codes that the kernel dequantises in registers.
+#[derive(Clone, Copy)]
+struct Codes {
+    bits: u32,
+    group: u32,
+}
+
+/// Affine codes of 4 or 8 bits whose scales have `x`'s type, so that one 16-bit multiply-add gives what dequantising and
+/// rounding would, in rows of whole tiles; or none.
+fn in_registers(x: &Tensor, matrix: &Matrix) -> Option<Codes> {
+    match matrix.format() {
+        MatrixFormat::Quantized(QuantFormat::Affine { bits: bits @ (4 | 8), group_size }, scales)
+            if scales == x.dtype()
+                && matrix.columns().is_multiple_of((TILE_K as usize).max(group_size as usize))
+                && aligned(matrix) =>
+        {
+            Some(Codes { bits: bits.into(), group: group_size as u32 })
+        }
+        _ => None,
+    }
+}
+
+/// Whether the copy engine takes the codes.
+fn aligned(matrix: &Matrix) -> bool {
+    matrix.codes().byte_range().start.is_multiple_of(16) && matrix.code_stride().is_multiple_of(16)
 }
 
 /// The weight as rows of `x`'s type, in the stream's memory.
@@ -109,15 +186,43 @@ fn dequantize(stream: &mut Stream, x: &Tensor, x_rows: &Rows, matrix: &Matrix) -
     Matrix::from_tensor(&out)
 }
 
-/// Rows of x, columns and stages of a tile; `wgmma.cu` has the same.
-const TILE_M: u32 = 128;
+/// Columns of a tile and rows of the weight, bytes of the tiles of the result; `wgmma.cu` has the same.
 const TILE_K: u32 = 64;
-const STAGES: u32 = 4;
+const HALF_N: u32 = 128;
+const OUT: u32 = 2 * 128 * 128;
+/// Threadgroup memory of a processor that one threadgroup can have.
+const SHARED: u32 = 227 << 10;
 
-pub(in crate::ops) fn defines(scalar: DType) -> String {
-    let half = if scalar == DType::F16 { "\n#define HALF" } else { "" };
-    gpu::defines(&gpu::reader(MatrixFormat::Dense(scalar)), scalar, true) + half
+fn defines(format: MatrixFormat, scalar: DType, group: u32, stages: u32) -> String {
+    let half = if scalar == DType::F16 { "\n#define HALF_TYPES" } else { "" };
+    let reader = gpu::defines(&gpu::reader(format), scalar, true);
+    format!("{reader}\n#define GROUP_SIZE {group}\n#define STAGES {stages}{half}")
 }
 
-pub(in crate::ops) static SOURCE: KernelSource =
-    KernelSource { name: "matmul/wgmma.cu", params: &[Params::DECLARATION], body: include_str!("wgmma.cu") };
+/// Every reader of the kernel, for the test that compiles it.
+#[cfg(test)]
+pub(in crate::ops) fn some_defines() -> std::collections::BTreeSet<String> {
+    let affine = |bits, group_size, scales| MatrixFormat::Quantized(QuantFormat::Affine { bits, group_size }, scales);
+    DType::FLOATS[1..]
+        .iter()
+        .flat_map(|&t| {
+            let codes =
+                [(4, 32), (4, 64), (8, 32), (8, 128)].map(|(bits, group)| (affine(bits, group, t), group.into()));
+            [(MatrixFormat::Dense(t), TILE_K)].into_iter().chain(codes).map(move |(f, group)| defines(f, t, group, 4))
+        })
+        .collect()
+}
+
+kernel_params! {
+    /// Of x, then of each weight and its output.
+    struct MappedParams {
+        maps: [TileMap; 7],
+        p: Params,
+    }
+}
+
+pub(in crate::ops) static SOURCE: KernelSource = KernelSource {
+    name: "matmul/wgmma.cu",
+    params: &[TileMap::DECLARATION, Params::DECLARATION, MappedParams::DECLARATION],
+    body: include_str!("wgmma.cu"),
+};
