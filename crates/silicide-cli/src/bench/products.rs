@@ -58,6 +58,10 @@ pub(super) fn cases(gpu: bool) -> Vec<Case> {
             cases.push(matmul(LLAMA, format, m, LLAMA.intermediate, LLAMA.hidden));
         }
     }
+    // Formats that are dequantised on the way to the tensor cores, and those that are before.
+    for &format in FORMATS[1..].iter().filter(|_| gpu) {
+        cases.push(matmul(LLAMA, format, 1024, LLAMA.intermediate, LLAMA.hidden));
+    }
     for tokens in [1, 512] {
         cases.push(scores(LLAMA, tokens, 4096));
     }

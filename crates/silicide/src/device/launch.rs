@@ -81,8 +81,9 @@ pub(crate) struct Gpu {
     pub(crate) threads: [u32; 3],
 }
 
-/// A matrix in an argument of a launch, and the tiles in which NVIDIA's copy engine moves it. Of a tile whose rows have 128
-/// bytes, the sixteen-byte chunks of row `r` lie in threadgroup memory at their place exclusive-or `r % 8`.
+/// A matrix in an argument of a launch, and the tiles in which NVIDIA's copy engine moves it. In threadgroup memory the
+/// sixteen-byte chunks of row `r` of a tile lie at their place exclusive-or `r % 8` where rows have 128 bytes, and
+/// exclusive-or `r / 2 % 4` where they have 64.
 pub(crate) struct Tiles {
     pub(crate) argument: usize,
     pub(crate) dtype: DType,

@@ -207,6 +207,7 @@ impl Driver {
         };
         let swizzle = match tiles.tile_columns as usize * tiles.dtype.size() {
             128 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+            64 => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_64B,
             _ => sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_NONE,
         };
         let mut map = sys::CUtensorMap { opaque: [0; 16] };

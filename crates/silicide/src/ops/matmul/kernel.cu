@@ -131,7 +131,8 @@ kernel void matmul_tensor(
 instantiate_kernel("matmul_tensor_64", matmul_tensor, 64)
 instantiate_kernel("matmul_tensor_128", matmul_tensor, 128)
 
-// Writes a weight as rows of SCALAR to out0. A thread has four units, asked for together.
+// Writes a weight as rows of SCALAR to out0. A thread has four units, asked for together, and exchanges halves with its neighbour: two
+// threads store a whole unit, as memory takes 32 bytes at once.
 kernel void matmul_dequantize(
     PRODUCTS,
     uint group [[threadgroup_position_in_grid]],
@@ -144,17 +145,28 @@ kernel void matmul_dequantize(
     uint at = min(group * 1024 + i * 256 + thread_index, end - 1);
     loaded[i] = Reader::at(weight, at / units).load(at % units);
   }
+  uint odd = thread_index % 2;
   for (uint i = 0; i < 4; ++i) {
-    uint at = group * 1024 + i * 256 + thread_index;
-    if (at < end) {
-      float4 e[4];
-      dequantize(loaded[i], e);
-      device uint4* to = (device uint4*)(out0 + ulong(at) * UNIT);
-      for (uint h = 0; h < 2; ++h) {
-        float4 low = e[h * 2];
-        float4 high = e[h * 2 + 1];
-        to[h] = uint4(pack_two(low.x, low.y), pack_two(low.z, low.w), pack_two(high.x, high.y), pack_two(high.z, high.w));
-      }
+    float4 e[4];
+    dequantize(loaded[i], e);
+    uint4 halves[2];
+    for (uint h = 0; h < 2; ++h) {
+      float4 low = e[h * 2];
+      float4 high = e[h * 2 + 1];
+      halves[h] = uint4(pack_two(low.x, low.y), pack_two(low.z, low.w), pack_two(high.x, high.y), pack_two(high.z, high.w));
+    }
+    uint4 given = odd ? halves[0] : halves[1];
+    uint4 taken;
+    for (uint w = 0; w < 4; ++w) {
+      taken[w] = simd_shuffle_xor(given[w], ushort(1));
+    }
+    uint first = group * 1024 + i * 256 + thread_index - odd;
+    device uint4* to = (device uint4*)(out0 + ulong(first) * UNIT) + odd;
+    if (first < end) {
+      to[0] = odd ? taken : halves[0];
+    }
+    if (first + 1 < end) {
+      to[2] = odd ? halves[1] : taken;
     }
   }
 }

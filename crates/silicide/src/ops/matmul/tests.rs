@@ -260,6 +260,9 @@ fn many_rows_of_16_bits() {
                 (codes(affine(8, 32)), 128, 128, 129),
                 (codes(affine(8, 64)), 264, 448, 66),
                 (codes(affine(8, 128)), 136, 256, 257),
+                (codes(QuantFormat::Mxfp4), 136, 192, 130),
+                (codes(QuantFormat::Mxfp8), 264, 128, 65),
+                (codes(QuantFormat::Nvfp4), 136, 320, 257),
                 (MatrixFormat::Quantized(affine(4, 64), DType::F32), 136, 128, 256),
                 (MatrixFormat::Quantized(QuantFormat::Ggml(GgmlFormat::Q8_0), DType::F32), 136, 160, 256),
             ]

@@ -1,5 +1,5 @@
 // matmul for many rows of x on the tensor cores of NVIDIA's Hopper GPUs, for x of a type of 16 bits and a weight of the same type, or one
-// of affine codes of 4 or 8 bits, which are dequantised in registers, rounded to that type. kernel.metal is its check.
+// of codes of 4 or 8 bits with scales apart, which are dequantised in registers, rounded to that type. kernel.metal is its check.
 //
 // Two threadgroups, a cluster, compute 256 rows of the weight by TOKENS rows of x, and stay for as long as there are such tiles. Each has
 // half of the rows of the weight, of which its two consumers, groups of four simdgroups, have 64 each, and fetches half of the rows of x
@@ -13,18 +13,32 @@ constant constexpr uint TILE_K = 64;
 constant constexpr uint HALF_N = 128;  // rows of the weight, a threadgroup
 constant constexpr bool HALF = is_same_v<SCALAR, half>;
 
+// What a row of a tile of the weight is: the bits of a code, or none where elements are stored; columns that share a scale; what a scale is
+// stored as, and whether a bias goes with it.
 template <typename R>
-struct Coded {
-  static constant constexpr uint BITS = 0;
+struct Stored_as {
+  static constant constexpr uint BITS = 0, GROUP = TILE_K;
+  typedef ushort Factor;
+  static constant constexpr bool BIASED = false;
 };
 template <uint B, typename S>
-struct Coded<Affine<B, S>> {
-  static constant constexpr uint BITS = B;
+struct Stored_as<Affine<B, S>> {
+  static constant constexpr uint BITS = B, GROUP = GROUP_SIZE;
+  typedef ushort Factor;
+  static constant constexpr bool BIASED = true;
 };
-constant constexpr uint BITS = Coded<Reader>::BITS;
+template <typename C, typename S, uint G>
+struct Stored_as<SmallFloats<C, S, G>> {
+  static constant constexpr uint BITS = C::BYTES / 2, GROUP = G;
+  typedef uchar Factor;
+  static constant constexpr bool BIASED = false;
+};
+typedef Stored_as<Reader> W;
+constant constexpr uint BITS = W::BITS;
+typedef conditional_t<BITS == 0, Mxfp4, Reader> Codes;  // any, where no codes are read
 constant constexpr uint W_ROW = BITS == 0 ? TILE_K * 2 : TILE_K * BITS / 8;  // bytes of a tile's row
 constant constexpr uint W_BYTES = HALF_N * W_ROW;
-constant constexpr uint GROUPS = BITS == 0 || GROUP_SIZE >= TILE_K ? 1 : TILE_K / GROUP_SIZE;  // of a tile's row
+constant constexpr uint GROUPS = W::GROUP >= TILE_K ? 1 : TILE_K / W::GROUP;  // of a tile's row
 
 #ifdef HALF_TYPES
 #define TYPES "f32.f16.f16"
@@ -142,20 +156,49 @@ inline uint and_or(uint a, uint b, uint c) {
   return d;
 }
 
-// Neighbouring codes as a pair of SCALAR: of four bits those of byte `byte` of a word, of eight bits those of bytes `byte` and after.
-inline uint pair_of_codes(uint word, uint byte) {
-  if constexpr (BITS == 4) {
-    uint two = __byte_perm(word, 0, 0x4440 | byte) * 0x1001;
-    return HALF ? fma_pairs(and_or(two, 0x000f000fu, 0x64006400u), ONES, 0xe400e400u)
-                : fma_pairs(and_or(two, 0x000f000fu, 0x43004300u), ONES, 0xc300c300u);
+// Two codes, each the lowest bits of a half of `two`, whose other bits are anything where codes have four, and zeros where they have
+// eight, as SCALAR. Unsigned ones become the last digits of 128 or 1024, which is taken off again.
+template <uint B, typename S>
+inline uint values_of(thread const Affine<B, S>*, uint two) {
+  if constexpr (HALF) {
+    return fma_pairs(and_or(two, B == 4 ? 0x000f000fu : 0x00ff00ffu, 0x64006400u), ONES, 0xe400e400u);
+  } else if constexpr (B == 4) {
+    return fma_pairs(and_or(two, 0x000f000fu, 0x43004300u), ONES, 0xc300c300u);
   } else {
-    uint two = __byte_perm(word, 0, 0x4040 | byte | (byte + 1) << 8);
-    if constexpr (HALF) {
-      return fma_pairs(two | 0x64006400u, ONES, 0xe400e400u);
-    }
-    // 128 and the low seven bits; less 128 where the eighth is not set.
+    // Of the low seven bits; less 128 where the eighth is not set.
     return fma_pairs(and_or(two, 0x007f007fu, 0x43004300u), ONES, 0xc300c300u - (two & 0x00800080u) * 0x186);
   }
+}
+// The fields of small floats are moved to their places, and a product with a power of two makes up for the other bias of the exponent.
+constant constexpr uint NEGATIVE_ZEROS = 0x80008000u;
+inline uint values_of(thread const E2m1*, uint two) {
+  uint bits = HALF ? two << 9 & 0x0e000e00u : two << 6 & 0x01c001c0u;
+  return fma_pairs(and_or(two << 12, 0x80008000u, bits), HALF ? 0x74007400u : 0x7e807e80u, NEGATIVE_ZEROS);
+}
+inline uint values_of(thread const E4m3*, uint two) {
+  uint digits = two & 0x007f007fu;
+  uint bits = and_or(two << 8, 0x80008000u, digits << (HALF ? 7 : 4));
+  // Where all seven are set it is NaN.
+  uint nan = (digits + 0x00010001u & 0x00800080u) * (HALF ? 0xf8 : 0xff);
+  return fma_pairs(bits, HALF ? 0x5c005c00u : 0x7b807b80u, NEGATIVE_ZEROS) | nan;
+}
+template <typename C, typename S, uint G>
+inline uint values_of(thread const SmallFloats<C, S, G>*, uint two) {
+  return values_of((thread const C*)nullptr, two);
+}
+
+// A scale or a bias, twice.
+template <uint B, typename S>
+inline uint factor_of(thread const Affine<B, S>*, uint bits) {
+  return bits * 0x10001;
+}
+template <typename C, uint G>
+inline uint factor_of(thread const SmallFloats<C, E4m3, G>*, uint code) {
+  return values_of((thread const E4m3*)nullptr, code * 0x10001);
+}
+template <typename C, uint G>
+inline uint factor_of(thread const SmallFloats<C, E8m0, G>*, uint code) {
+  return code == 255 ? 0x7fc07fc0u : code == 0 ? 0x00400040u : code * 0x00800080u;
 }
 
 struct Picked {
@@ -165,12 +208,12 @@ struct Picked {
 
 template <uint TOKENS>
 kernel void matmul_wgmma(
-    device const SCALAR* scales0 [[buffer(2)]],
-    device const SCALAR* biases0 [[buffer(3)]],
-    device const SCALAR* scales1 [[buffer(6)]],
-    device const SCALAR* biases1 [[buffer(7)]],
-    device const SCALAR* scales2 [[buffer(10)]],
-    device const SCALAR* biases2 [[buffer(11)]],
+    device const W::Factor* scales0 [[buffer(2)]],
+    device const W::Factor* biases0 [[buffer(3)]],
+    device const W::Factor* scales1 [[buffer(6)]],
+    device const W::Factor* biases1 [[buffer(7)]],
+    device const W::Factor* scales2 [[buffer(10)]],
+    device const W::Factor* biases2 [[buffer(11)]],
     device SCALAR* out2 [[buffer(12)]],
     constant MappedParams& mapped [[buffer(13)]],
     uint group [[threadgroup_position_in_grid]],
@@ -279,21 +322,24 @@ kernel void matmul_wgmma(
           advance();
         }
       } else {
-        device const SCALAR* scales = product.index == 0 ? scales0 : product.index == 1 ? scales1 : scales2;
-        device const SCALAR* biases = product.index == 0 ? biases0 : product.index == 1 ? biases1 : biases2;
-        uint groups_of_row = p.k / GROUP_SIZE;
+        typedef W::Factor Factor;
+        device const Factor* scales = product.index == 0 ? scales0 : product.index == 1 ? scales1 : scales2;
+        device const Factor* biases = product.index == 0 ? biases0 : product.index == 1 ? biases1 : biases2;
+        uint groups_of_row = p.k / W::GROUP;
         ulong at[2];
         for (uint h = 0; h < 2; ++h) {
           at[h] = ulong(min(product.block + row + h * 8, p.n[product.index] - 1)) * groups_of_row;
         }
         // One step ahead.
-        ushort factors[2][2][GROUPS];
+        Factor factors[2][2][GROUPS];
         auto look = [&](uint step) {
-          uint first = min(step, steps - 1) * TILE_K / GROUP_SIZE;
+          uint first = min(step, steps - 1) * TILE_K / W::GROUP;
           for (uint h = 0; h < 2; ++h) {
             for (uint i = 0; i < GROUPS; ++i) {
-              factors[h][0][i] = ((device const ushort*)scales)[at[h] + first + i];
-              factors[h][1][i] = ((device const ushort*)biases)[at[h] + first + i];
+              factors[h][0][i] = scales[at[h] + first + i];
+              if (W::BIASED) {
+                factors[h][1][i] = biases[at[h] + first + i];
+              }
             }
           }
         };
@@ -304,30 +350,43 @@ kernel void matmul_wgmma(
           uint bias[2][GROUPS];
           for (uint h = 0; h < 2; ++h) {
             for (uint i = 0; i < GROUPS; ++i) {
-              scale[h][i] = factors[h][0][i] * 0x10001u;
-              bias[h][i] = factors[h][1][i] * 0x10001u;
+              scale[h][i] = factor_of((thread const Codes*)nullptr, factors[h][0][i]);
+              bias[h][i] = W::BIASED ? factor_of((thread const Codes*)nullptr, factors[h][1][i]) : NEGATIVE_ZEROS;
             }
           }
           look(step + 1);
           wait_at(full + stage * 8, parity);
           uint x_tile = staged + stage * STAGE;
+          uint codes = x_tile + X_BYTES + row * W_ROW;
           for (uint h = 0; h < 2; ++h) {
-            uint words[W_ROW / 4];
-            for (uint i = 0; i < W_ROW / 16; ++i) {
-              asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-                           : "=r"(words[i * 4]), "=r"(words[i * 4 + 1]), "=r"(words[i * 4 + 2]), "=r"(words[i * 4 + 3])
-                           : "r"(x_tile + X_BYTES + (row + h * 8) * W_ROW + i * 16));
+            uint two[TILE_K / 16][2];  // in its halves, neighbouring codes of eight columns
+            if constexpr (BITS == 4) {
+              // Those of byte lane % 4 of every word.
+              for (uint i = 0; i < 2; ++i) {
+                uint words[4];
+                asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                             : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                             : "r"(codes + h * 8 * W_ROW + i * 16));
+                for (uint w = 0; w < 4; ++w) {
+                  two[i * 2 + w / 2][w % 2] = __byte_perm(words[w], 0, 0x4440 | lane % 4) * 0x1001;
+                }
+              }
+            } else {
+              // Rows of 64 bytes have their chunks at their places exclusive-or half of the row's number.
+              for (uint k = 0; k < TILE_K / 16; ++k) {
+                for (uint e = 0; e < 2; ++e) {
+                  ushort pair;
+                  asm volatile("ld.shared.u16 %0, [%1];"
+                               : "=h"(pair)
+                               : "r"(codes + h * 8 * W_ROW + (k ^ row / 2 % 4) * 16 + e * 8 + lane % 4 * 2));
+                  two[k][e] = __byte_perm(pair, 0, 0x4140);
+                }
+              }
             }
             for (uint k = 0; k < TILE_K / 16; ++k) {
               for (uint e = 0; e < 2; ++e) {
-                uint codes;
-                if constexpr (BITS == 4) {
-                  codes = pair_of_codes(words[k * 2 + e], lane % 4);
-                } else {
-                  uint word = lane % 4 < 2 ? words[k * 4 + e * 2] : words[k * 4 + e * 2 + 1];
-                  codes = pair_of_codes(word, lane % 2 * 2);
-                }
-                a[k][e * 2 + h] = fma_pairs(codes, scale[h][k * GROUPS / 4], bias[h][k * GROUPS / 4]);
+                uint values = values_of((thread const Codes*)nullptr, two[k][e]);
+                a[k][e * 2 + h] = fma_pairs(values, scale[h][k * GROUPS / 4], bias[h][k * GROUPS / 4]);
               }
             }
           }

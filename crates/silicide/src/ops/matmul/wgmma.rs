@@ -132,19 +132,20 @@ struct Codes {
     group: u32,
 }
 
-/// Affine codes of 4 or 8 bits whose scales have `x`'s type, so that one 16-bit multiply-add gives what dequantising and
-/// rounding would, in rows of whole tiles; or none.
+/// Codes of 4 or 8 bits whose scales `x`'s type has, so that one 16-bit multiply-add gives what dequantising and rounding
+/// would, in rows of whole tiles; or none.
 fn in_registers(x: &Tensor, matrix: &Matrix) -> Option<Codes> {
-    match matrix.format() {
-        MatrixFormat::Quantized(QuantFormat::Affine { bits: bits @ (4 | 8), group_size }, scales)
-            if scales == x.dtype()
-                && matrix.columns().is_multiple_of((TILE_K as usize).max(group_size as usize))
-                && aligned(matrix) =>
-        {
-            Some(Codes { bits: bits.into(), group: group_size as u32 })
-        }
-        _ => None,
-    }
+    let MatrixFormat::Quantized(format, scales) = matrix.format() else { return None };
+    let bits = match format {
+        QuantFormat::Affine { bits: bits @ (4 | 8), .. } if scales == x.dtype() => bits.into(),
+        QuantFormat::Nvfp4 => 4,
+        QuantFormat::Mxfp4 if x.dtype() == DType::BF16 => 4,
+        QuantFormat::Mxfp8 if x.dtype() == DType::BF16 => 8,
+        _ => return None,
+    };
+    let group = format.group_size() as u32;
+    let whole = matrix.columns().is_multiple_of(TILE_K.max(group) as usize);
+    (whole && aligned(matrix)).then_some(Codes { bits, group })
 }
 
 /// Whether the copy engine takes the codes.
@@ -208,7 +209,17 @@ pub(in crate::ops) fn some_defines() -> std::collections::BTreeSet<String> {
         .flat_map(|&t| {
             let codes =
                 [(4, 32), (4, 64), (8, 32), (8, 128)].map(|(bits, group)| (affine(bits, group, t), group.into()));
-            [(MatrixFormat::Dense(t), TILE_K)].into_iter().chain(codes).map(move |(f, group)| defines(f, t, group, 4))
+            let floats = if t == DType::BF16 {
+                &[QuantFormat::Mxfp4, QuantFormat::Mxfp8, QuantFormat::Nvfp4][..]
+            } else {
+                &[QuantFormat::Nvfp4]
+            };
+            let floats = floats.iter().map(move |&f| (MatrixFormat::Quantized(f, t), f.group_size() as u32));
+            [(MatrixFormat::Dense(t), TILE_K)]
+                .into_iter()
+                .chain(codes)
+                .chain(floats)
+                .map(move |(f, group)| defines(f, t, group, 4))
         })
         .collect()
 }
