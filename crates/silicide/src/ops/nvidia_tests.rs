@@ -127,7 +127,8 @@ fn defines(source: &KernelSource) -> BTreeSet<String> {
             .into();
     }
     if source.name == matmul::wgmma::SOURCE.name {
-        return DType::FLOATS[1..].iter().copied().map(matmul::wgmma::defines).collect();
+        let plain = DType::FLOATS[1..].iter().copied().map(matmul::wgmma::defines);
+        return plain.chain([matmul::wgmma::defines(DType::BF16) + "\n#define FUNCTION GeluErf"]).collect();
     }
     if source.name == matmul::peak::NVIDIA.name {
         return ["", "#define WGMMA"].map(String::from).into();
@@ -164,13 +165,16 @@ fn defines(source: &KernelSource) -> BTreeSet<String> {
     // One type beside each format: which is beside which changes nothing in a reader.
     let types = if source.name.ends_with(".cu") { &DType::FLOATS[1..] } else { &DType::FLOATS[..] };
     let scalars = types.iter().copied().cycle();
-    formats
-        .map(matmul::reader)
-        .collect::<BTreeSet<_>>()
-        .into_iter()
-        .zip(scalars)
-        .map(|(reader, scalar)| matmul::defines(&reader, scalar, scalar == DType::BF16))
-        .collect()
+    let readers: BTreeSet<_> = formats.map(matmul::reader).collect();
+    let plain =
+        readers.iter().zip(scalars).map(|(reader, scalar)| matmul::defines(reader, scalar, scalar == DType::BF16));
+    // Where the weights are two some formats will do: codes that tiles take as they are, blocks that begin anywhere, none.
+    let pairs = ["Affine<4, bfloat>", "Blocks<Q6_K>", "Dense<bfloat>"].iter().zip(Gate::NAMES);
+    let pairs = pairs.filter(|_| source.name.starts_with("matmul")).map(|(reader, gate)| {
+        assert!(readers.contains(*reader), "{reader} is no reader");
+        matmul::defines(reader, DType::BF16, true) + &format!("\n#define FUNCTION {gate}")
+    });
+    plain.chain(pairs).collect()
 }
 
 #[test]

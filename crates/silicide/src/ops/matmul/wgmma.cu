@@ -5,6 +5,7 @@
 // rows of x. Tiles of 64 columns come by asynchronous copies, two ahead of the products, which read threadgroup memory on their own and
 // are asynchronous too: those of one tile run while the copies of a later one are asked for. Sums are f32.
 
+#define QUICK
 #include "matrix.h"
 #include "nvidia.h"
 #include "products.h"
@@ -110,17 +111,25 @@ kernel void matmul_wgmma(
   uint inside = linear % (BAND * groups.x);
   uint first_token = (band * BAND + inside % height) * TILE_M;
   Product product = PICK_PRODUCT(inside / height);
-  uint first_row = product.block * TILE_N;
+  uint first_column = product.block * (TILE_N / SUMS);
 
   auto copies_x = tile_copies<TILE_M>(x, p.x_stride, first_token, p.m, thread_index);
-  auto copies_w = tile_copies<TILE_N>(
-      (device const SCALAR*)product.weight.codes, product.weight.code_stride / 2, first_row, product.n, thread_index);
+  // Of two weights a tile has first the rows of one and then as many of the other.
+  constexpr uint OF_EACH = TILE_N / SUMS;
+  auto copies_of = [&](Stored weight) {
+    return tile_copies<OF_EACH>((device const SCALAR*)weight.codes, p.code_stride / 2, first_column, product.n, thread_index);
+  };
+  auto copies_w = copies_of(holder_of(product.weight, 0));
+  auto copies_up = copies_of(holder_of(product.weight, SUMS - 1));
   uint steps = (p.k + TILE_K - 1) / TILE_K;
   auto ask = [&](uint step) {
     if (step < steps) {
       uint stage = staged + step % STAGES * STAGE;
       copies_x.ask(stage, step * TILE_K, p.k);
       copies_w.ask(stage + X_BYTES, step * TILE_K, p.k);
+      if (SUMS == 2) {
+        copies_up.ask(stage + X_BYTES + OF_EACH * TILE_K * 2, step * TILE_K, p.k);
+      }
     }
     asm volatile("cp.async.commit_group;" ::: "memory");
   };
@@ -150,29 +159,39 @@ kernel void matmul_wgmma(
   threadgroup_barrier(mem_flags::mem_threadgroup);
 
   // A simdgroup has 16 rows, which it lays out in threadgroup memory to store them whole.
-  constexpr uint PITCH = TILE_N + 8;
+  Added added = PICK_ADDED(product);
+  constexpr uint PITCH = OF_EACH + 8;
   threadgroup SCALAR* rows = (threadgroup SCALAR*)dynamic + simdgroup * 16 * PITCH;
-  for (uint j = 0; j < TILE_N / 8; ++j) {
+#pragma unroll
+  for (uint j = 0; j < OF_EACH / 8; ++j) {
+#pragma unroll
     for (uint h = 0; h < 2; ++h) {
-      *(threadgroup uint*)(rows + (h * 8 + lane / 4) * PITCH + j * 8 + lane % 4 * 2) =
-          pack_two(d[j * 4 + h * 2], d[j * 4 + h * 2 + 1]);
+      uint row = h * 8 + lane / 4;
+      uint column = j * 8 + lane % 4 * 2;
+      float elements[2];
+      for (uint e = 0; e < 2; ++e) {
+        float sums[2] = {d[j * 4 + h * 2 + e], d[TILE_N / 2 - OF_EACH / 2 + j * 4 + h * 2 + e]};
+        uint token = min(first_token + simdgroup * 16 + row, p.m - 1);
+        elements[e] = product.element(token, min(first_column + column + e, product.n - 1), sums, added);
+      }
+      *(threadgroup uint*)(rows + row * PITCH + column) = pack_two(elements[0], elements[1]);
     }
   }
   simdgroup_barrier(mem_flags::mem_threadgroup);
   bool vectors = product.out_stride % 8 == 0 && ulong(product.out) % 16 == 0;
-  for (uint i = lane; i < 16 * TILE_N / 8; i += 32) {
-    uint row = i / (TILE_N / 8);
-    uint column = i % (TILE_N / 8) * 8;
+  for (uint i = lane; i < 16 * OF_EACH / 8; i += 32) {
+    uint row = i / (OF_EACH / 8);
+    uint column = i % (OF_EACH / 8) * 8;
     uint token = first_token + simdgroup * 16 + row;
     if (token >= p.m) {
       continue;
     }
     threadgroup const SCALAR* from = rows + row * PITCH + column;
-    device SCALAR* to = product.out + ulong(token) * product.out_stride + first_row + column;
-    if (vectors && first_row + column + 8 <= product.n) {
+    device SCALAR* to = product.out + ulong(token) * product.out_stride + first_column + column;
+    if (vectors && first_column + column + 8 <= product.n) {
       *(device uint4*)to = *(threadgroup const uint4*)from;
     } else {
-      for (uint e = 0; e < 8 && first_row + column + e < product.n; ++e) {
+      for (uint e = 0; e < 8 && first_column + column + e < product.n; ++e) {
         to[e] = from[e];
       }
     }

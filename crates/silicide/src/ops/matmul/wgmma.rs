@@ -1,10 +1,11 @@
 //! Many rows of 16 bits on NVIDIA's Hopper GPUs: the weight as dense rows of the same type, then the kernel of `wgmma.cu`.
 
-use super::gpu::{self, Product};
+use super::gpu::{self, PARAMS, Product};
 use super::{AT_ONCE, OP, Params, Precision, flops, params};
 use crate::device::{Gpu, Launch, Stream};
-use crate::kernels::{KernelParams, KernelSource};
+use crate::kernels::KernelSource;
 use crate::matrix::{Matrix, MatrixFormat};
+use crate::ops::Gate;
 use crate::ops::check::{Rows, size};
 use crate::{DType, Device, Result, Tensor};
 
@@ -28,7 +29,13 @@ pub(super) fn pays(device: &Device, x: &Tensor, x_rows: &Rows, products: &[Produ
 }
 
 /// The products, of weights of one format, `AT_ONCE` of them at most.
-pub(super) fn launch(stream: &mut Stream, x: &Tensor, x_rows: &Rows, products: &[Product]) -> Result<()> {
+pub(super) fn launch(
+    stream: &mut Stream,
+    x: &Tensor,
+    x_rows: &Rows,
+    products: &[Product],
+    glu: Option<Gate>,
+) -> Result<()> {
     let format = products[0].matrix.format();
     let dense = MatrixFormat::Dense(x.dtype());
     let dequantised = match format == dense {
@@ -39,26 +46,15 @@ pub(super) fn launch(stream: &mut Stream, x: &Tensor, x_rows: &Rows, products: &
         Some(all) => all.iter().collect(),
         None => products.iter().map(|p| p.matrix).collect(),
     };
-    let mut params = Params { code_stride: size(OP, "weight", weights[0].code_stride())?, ..params(x_rows, 0)? };
-    for (i, product) in products.iter().enumerate() {
-        params.n[i] = size(OP, "weight", product.matrix.rows())?;
-        params.out_stride[i] = product.stride;
-    }
+    let code_stride = size(OP, "weight", weights[0].code_stride())?;
+    let mut params = Params { code_stride, ..gpu::product_params(x_rows, products)? };
     let down = params.m.div_ceil(TILE_M);
-    let across = |width: u32| params.n.map(|n| n.div_ceil(width));
+    let across = |width: u32| gpu::blocks(&params, width, glu);
     // Wide tiles read less, as long as there are enough of them for most of the processors.
     let wide = down * across(256).iter().sum::<u32>() >= 96;
     let (entry, width) = if wide { ("matmul_wgmma_256", 256) } else { ("matmul_wgmma_128", 128) };
     params.blocks = across(width);
-    let mut launch = Launch::new(OP, &params).read(x);
-    for i in 0..AT_ONCE {
-        launch = launch.read_optional(weights.get(i).map(|m| m.codes())).read_optional(None).read_optional(None);
-        launch = match products.get(i) {
-            Some(product) => launch.write(product.out),
-            None => launch.read_optional(None),
-        };
-    }
-    let launch = launch
+    let launch = gpu::product_launch(&params, x, products, weights, glu)
         .flops(flops(&params))
         .threadgroup_memory(STAGES * (TILE_M + width) * TILE_K * 2 + 1024)
         .choice(format!("{entry} {dense}"), "");
@@ -67,7 +63,7 @@ pub(super) fn launch(stream: &mut Stream, x: &Tensor, x_rows: &Rows, products: &
         |_| unreachable!("the stream is a GPU's"),
         || Gpu {
             source: &SOURCE,
-            defines: defines(x.dtype()),
+            defines: defines(x.dtype()) + &gpu::function(glu),
             entry: entry.into(),
             threadgroups: [params.blocks.iter().sum(), down, 1],
             threads: [256, 1, 1],
@@ -87,8 +83,10 @@ fn dequantize(stream: &mut Stream, x: &Tensor, x_rows: &Rows, matrix: &Matrix) -
         .read(matrix.codes())
         .read_optional(matrix.scales())
         .read_optional(matrix.biases())
+        .read_optional(None)
+        .read_optional(None)
         .write(&out);
-    for _ in 4..4 * AT_ONCE {
+    for _ in 6..6 * AT_ONCE {
         launch = launch.read_optional(None);
     }
     let launch = launch
@@ -120,4 +118,4 @@ pub(in crate::ops) fn defines(scalar: DType) -> String {
 }
 
 pub(in crate::ops) static SOURCE: KernelSource =
-    KernelSource { name: "matmul/wgmma.cu", params: &[Params::DECLARATION], body: include_str!("wgmma.cu") };
+    KernelSource { name: "matmul/wgmma.cu", params: PARAMS, body: include_str!("wgmma.cu") };
