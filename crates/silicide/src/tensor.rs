@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::device::{Buffer, Device, Stream};
 use crate::{DType, Element, Error, Result, Shape};
@@ -122,6 +123,12 @@ impl Tensor {
         }
         let last: usize = self.shape.iter().zip(self.strides.iter()).map(|(d, s)| (d - 1) * s).sum();
         self.offset..self.offset + (last + 1) * self.dtype.size()
+    }
+
+    /// Whether it shares bytes with another, gaps between strided elements included.
+    pub(crate) fn overlaps(&self, other: &Tensor) -> bool {
+        let (ours, theirs) = (self.byte_range(), other.byte_range());
+        Arc::ptr_eq(self.buffer.storage(), other.buffer.storage()) && ours.start < theirs.end && theirs.start < ours.end
     }
 
     /// Whether the elements lie in row-major order without gaps.

@@ -1,6 +1,6 @@
 //! Products with weights: of every token, and of experts.
 
-use silicide::ops::{self, Precision, Router, WeightedReduce};
+use silicide::ops::{self, Gate, Precision, Router, WeightedReduce};
 use silicide::quant::{GgmlFormat, QuantFormat};
 use silicide::{DType, MatrixFormat, Result};
 
@@ -32,7 +32,9 @@ const FORMATS: [MatrixFormat; 7] = [
 
 pub(super) fn cases(gpu: bool) -> Vec<Case> {
     let mut cases = Vec::new();
-    cases.push(gate_and_up(LLAMA, 1));
+    for m in [1, 1024].into_iter().filter(|&m| gpu || m == 1) {
+        cases.extend([gate_and_up(LLAMA, m), gate_and_up_then_glu(LLAMA, m), gated(LLAMA, m)]);
+    }
     for format in FORMATS.into_iter().chain([BF16]) {
         for m in [1, 2, 4, 8, 16] {
             cases.push(matmul(LLAMA, format, m, LLAMA.intermediate, LLAMA.hidden));
@@ -108,6 +110,33 @@ fn gate_and_up(model: Dims, m: usize) -> Case {
         call(move |stream| ops::matmul_each_into(stream, &x, [(&gate, &a), (&up, &b)], Precision::Reduced))
     };
     Case::new("matmul_each", model.name, format!("{m} x 2 of [{n}, {k}] {FOUR_BITS}"), make)
+        .flops(arithmetic(FOUR_BITS, m), 4 * m * n * k)
+}
+
+/// As above, and what a feed-forward network does next in a launch of its own.
+fn gate_and_up_then_glu(model: Dims, m: usize) -> Case {
+    let Dims { intermediate: n, hidden: k, .. } = model;
+    let make = move |s: &mut Setup| {
+        let [gate, up] = s.weights(FOUR_BITS, n, k)?;
+        let (x, a, b) = (s.input(s.float(), [m, k])?, s.output(s.float(), [m, n])?, s.space(s.float(), [m, n])?);
+        call(move |stream| {
+            ops::matmul_each_into(stream, &x, [(&gate, &a), (&up, &b)], Precision::Reduced)?;
+            ops::glu_into(stream, Gate::Silu, &a, &b, &a)
+        })
+    };
+    Case::new("matmul_each", model.name, format!("{m} x 2 of [{n}, {k}] {FOUR_BITS}, then glu"), make)
+        .flops(arithmetic(FOUR_BITS, m), 4 * m * n * k)
+}
+
+/// Both in one launch.
+fn gated(model: Dims, m: usize) -> Case {
+    let Dims { intermediate: n, hidden: k, .. } = model;
+    let make = move |s: &mut Setup| {
+        let [gate, up] = s.weights(FOUR_BITS, n, k)?;
+        let (x, out) = (s.input(s.float(), [m, k])?, s.output(s.float(), [m, n])?);
+        call(move |stream| ops::matmul_glu_into(stream, &x, &gate, &up, Gate::Silu, Precision::Reduced, &out))
+    };
+    Case::new("matmul_glu", model.name, format!("silu, {m} x 2 of [{n}, {k}] {FOUR_BITS}"), make)
         .flops(arithmetic(FOUR_BITS, m), 4 * m * n * k)
 }
 

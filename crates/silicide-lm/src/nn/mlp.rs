@@ -1,7 +1,7 @@
 //! The gated feed-forward network.
 
 use silicide::Tensor;
-use silicide::ops::{self, Gate};
+use silicide::ops::Gate;
 
 use super::{Linear, Step};
 use crate::error::Result;
@@ -17,8 +17,7 @@ pub(crate) struct Mlp {
 impl Mlp {
     /// `x` is `[tokens, hidden]`, and so is the result.
     pub(crate) fn forward(&self, step: &mut Step, x: &Tensor) -> Result<Tensor> {
-        let [gate, up] = Linear::forward_each([&self.gate_proj, &self.up_proj], step, x)?;
-        ops::glu_into(step.stream, self.activation, &gate, &up, &gate)?;
-        self.down_proj.forward(step, &gate)
+        let gated = Linear::forward_gated(&self.gate_proj, &self.up_proj, self.activation, step, x)?;
+        self.down_proj.forward(step, &gated)
     }
 }

@@ -5,7 +5,7 @@ mod attention;
 mod mlp;
 mod rope;
 
-use silicide::ops::{self, Binary, Precision, RmsNormOptions, Weight};
+use silicide::ops::{self, Gate, Precision, Product, RmsNormOptions, Weight};
 use silicide::{DType, Matrix, Stream, Tensor};
 
 pub(crate) use attention::{Attention, AttentionArgs};
@@ -37,15 +37,31 @@ impl Linear {
     }
 
     /// Several of one `x`, which is read once where that helps. A model has one precision for all.
-    pub(crate) fn forward_each<const N: usize>(all: [&Linear; N], step: &mut Step, x: &Tensor) -> Result<[Tensor; N]> {
-        let weights = all.map(|linear| &linear.weight);
-        let mut outs = ops::matmul_each(step.stream, x, weights, all[0].precision)?;
-        for (y, linear) in outs.iter_mut().zip(all) {
-            if let Some(bias) = &linear.bias {
-                *y = ops::binary(step.stream, Binary::Add, y, bias)?;
-            }
+    pub(crate) fn forward_each<'a, const N: usize>(
+        all: [&'a Linear; N],
+        step: &mut Step,
+        x: &Tensor,
+    ) -> Result<[Tensor; N]> {
+        let product =
+            |linear: &'a Linear| Product { weight: &linear.weight, bias: linear.bias.as_ref(), residual: None };
+        Ok(ops::matmul_each(step.stream, x, all.map(product), all[0].precision)?)
+    }
+
+    /// `activation(gate(x)) * up(x)`, in one launch where the weights are stored alike.
+    pub(crate) fn forward_gated(
+        gate: &Linear,
+        up: &Linear,
+        activation: Gate,
+        step: &mut Step,
+        x: &Tensor,
+    ) -> Result<Tensor> {
+        let biased = gate.bias.is_some() || up.bias.is_some();
+        if gate.weight.format() == up.weight.format() && !biased {
+            return Ok(ops::matmul_glu(step.stream, x, &gate.weight, &up.weight, activation, gate.precision)?);
         }
-        Ok(outs)
+        let [gate, up] = Linear::forward_each([gate, up], step, x)?;
+        ops::glu_into(step.stream, activation, &gate, &up, &gate)?;
+        Ok(gate)
     }
 }
 

@@ -52,7 +52,7 @@ impl Buffer {
         self.storage.memory.ptr.as_ptr() as usize
     }
 
-    pub(super) fn storage(&self) -> &Arc<Storage> {
+    pub(crate) fn storage(&self) -> &Arc<Storage> {
         &self.storage
     }
 

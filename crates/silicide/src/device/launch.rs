@@ -85,6 +85,8 @@ pub(crate) struct Gpu {
 /// sixteen-byte chunks of row `r` of a tile lie at their place exclusive-or `r % 8` where rows have 128 bytes, and
 /// exclusive-or `r / 2 % 4` where they have 64.
 pub(crate) struct Tiles {
+    /// Which of the [`TileMap`]s that the parameters begin with.
+    pub(crate) map: usize,
     pub(crate) argument: usize,
     pub(crate) dtype: DType,
     pub(crate) rows: u32,
@@ -257,7 +259,7 @@ impl Launch {
         self
     }
 
-    /// Lets NVIDIA's copy engine move tiles of an argument. The parameters begin with a [`TileMap`] for each call, in order.
+    /// Lets NVIDIA's copy engine move tiles of an argument.
     pub(crate) fn tiles(mut self, tiles: Tiles) -> Launch {
         self.tiles.push(tiles);
         self

@@ -64,10 +64,24 @@ struct Dense {
   }
 };
 
+// Rows of two matrices of one shape in turn, as of one with twice as many.
+struct InTurn {
+  Stored first;
+  Stored second;
+  uint columns;
+};
+
+// The matrix that a row lies in.
+inline Stored holder_of(Stored matrix, uint row) { return matrix; }
+inline Stored holder_of(InTurn matrices, uint row) { return row % 2 == 0 ? matrices.first : matrices.second; }
+
 #include "matrix_mlx.h"
 #include "matrix_ggml.h"
 
 typedef MATRIX Reader;
+
+inline Reader reader_of(Stored matrix, uint row) { return Reader::at(matrix, row); }
+inline Reader reader_of(InTurn matrices, uint row) { return Reader::at(holder_of(matrices, row), row / 2); }
 
 // The elements of a unit.
 inline void dequantize(Unit u, thread float4* elements) {

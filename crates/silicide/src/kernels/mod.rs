@@ -5,6 +5,7 @@ use std::fmt::Write;
 /// The headers a kernel may `#include`, by name.
 const HEADERS: &[(&str, &str)] = &[
     ("attention.h", include_str!("attention.h")),
+    ("gate.h", include_str!("gate.h")),
     ("hadamard.h", include_str!("hadamard.h")),
     ("math.h", include_str!("math.h")),
     ("matrix.h", include_str!("matrix.h")),
@@ -122,7 +123,7 @@ macro_rules! kernel_enum {
         $vis enum $name { $($(#[$doc])* $variant $({ $($(#[$field_doc])* $field: $ty),* })?),* }
 
         impl $name {
-            const DECLARATION: &'static str =
+            pub(crate) const DECLARATION: &'static str =
                 concat!("enum class ", stringify!($name), " : uint { ", $(stringify!($variant), ", ",)* "};");
 
             /// As kernels call them.
@@ -131,12 +132,12 @@ macro_rules! kernel_enum {
 
             /// The line with which the host names it to a source that has one function.
             #[allow(dead_code, reason = "for sources that are compiled for each function")]
-            fn define(&self) -> String {
+            pub(crate) fn define(&self) -> String {
                 format!("\n#define FUNCTION {}", Self::NAMES[self.code() as usize])
             }
 
             /// What stands for it in a parameter struct.
-            fn code(&self) -> u32 {
+            pub(crate) fn code(&self) -> u32 {
                 enum Code { $($variant),* }
                 match self { $(Self::$variant { .. } => Code::$variant as u32),* }
             }

@@ -2,19 +2,22 @@
 // of x, in which lanes share the columns, and one for many, in which tiles are shared through threadgroup memory. Sums are
 // f32; a row of the result does not depend on the rows beside it.
 //
-// Operands say where row i of x is, `x_row(i)`, and take an element of the result, `store(i, column, sum)`.
+// Operands say where row i of x is, `x_row(i)`, and take the EACH neighbouring sums that make an element of the result,
+// `store(i, column, sums)`. The weight is Stored, or InTurn for two sums an element.
 
 #include "matrix.h"
 
 // Operands whose rows stand one stride apart.
 struct PlainRows {
+  static constant constexpr uint EACH = 1;
+
   device const SCALAR* x;
   device SCALAR* out;
   ulong x_stride;
   ulong out_stride;
 
   device const SCALAR* x_row(uint i) const { return x + i * x_stride; }
-  void store(uint i, uint column, float sum) const { out[i * out_stride + column] = SCALAR(sum); }
+  void store(uint i, uint column, thread const float* sums) const { out[i * out_stride + column] = SCALAR(sums[0]); }
 };
 
 // Rows `first` to `first + count - 1` of x.
@@ -23,7 +26,7 @@ struct Tokens {
   uint count;
 };
 
-// Rows `base` to `base + count - 1` of the stored matrix, which are the columns of the result.
+// Rows `base` to `base + count - 1` of the weight, of which the columns of the result are the sums.
 struct Features {
   uint base;
   uint count;
@@ -68,10 +71,10 @@ inline void add_unit(
 // `splits` neighbouring simdgroups compute ROWS rows of the weight, from `first_row` on: their lanes take every so manieth
 // unit, and `partial`, SIMDGROUPS * TOKENS * ROWS floats, joins them. TOKENS rows of x share what is read. All simdgroups of
 // a threadgroup come here.
-template <uint TOKENS, typename Operands>
+template <uint TOKENS, typename Operands, typename Weight>
 inline void product_few(
     Operands operands,
-    Stored weight,
+    Weight weight,
     Tokens tokens,
     Features features,
     uint first_row,
@@ -82,7 +85,7 @@ inline void product_few(
   // What is past the last row is computed from the last row, and not stored.
   Reader rows[ROWS];
   for (uint r = 0; r < ROWS; ++r) {
-    rows[r] = Reader::at(weight, features.base + min(first_row + r, features.count - 1));
+    rows[r] = reader_of(weight, features.base + min(first_row + r, features.count - 1));
   }
   device const SCALAR* x[TOKENS];
   float sums[TOKENS][ROWS];
@@ -116,12 +119,17 @@ inline void product_few(
   threadgroup_barrier(mem_flags::mem_threadgroup);
   uint t = lane / ROWS;
   uint r = lane % ROWS;
-  if (simdgroup % splits == 0 && t < tokens.count && t < TOKENS && first_row + r < features.count) {
-    float sum = 0.0f;
-    for (uint s = simdgroup; s < simdgroup + splits; ++s) {
-      sum += partial[s * TOKENS * ROWS + lane];
+  constexpr uint EACH = Operands::EACH;
+  bool first = r % EACH == 0;  // of an element's
+  if (simdgroup % splits == 0 && t < tokens.count && t < TOKENS && first && first_row + r < features.count) {
+    float joined[EACH];
+    for (uint i = 0; i < EACH; ++i) {
+      joined[i] = 0.0f;
+      for (uint s = simdgroup; s < simdgroup + splits; ++s) {
+        joined[i] += partial[s * TOKENS * ROWS + lane + i];
+      }
     }
-    operands.store(tokens.first + t, first_row + r, sum);
+    operands.store(tokens.first + t, (first_row + r) / EACH, joined);
   }
 }
 
@@ -135,10 +143,10 @@ static_assert(TILE_M * TILE_N <= STAGED, "the result fits where the tiles were")
 // Four simdgroups compute a tile of the result, 16 by 32 each. Tiles of x and of the dequantised weight are staged as
 // floats, so that nothing is rounded further than x itself. `staged` holds STAGED floats: the rows of x, then those of the
 // weight; in the end the tile of the result. The rows of x are TILE_M at most.
-template <typename Operands>
+template <typename Operands, typename Weight>
 inline void product_tiled(
     Operands operands,
-    Stored weight,
+    Weight weight,
     Tokens tokens,
     Features features,
     uint first_row,
@@ -155,7 +163,7 @@ inline void product_tiled(
   uint w_unit = thread_index % 2;
   // What is past the last row is computed from the last row, and not stored.
   device const SCALAR* x_from = operands.x_row(tokens.first + min(x_row, tokens.count - 1));
-  Reader w_from = Reader::at(weight, features.base + min(first_row + w_row, features.count - 1));
+  Reader w_from = reader_of(weight, features.base + min(first_row + w_row, features.count - 1));
   threadgroup float4* x_to = (threadgroup float4*)(staged_x + x_row * STRIDE + x_column);
   threadgroup float4* w_to = (threadgroup float4*)(staged_w + w_row * STRIDE + w_unit * UNIT);
 
@@ -207,10 +215,15 @@ inline void product_tiled(
     }
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
-  for (uint i = thread_index; i < tokens.count * TILE_N; i += 128) {
-    uint column = first_row + i % TILE_N;
-    if (column < features.count) {
-      operands.store(tokens.first + i / TILE_N, column, staged[i]);
+  constexpr uint EACH = Operands::EACH;
+  for (uint i = thread_index * EACH; i < tokens.count * TILE_N; i += 128 * EACH) {
+    uint row = first_row + i % TILE_N;
+    if (row < features.count) {
+      float finished[EACH];
+      for (uint j = 0; j < EACH; ++j) {
+        finished[j] = staged[i + j];
+      }
+      operands.store(tokens.first + i / TILE_N, row / EACH, finished);
     }
   }
 }

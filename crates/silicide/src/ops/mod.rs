@@ -80,7 +80,9 @@ pub use kv_quantize_affine::{
 pub use kv_write::{kv_write, kv_write_with};
 pub use l2_norm::{l2_norm, l2_norm_into};
 pub use layer_norm::{layer_norm, layer_norm_into};
-pub use matmul::{Precision, Weight, matmul, matmul_each, matmul_each_into, matmul_into};
+pub use matmul::{
+    Precision, Product, Weight, matmul, matmul_each, matmul_each_into, matmul_glu, matmul_glu_into, matmul_into,
+};
 pub use penalize::{Penalties, penalize_in_place};
 pub use quantized_attention::{QuantizedRows, quantized_attention, quantized_attention_into};
 pub use reduce::{Reduce, reduce, reduce_all, reduce_all_into, reduce_into};

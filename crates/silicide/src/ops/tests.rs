@@ -13,7 +13,7 @@ type Op = fn(&mut Stream, &Tensor, &Tensor) -> Result<()>;
 type Function = fn(&mut Stream, &Tensor) -> Result<Tensor>;
 
 /// Every way in which `out` may be `x` itself, `[tokens, heads, 4]`.
-const ALLOWED: [(&str, Op); 24] = [
+const ALLOWED: [(&str, Op); 25] = [
     ("binary, a", |s, x, out| binary_into(s, Binary::Sub, x, &other(s, x), out)),
     ("binary, b", |s, x, out| binary_into(s, Binary::Sub, &other(s, x), x, out)),
     ("binary, both", |s, x, out| binary_into(s, Binary::Mul, x, x, out)),
@@ -24,6 +24,12 @@ const ALLOWED: [(&str, Op); 24] = [
     ("hadamard_transform", |s, x, out| hadamard_transform_into(s, x, Hadamard::default(), out)),
     ("l2_norm", |s, x, out| l2_norm_into(s, x, 1e-6, out)),
     ("layer_norm", |s, x, out| layer_norm_into(s, x, Some(&weight(s, x)), None, 1e-5, out)),
+    ("matmul, residual", |s, x, out| {
+        let matrix = StoredMatrix::random(MatrixFormat::Dense(DType::F32), 4, 4, &mut Random::new(5));
+        let (weight, bias) = (Weight::new(&matrix.on(s.device()))?, weight(s, x));
+        let product = Product { weight: &weight, bias: Some(&bias), residual: Some(x) };
+        matmul_each_into(s, &other(s, x), [(product, out)], Precision::F32)
+    }),
     ("rms_norm", |s, x, out| rms_norm_into(s, x, &weight(s, x), 1e-5, out)),
     ("rms_norm, residual", |s, x, out| norm_of_sum(s, &other(s, x), x, None, out)),
     ("rms_norm, sum over x", |s, x, out| {

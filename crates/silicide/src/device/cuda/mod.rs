@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use self::compiler::Compiler;
 use self::driver::{Driver, Function, Graph, Lane};
 use super::buffer::Memory;
-use super::launch::{Arg, Body, Gpu, Launch, TileMap};
+use super::launch::{Arg, Body, Gpu, Launch};
 use super::{DeviceKind, Executor, HostBytes, Plan, Queue, default_cache_dir};
 use crate::{Error, Result};
 
@@ -194,8 +194,9 @@ impl Shared {
         let start = if launch.tiles.is_empty() { kernel.buffers } else { kernel.buffers.next_multiple_of(8) };
         let constants = &mut bytemuck::cast_slice_mut::<_, u8>(&mut arguments[start..])[..launch.params.len()];
         constants.copy_from_slice(&launch.params);
-        for (map, tiles) in constants.chunks_exact_mut(size_of::<TileMap>()).zip(&launch.tiles) {
-            map.copy_from_slice(&self.driver.tile_map(address(&launch.args[tiles.argument]), tiles)?);
+        for tiles in &launch.tiles {
+            let map = self.driver.tile_map(address(&launch.args[tiles.argument]), tiles)?;
+            constants[tiles.map * map.len()..][..map.len()].copy_from_slice(&map);
         }
         // SAFETY: the argument is the kernel's; the ranges were checked against their buffers when the tensors were made, and
         // buffers are freed in the order of the stream.

@@ -5,6 +5,8 @@
 
 // Row i is the pair at place i of `order`, or where pairs are not grouped pair i itself.
 struct Operands {
+  static constant constexpr uint EACH = 1;
+
   device const SCALAR* x;
   device const uint* order;
   device const SCALAR* bias;  // the expert's
@@ -17,8 +19,8 @@ struct Operands {
 
   uint pair(uint i) const { return is_grouped ? order[i] : i; }
   device const SCALAR* x_row(uint i) const { return x + pair(i) / slots_of_x * x_stride; }
-  void store(uint i, uint column, float sum) const {
-    out[pair(i) * out_stride + column] = SCALAR(has_bias ? sum + float(bias[column]) : sum);
+  void store(uint i, uint column, thread const float* sums) const {
+    out[pair(i) * out_stride + column] = SCALAR(has_bias ? sums[0] + float(bias[column]) : sums[0]);
   }
 };
 

@@ -7,17 +7,23 @@ use crate::device::cpu::scratch::with_scratch;
 use crate::device::cpu::vector::{gelu_erf, gelu_tanh, sigmoid, silu, vectorized};
 use crate::ops::walk::{BLOCK, load, store};
 
-pub(super) fn run<T: Float>(call: &Call) {
-    match call.params::<Params>().gate {
-        g if g == Gate::Silu.code() => apply::<T>(call, silu),
-        g if g == Gate::GeluTanh.code() => apply::<T>(call, gelu_tanh),
-        g if g == Gate::GeluErf.code() => apply::<T>(call, gelu_erf),
-        _ => apply::<T>(call, sigmoid),
+/// `g = activation(g) * u`, for callers inside of `vectorized`. `gate` is the code of a [`Gate`].
+#[inline(always)]
+pub(in crate::ops) fn multiply_gated(gate: u32, g: &mut [f32], u: &[f32]) {
+    #[inline(always)]
+    fn apply(g: &mut [f32], u: &[f32], activation: impl Fn(f32) -> f32) {
+        g.iter_mut().zip(u).for_each(|(g, u)| *g = activation(*g) * u);
+    }
+    match gate {
+        code if code == Gate::Silu.code() => apply(g, u, silu),
+        code if code == Gate::GeluTanh.code() => apply(g, u, gelu_tanh),
+        code if code == Gate::GeluErf.code() => apply(g, u, gelu_erf),
+        _ => apply(g, u, sigmoid),
     }
 }
 
-fn apply<T: Float>(call: &Call, activation: impl Fn(f32) -> f32 + Sync) {
-    let walk = call.params::<Params>().walk;
+pub(super) fn run<T: Float>(call: &Call) {
+    let Params { walk, gate: code, .. } = call.params();
     let (gate, up, out) = (call.view::<T>(0), call.view::<T>(1), call.view::<T>(2));
     walk.for_each_run(call.pool, BLOCK, |at, len| {
         with_scratch(2 * len, |s| {
@@ -30,9 +36,7 @@ fn apply<T: Float>(call: &Call, activation: impl Fn(f32) -> f32 + Sync) {
                         load(gate, at[0], walk.stride(0), g);
                         load(up, at[1], walk.stride(1), u);
                     }
-                    for (g, u) in g.iter_mut().zip(u.iter()) {
-                        *g = activation(*g) * u;
-                    }
+                    multiply_gated(code, g, u);
                     // SAFETY: as above.
                     unsafe { store(g, out, at[2], walk.stride(2)) };
                 },

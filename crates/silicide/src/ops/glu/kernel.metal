@@ -1,18 +1,9 @@
 // glu: a thread takes a few packets, or elements where WHOLE says that these do not pack. The host says which FUNCTION.
 
 #include "silicide.h"
-#include "math.h"
+#include "gate.h"
 #include "packet.h"
 #include "walk.h"
-
-inline float activate(Gate gate, float g) {
-  switch (gate) {
-    case Gate::Silu: return silu(g);
-    case Gate::GeluTanh: return gelu_tanh(g);
-    case Gate::GeluErf: return gelu_erf(g);
-    default: return sigmoid(g);
-  }
-}
 
 template <typename T>
 kernel void glu(

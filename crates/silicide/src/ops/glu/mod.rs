@@ -1,8 +1,8 @@
 //! Gated linear units: one tensor through an activation, times another.
 
-mod cpu;
+pub(super) mod cpu;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use crate::device::{Gpu, Launch, Stream};
 use crate::kernels::{KernelParams, KernelSource, kernel_enum, kernel_params};

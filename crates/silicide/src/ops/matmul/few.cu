@@ -1,7 +1,7 @@
 // matmul for few rows of x on NVIDIA's tensor cores, for x in a type of 16 bits and affine codes of 4 or 8 bits, which are exact in
 // such a type. kernel.metal is its check.
 //
-// A threadgroup stays for as long as it has tiles, each 16 rows of the weight, two of which go together where registers allow. Its
+// A threadgroup stays for as long as it has tiles, each 16 rows of the weight (or of two in turn), two of which go together where registers allow. Its
 // simdgroups share the columns of a tile in stages of 256. Stages come by asynchronous copies that run ahead over the ends of tiles,
 // the first of them before the launch before this one has ended: it does not write the weight. A pair of codes becomes two 16-bit
 // floats: of four bits by one logical operation, as the mantissas of 128 + code (bf16) or 1024 + code (f16, which is taken off again:
@@ -153,7 +153,7 @@ kernel void matmul_tensor_few(
     uint groups = p.k / GROUP;
     // Those from `tile` on that go together, which are of one weight.
     auto together = [&](Product product, uint tile) {
-      return TILES == 1 ? 1 : min(min(end - tile, TILES), (product.n + 15) / 16 - product.block);
+      return TILES == 1 ? 1 : min(min(end - tile, TILES), (product.rows() + 15) / 16 - product.block);
     };
 
     // Of each copy a lane has one chunk.
@@ -163,20 +163,22 @@ kernel void matmul_tensor_few(
     for (uint i = 0; i < 8 / S::EACH; ++i) {
       places[i] = copy_row * S::ROW + (chunk ^ swizzle(i * S::EACH + copy_row)) * 16;
     }
-    ulong code_step = ulong(S::EACH) * p.code_stride;
+    ulong code_step = ulong(S::EACH / SUMS) * p.code_stride;
     Ahead ahead = {nullptr, nullptr, nullptr, 0, tile, stages};
     auto enter = [&]() {
       if (ahead.tile < end) {
         Product product = PICK_PRODUCT(ahead.tile);
         uint row = product.block * 16;
         uint count = together(product, ahead.tile);
-        ahead.rows = min(product.n - row, count * 16);
-        ahead.codes = product.weight.codes + ulong(row + copy_row) * p.code_stride + simdgroup * S::ROW + chunk * 16;
+        ahead.rows = min(product.rows() - row, count * 16);
+        ulong first = ulong((row + copy_row) / SUMS) * p.code_stride;
+        ahead.codes = holder_of(product.weight, copy_row).codes + first + simdgroup * S::ROW + chunk * 16;
         // The second half of the lanes copies the biases, where the first is enough for the scales.
         uint factor_row = row + min(lane % S::ROWS, ahead.rows - 1);
-        ulong at = ulong(factor_row) * (groups * 2) + simdgroup * S::SCALE;
-        ahead.scales = (lane < S::ROWS ? product.weight.scales : product.weight.biases) + at;
-        ahead.biases = product.weight.biases + at;
+        ulong at = ulong(factor_row / SUMS) * (groups * 2) + simdgroup * S::SCALE;
+        Stored holder = holder_of(product.weight, factor_row);
+        ahead.scales = (lane < S::ROWS ? holder.scales : holder.biases) + at;
+        ahead.biases = holder.biases + at;
         ahead.tile += count;
         ahead.stage = simdgroup;
       }
@@ -333,18 +335,20 @@ kernel void matmul_tensor_few(
       }
       threadgroup_barrier(mem_flags::mem_threadgroup);
       uint first_row = product.block * 16;
-      uint rows = min(product.n - first_row, count * 16);
+      uint rows = min(product.rows() - first_row, count * 16);
       // Half of the threads or fewer have something to do: the others at the next turn.
       uint worker = (thread_index + turn * (WARPS * 16)) % (WARPS * 32);
-      for (uint i = worker; i < S::ROWS * 8 * OCTETS; i += WARPS * 32) {
-        uint row = i % S::ROWS;
-        uint token = i / S::ROWS;
+      for (uint i = worker; i < S::ROWS / SUMS * 8 * OCTETS; i += WARPS * 32) {
+        uint row = i % (S::ROWS / SUMS) * SUMS;
+        uint token = i / (S::ROWS / SUMS);
         if (first_token + token < p.m && row < rows) {
-          float sum = 0.0f;
+          float joined[SUMS] = {};
           for (uint s = 0; s < WARPS; ++s) {
-            sum += partial[s * PART + token * PITCH + row];
+            for (uint j = 0; j < SUMS; ++j) {
+              joined[j] += partial[s * PART + token * PITCH + row + j];
+            }
           }
-          product.out[ulong(first_token + token) * product.out_stride + first_row + row] = SCALAR(sum);
+          product.store(first_token + token, (first_row + row) / SUMS, joined, PICK_ADDED(product));
         }
       }
       tile += count;

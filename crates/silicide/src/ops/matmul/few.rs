@@ -1,8 +1,8 @@
 //! Few rows of 16 bits on NVIDIA's tensor cores: the kernels of `few.cu`.
 
 use super::Params;
-use super::gpu::{GpuForm, Product};
-use crate::kernels::{KernelParams, KernelSource};
+use super::gpu::{GpuForm, PARAMS, Product};
+use crate::kernels::KernelSource;
 use crate::matrix::{Matrix, MatrixFormat};
 use crate::quant::QuantFormat;
 use crate::{DType, Device};
@@ -89,4 +89,4 @@ const COLUMNS: u32 = 256;
 const DEPTH: u32 = 2;
 
 pub(in crate::ops) static SOURCE: KernelSource =
-    KernelSource { name: "matmul/few.cu", params: &[Params::DECLARATION], body: include_str!("few.cu") };
+    KernelSource { name: "matmul/few.cu", params: PARAMS, body: include_str!("few.cu") };

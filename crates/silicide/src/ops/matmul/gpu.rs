@@ -1,19 +1,75 @@
 //! The forms for GPUs.
 
-use super::{AT_ONCE, OP, Params, Precision, few, flops, params, units, wgmma};
+use super::{AT_ONCE, Form, GLU, OP, Params, Placed, Precision, few, flops, params, units, wgmma};
 use crate::device::{Gpu, Launch, Stream};
 use crate::kernels::{KernelParams, KernelSource};
 use crate::matrix::{Matrix, MatrixFormat};
+use crate::ops::Gate;
 use crate::ops::check::{Rows, size};
 use crate::quant::QuantFormat;
 use crate::{DType, Device, DeviceKind, Result, Tensor};
 
-/// A weight, and where its product goes.
+/// A product, and its weight's matrix.
+#[derive(Clone, Copy)]
 pub(super) struct Product<'a> {
     pub(super) matrix: &'a Matrix,
-    pub(super) out: &'a Tensor,
-    /// Between the rows of `out`.
-    pub(super) stride: u32,
+    pub(super) placed: &'a Placed<'a>,
+}
+
+impl<'a> Product<'a> {
+    pub(super) fn new(placed: &'a Placed<'a>) -> Product<'a> {
+        let Form::Stored(matrix) = &placed.weight.form else { unreachable!("a GPU's weights are stored") };
+        Product { matrix, placed }
+    }
+}
+
+/// The parameters of a launch of some products, all but those of its form.
+pub(super) fn product_params(x_rows: &Rows, products: &[Product]) -> Result<Params> {
+    let mut params = params(x_rows, 0)?;
+    for (i, Product { matrix, placed }) in products.iter().enumerate() {
+        params.n[i] = size(OP, "weight", matrix.rows())?;
+        params.out_stride[i] = placed.stride;
+        params.residual_stride[i] = placed.residual_stride;
+        params.has_bias[i] = placed.bias.is_some().into();
+        params.has_residual[i] = placed.residual.is_some().into();
+    }
+    Ok(params)
+}
+
+/// A launch of some products, with matrices beside them that kernels read as their weights.
+pub(super) fn product_launch<'a, P: KernelParams>(
+    params: &P,
+    x: &Tensor,
+    products: &[Product<'a>],
+    matrices: impl IntoIterator<Item = &'a Matrix>,
+    glu: Option<Gate>,
+) -> Launch {
+    let mut launch = Launch::new(if glu.is_some() { GLU } else { OP }, params).read_apart_optional(Some(x));
+    let mut matrices = matrices.into_iter();
+    for i in 0..AT_ONCE {
+        let matrix = matrices.next();
+        for part in [matrix.map(Matrix::codes), matrix.and_then(Matrix::scales), matrix.and_then(Matrix::biases)] {
+            launch = launch.read_apart_optional(part);
+        }
+        launch = match products.get(i) {
+            Some(Product { placed, .. }) if glu.is_none() || i == 0 => placed.bind_out(placed.bind_added(launch)),
+            _ => (0..3).fold(launch, |launch, _| launch.read_optional(None)),
+        };
+    }
+    launch
+}
+
+/// Threadgroups along the rows of each weight, where one has `rows` of them, or half as many of both.
+pub(super) fn blocks(params: &Params, rows: u32, glu: Option<Gate>) -> [u32; AT_ONCE] {
+    match glu {
+        None => params.n.map(|n| n.div_ceil(rows)),
+        Some(_) => [params.n[0].div_ceil(rows / 2), 0, 0],
+    }
+}
+
+/// The line that has a kernel take two weights in turn.
+pub(super) fn function(glu: Option<Gate>) -> String {
+    glu.map_or_else(String::new, |gate| gate.define())
 }
 
 /// Products of one `x`: as many in a launch as have one format.
@@ -22,11 +78,12 @@ pub(super) fn launch(
     x: &Tensor,
     x_rows: &Rows,
     products: &[Product],
+    glu: Option<Gate>,
     precision: Precision,
 ) -> Result<()> {
     let alike = |a: &Product, b: &Product| a.matrix.format() == b.matrix.format();
     for run in products.chunk_by(alike).flat_map(|run| run.chunks(AT_ONCE)) {
-        launch_run(stream, x, x_rows, run, precision)?;
+        launch_run(stream, x, x_rows, run, glu, precision)?;
     }
     Ok(())
 }
@@ -36,40 +93,24 @@ fn launch_run(
     x: &Tensor,
     x_rows: &Rows,
     products: &[Product],
+    glu: Option<Gate>,
     precision: Precision,
 ) -> Result<()> {
     if wgmma::pays(stream.device(), x, x_rows, products, precision) {
-        return wgmma::launch(stream, x, x_rows, products);
+        return wgmma::launch(stream, x, x_rows, products, glu);
     }
     let matrix = products[0].matrix;
     let whole = x_rows.len.is_multiple_of(UNIT) && x.vectors_align(4);
     let MatrixParts { defines, group_size } = parts(matrix, x.dtype(), whole);
-    let mut params =
-        Params { code_stride: size(OP, "weight", matrix.code_stride())?, group_size, ..params(x_rows, 0)? };
-    for (i, product) in products.iter().enumerate() {
-        params.n[i] = size(OP, "weight", product.matrix.rows())?;
-        params.out_stride[i] = product.stride;
-    }
+    let code_stride = size(OP, "weight", matrix.code_stride())?;
+    let mut params = Params { code_stride, group_size, ..product_params(x_rows, products)? };
     let (form, why) = match tensor_cores(stream.device(), x, whole, &params, products, precision) {
         Ok(form) => (form, ""),
         Err(why) => (GpuForm::of(&params), why),
     };
     params.splits = form.splits;
-    params.blocks = params.n.map(|n| n.div_ceil(form.rows));
-    let mut launch = Launch::new(OP, &params).read(x);
-    for i in 0..AT_ONCE {
-        let product = products.get(i);
-        let matrix = product.map(|p| p.matrix);
-        launch = launch
-            .read_optional(matrix.map(Matrix::codes))
-            .read_optional(matrix.and_then(Matrix::scales))
-            .read_optional(matrix.and_then(Matrix::biases));
-        launch = match product {
-            Some(product) => launch.write(product.out),
-            None => launch.read_optional(None),
-        };
-    }
-    let launch = launch
+    params.blocks = blocks(&params, form.rows, glu);
+    let launch = product_launch(&params, x, products, products.iter().map(|product| product.matrix), glu)
         .flops(flops(&params))
         .threadgroup_memory(form.threadgroup_memory)
         .choice(format!("{} {}", form.entry, matrix.format()), why);
@@ -78,7 +119,7 @@ fn launch_run(
         |_| unreachable!("the stream is a GPU's"),
         || Gpu {
             source: form.source,
-            defines,
+            defines: defines + &function(glu),
             entry: form.entry.into(),
             threadgroups: [params.blocks.iter().sum::<u32>().min(form.at_most), params.m.div_ceil(form.tokens), 1],
             threads: [form.threads, 1, 1],
@@ -227,9 +268,12 @@ pub(in crate::ops) fn defines(reader: &str, scalar: DType, whole: bool) -> Strin
     format!("#define MATRIX {reader}\n#define SCALAR {}\n#define WHOLE {whole}", scalar.msl())
 }
 
+/// What the kernels of products are declared with.
+pub(super) const PARAMS: &[&str] = &[Gate::DECLARATION, Params::DECLARATION];
+
 pub(in crate::ops) static SOURCE: KernelSource =
-    KernelSource { name: "matmul", params: &[Params::DECLARATION], body: include_str!("kernel.metal") };
+    KernelSource { name: "matmul", params: PARAMS, body: include_str!("kernel.metal") };
 
 /// What NVIDIA GPUs have of their own.
 pub(in crate::ops) static NVIDIA: KernelSource =
-    KernelSource { name: "matmul/kernel.cu", params: &[Params::DECLARATION], body: include_str!("kernel.cu") };
+    KernelSource { name: "matmul/kernel.cu", params: PARAMS, body: include_str!("kernel.cu") };

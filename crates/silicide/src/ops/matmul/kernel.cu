@@ -36,7 +36,13 @@ kernel void matmul_tensor(
   // What is past the last row is computed from the last row, and not stored.
   uint w_row = thread_index / 2;
   uint w_unit = thread_index % 2;
+#ifdef FUNCTION
+  // Eight rows of each weight in turn, so that a thread has the sums of two elements that lie side by side.
+  uint of_each = first_row / 2 + w_row / 16 * 8 + w_row % 8;
+  Reader reader = Reader::at(w_row / 8 % 2 == 0 ? product.weight.first : product.weight.second, min(of_each, product.n - 1));
+#else
   Reader reader = Reader::at(product.weight, min(first_row + w_row, product.n - 1));
+#endif
 
   auto fetch_x = [&](uint step) {
     threadgroup SCALAR* tile = (threadgroup SCALAR*)staged_x[step % STAGES];
@@ -105,22 +111,32 @@ kernel void matmul_tensor(
     store_w(step + 1, next);
   }
 
+  Added added = PICK_ADDED(product);
   bool pairs = product.out_stride % 2 == 0 && ulong(product.out) % 4 == 0;
+#pragma unroll
   for (uint i = 0; i < ROWS / 16; ++i) {
-    for (uint j = 0; j < 4; ++j) {
-      uint row = first_row + n + j * 8 + lane % 4 * 2;
+#pragma unroll
+    for (uint j = 0; j < 4; j += SUMS) {
+      uint column = (first_row + n + j * 8) / SUMS + lane % 4 * 2;
+#pragma unroll
       for (uint h = 0; h < 2; ++h) {
         uint token = first_token + m + i * 16 + h * 8 + lane / 4;
-        if (token >= p.m || row >= product.n) {
+        if (token >= p.m || column >= product.n) {
           continue;
         }
-        device SCALAR* to = product.out + ulong(token) * product.out_stride + row;
-        if (pairs && row + 1 < product.n) {
-          *(device uint*)to = pack_two(sums[i][j][h * 2], sums[i][j][h * 2 + 1]);
+        // The last of an odd number is computed twice, and stored once.
+        float elements[2];
+        for (uint e = 0; e < 2; ++e) {
+          float of_one[2] = {sums[i][j][h * 2 + e], sums[i][j + SUMS - 1][h * 2 + e]};
+          elements[e] = product.element(token, min(column + e, product.n - 1), of_one, added);
+        }
+        device SCALAR* to = product.out + ulong(token) * product.out_stride + column;
+        if (pairs && column + 1 < product.n) {
+          *(device uint*)to = pack_two(elements[0], elements[1]);
         } else {
-          to[0] = SCALAR(sums[i][j][h * 2]);
-          if (row + 1 < product.n) {
-            to[1] = SCALAR(sums[i][j][h * 2 + 1]);
+          to[0] = SCALAR(elements[0]);
+          if (column + 1 < product.n) {
+            to[1] = SCALAR(elements[1]);
           }
         }
       }

@@ -1,4 +1,4 @@
-// matmul: every row of x with every row of each weight.
+// matmul: every row of x with every row of each weight, or of two weights in turn.
 
 #include "product.h"
 #include "products.h"
@@ -13,9 +13,9 @@ kernel void matmul_few(
   Product product = PICK_PRODUCT(group.x);
   uint first_row = (product.block * (SIMDGROUPS / p.splits) + simdgroup / p.splits) * ROWS;
   uint first_token = group.y * TOKENS;
-  PlainRows operands = {x, product.out, p.x_stride, product.out_stride};
+  ProductRows operands = {x, p.x_stride, product, PICK_ADDED(product)};
   Tokens tokens = {first_token, min(TOKENS, p.m - first_token)};
-  Features features = {0, product.n};
+  Features features = {0, product.rows()};
   product_few<TOKENS>(operands, product.weight, tokens, features, first_row, p.splits, partial, lane, simdgroup);
 }
 
@@ -30,8 +30,8 @@ kernel void matmul_tiled(
   threadgroup float staged[STAGED];
   Product product = PICK_PRODUCT(group.x);
   uint first_token = group.y * TILE_M;
-  PlainRows operands = {x, product.out, p.x_stride, product.out_stride};
+  ProductRows operands = {x, p.x_stride, product, PICK_ADDED(product)};
   Tokens tokens = {first_token, min(TILE_M, p.m - first_token)};
-  Features features = {0, product.n};
+  Features features = {0, product.rows()};
   product_tiled(operands, product.weight, tokens, features, product.block * TILE_N, staged, thread_index, simdgroup);
 }

@@ -1,8 +1,11 @@
 //! Products with a weight matrix, dense or quantised.
 
 pub mod cpu;
+#[cfg(test)]
+mod epilogue_tests;
 pub(super) mod few;
 mod gpu;
+mod host;
 pub(super) mod peak;
 #[cfg(test)]
 pub(super) mod tests;
@@ -13,20 +16,18 @@ use std::fmt;
 use std::sync::Arc;
 
 pub use self::cpu::Precision;
-use self::cpu::{DenseView, Factor, Method, PackLayout, RowsMut};
+use self::cpu::{DenseView, PackLayout};
 pub(super) use self::gpu::{MatrixParts, ROWS, SIMDGROUPS, UNIT, defines, parts, reader, splits};
 #[cfg(test)]
 pub(super) use self::gpu::{NVIDIA, SOURCE};
 pub use self::peak::{PeakRates, peak_rates};
-use crate::device::cpu::scratch::with_scratch;
-use crate::device::cpu::vector::{narrow, vectorized, widen};
-use crate::device::cpu::{Call, Entry, Features};
 use crate::device::{Launch, Stream};
 use crate::kernels::kernel_params;
 use crate::matrix::{Matrix, MatrixFormat};
-use crate::ops::check::{Rows, check, float_entry, size};
+use crate::ops::Gate;
+use crate::ops::check::{Rows, check, size};
 use crate::quant::QuantView;
-use crate::{DType, Device, Error, Float, Result, Tensor};
+use crate::{DType, Device, Error, Result, Shape, Tensor};
 
 /// A matrix made ready for products on its device.
 ///
@@ -169,6 +170,25 @@ impl Form {
     }
 }
 
+/// A weight to multiply with, and what is added to the sums before they are rounded.
+///
+/// A `&Weight` is one to which nothing is added.
+#[derive(Clone, Copy, Debug)]
+pub struct Product<'a> {
+    /// The weight.
+    pub weight: &'a Weight,
+    /// `[rows]` in `x`'s type, contiguous: added to each row of the result.
+    pub bias: Option<&'a Tensor>,
+    /// Of the result's shape and type, with any stride between rows. It may be the very view that the result goes to.
+    pub residual: Option<&'a Tensor>,
+}
+
+impl<'a> From<&'a Weight> for Product<'a> {
+    fn from(weight: &'a Weight) -> Product<'a> {
+        Product { weight, bias: None, residual: None }
+    }
+}
+
 /// `x W^T`: every row of `x` times every row of the weight.
 ///
 /// `x` is `[.., columns]` in f32, f16 or bf16 with any offset and any stride between rows; the result is `[.., rows]` in
@@ -202,65 +222,213 @@ pub fn matmul_into(stream: &mut Stream, x: &Tensor, weight: &Weight, precision: 
     matmul_each_into(stream, x, [(weight, out)], precision)
 }
 
-/// [`matmul`] of one `x` with each of several weights. The CPU reads and rounds `x` once for all, in one launch.
+/// [`matmul`] of one `x` with each of several weights, plus biases and residuals where there are any: `x W^T + b + r`. The
+/// CPU reads and rounds `x` once for all, in one launch.
 ///
 /// # Errors
 ///
 /// As [`matmul`].
-pub fn matmul_each<const N: usize>(
+///
+/// ```
+/// use silicide::ops::{self, Precision, Product, Weight};
+/// use silicide::{Device, Matrix};
+/// # fn main() -> silicide::Result<()> {
+/// let device = Device::cpu();
+/// let stream = &mut device.stream();
+/// let weight = Weight::new(&Matrix::from_tensor(&device.tensor(&[1.0f32, 2.0, 3.0, 4.0], [2, 2])?)?)?;
+/// let x = device.tensor(&[10.0f32, 1.0], [1, 2])?;
+/// let bias = device.tensor(&[0.5f32, -0.5], [2])?;
+/// let biased = Product { weight: &weight, bias: Some(&bias), residual: None };
+/// let [plain, y] = ops::matmul_each(stream, &x, [Product::from(&weight), biased], Precision::F32)?;
+/// assert_eq!(plain.to_vec::<f32>(stream)?, [12.0, 34.0]);
+/// assert_eq!(y.to_vec::<f32>(stream)?, [12.5, 33.5]);
+/// # Ok(())
+/// # }
+/// ```
+pub fn matmul_each<'a, P: Into<Product<'a>>, const N: usize>(
     stream: &mut Stream,
     x: &Tensor,
-    weights: [&Weight; N],
+    products: [P; N],
     precision: Precision,
 ) -> Result<[Tensor; N]> {
-    let mut shape = *x.shape();
-    check(OP, shape.rank() > 0, || format!("x: got {x:?}, wanted at least one axis"))?;
-    let last = shape.rank() - 1;
+    let products = products.map(Into::into);
     let mut outs = Vec::with_capacity(N);
-    for weight in weights {
-        shape[last] = weight.rows;
-        outs.push(stream.empty(x.dtype(), shape)?);
+    for product in products {
+        outs.push(stream.empty(x.dtype(), result_shape(OP, x, product.weight)?)?);
     }
     let outs: [Tensor; N] = outs.try_into().expect("there is one for each weight");
-    matmul_each_into::<N>(stream, x, std::array::from_fn(|i| (weights[i], &outs[i])), precision)?;
+    matmul_each_into::<_, N>(stream, x, std::array::from_fn(|i| (products[i], &outs[i])), precision)?;
     Ok(outs)
 }
 
-/// [`matmul_each`] into the tensors beside the weights, which share no memory with `x` or with each other.
-pub fn matmul_each_into<const N: usize>(
+/// [`matmul_each`] into the tensors beside the weights, which share no memory with another tensor here, but for a residual
+/// that is the very view.
+pub fn matmul_each_into<'a, P: Into<Product<'a>>, const N: usize>(
     stream: &mut Stream,
     x: &Tensor,
-    products: [(&Weight, &Tensor); N],
+    products: [(P, &'a Tensor); N],
     precision: Precision,
 ) -> Result<()> {
     let x_rows = Rows::of(OP, "x", x)?;
-    let mut strides = [0; N];
-    for (stride, (weight, out)) in strides.iter_mut().zip(products) {
-        let out_rows = Rows::of(OP, "out", out)?;
-        check(OP, weight.device() == stream.device(), || {
-            format!("weight: it is on device {:?}, the stream on another {:?}", weight.device(), stream.device())
+    let mut placed = Vec::with_capacity(N);
+    for (product, out) in products {
+        placed.push(Placed::check(OP, stream.device(), (x, &x_rows), product.into(), out)?);
+    }
+    let placed: [Placed; N] = placed.try_into().unwrap_or_else(|_| unreachable!("there is one for each weight"));
+    for (i, product) in placed.iter().enumerate() {
+        for residual in placed.iter().enumerate().filter(|&(j, _)| j != i).filter_map(|(_, other)| other.residual) {
+            check(OP, !product.out.overlaps(residual), || {
+                format!("residual: got {residual:?}, which shares memory with the output of another product")
+            })?;
+        }
+    }
+    launch(stream, x, &x_rows, placed, None, precision)
+}
+
+/// `activation(x G^T) * (x U^T)` for two weights of one shape and format: the first half of a gated feed-forward network,
+/// in one launch. Sums and the activation are f32, rounded once.
+///
+/// `x` and the result are as for [`matmul`].
+///
+/// # Errors
+///
+/// [`Error::Argument`] where shapes or types do not fit, or the weights differ in shape or format.
+///
+/// ```
+/// use silicide::ops::{self, Gate, Precision, Weight};
+/// use silicide::{Device, Matrix};
+/// # fn main() -> silicide::Result<()> {
+/// let device = Device::cpu();
+/// let stream = &mut device.stream();
+/// let weight = |row| Weight::new(&Matrix::from_tensor(&device.tensor::<f32>(row, [1, 2])?)?);
+/// let (gate, up) = (weight(&[4.0, 0.0])?, weight(&[0.0, 3.0])?);
+/// let x = device.tensor(&[10.0f32, 1.0], [1, 2])?;
+/// let y = ops::matmul_glu(stream, &x, &gate, &up, Gate::Silu, Precision::F32)?;
+/// assert_eq!(y.to_vec::<f32>(stream)?, [120.0]);
+/// # Ok(())
+/// # }
+/// ```
+pub fn matmul_glu(
+    stream: &mut Stream,
+    x: &Tensor,
+    gate: &Weight,
+    up: &Weight,
+    activation: Gate,
+    precision: Precision,
+) -> Result<Tensor> {
+    let out = stream.empty(x.dtype(), result_shape(GLU, x, gate)?)?;
+    matmul_glu_into(stream, x, gate, up, activation, precision, &out)?;
+    Ok(out)
+}
+
+/// [`matmul_glu`] into `out`, which shares no memory with `x`.
+pub fn matmul_glu_into(
+    stream: &mut Stream,
+    x: &Tensor,
+    gate: &Weight,
+    up: &Weight,
+    activation: Gate,
+    precision: Precision,
+    out: &Tensor,
+) -> Result<()> {
+    let alike = |w: &Weight| (w.rows, w.columns, w.format);
+    check(GLU, alike(gate) == alike(up), || {
+        format!("up: got {up:?}, wanted the gate's {gate:?}; take the two products by matmul_each, then glu")
+    })?;
+    let x_rows = Rows::of(GLU, "x", x)?;
+    let gate = Placed::check(GLU, stream.device(), (x, &x_rows), gate.into(), out)?;
+    let up = Placed::check(GLU, stream.device(), (x, &x_rows), up.into(), out)?;
+    launch(stream, x, &x_rows, [gate, up], Some(activation), precision)
+}
+
+/// The shape of a product.
+fn result_shape(op: &'static str, x: &Tensor, weight: &Weight) -> Result<Shape> {
+    let mut shape = *x.shape();
+    let Some(last) = shape.last_mut() else {
+        return Err(Error::argument(op, format!("x: got {x:?}, wanted at least one axis")));
+    };
+    *last = weight.rows;
+    Ok(shape)
+}
+
+/// A product whose arguments fit, and where it goes. Strides are between rows.
+struct Placed<'a> {
+    weight: &'a Weight,
+    bias: Option<&'a Tensor>,
+    residual: Option<&'a Tensor>,
+    residual_stride: u32,
+    out: &'a Tensor,
+    stride: u32,
+}
+
+impl<'a> Placed<'a> {
+    fn check(
+        op: &'static str,
+        device: &Device,
+        (x, x_rows): (&Tensor, &Rows),
+        product: Product<'a>,
+        out: &'a Tensor,
+    ) -> Result<Placed<'a>> {
+        let Product { weight, bias, residual } = product;
+        let out_rows = Rows::of(op, "out", out)?;
+        check(op, weight.device() == device, || {
+            format!("weight: it is on device {:?}, the stream on another {device:?}", weight.device())
         })?;
-        check(OP, x.dtype().is_float() && x_rows.len as usize == weight.columns, || {
+        check(op, x.dtype().is_float() && x_rows.len as usize == weight.columns, || {
             format!("x: got {x:?}, wanted floats [.., {}]", weight.columns)
         })?;
-        check(
-            OP,
-            out.dtype() == x.dtype() && out_rows.len as usize == weight.rows && out_rows.count == x_rows.count,
-            || format!("out: got {out:?}, wanted {} [{}, {}]", x.dtype(), x_rows.count, weight.rows),
-        )?;
-        *stride = out_rows.stride;
+        let fits = |t: &Tensor, rows: &Rows| {
+            t.dtype() == x.dtype() && rows.len as usize == weight.rows && rows.count == x_rows.count
+        };
+        let wanted = || format!("wanted {} [{}, {}]", x.dtype(), x_rows.count, weight.rows);
+        check(op, fits(out, &out_rows), || format!("out: got {out:?}, {}", wanted()))?;
+        if let Some(bias) = bias {
+            check(op, bias.dtype() == x.dtype() && bias.shape()[..] == [weight.rows] && bias.is_contiguous(), || {
+                format!("bias: got {bias:?}, wanted {} [{}], contiguous", x.dtype(), weight.rows)
+            })?;
+        }
+        let mut residual_stride = 0;
+        if let Some(residual) = residual {
+            let rows = Rows::of(op, "residual", residual)?;
+            check(op, fits(residual, &rows), || format!("residual: got {residual:?}, {}", wanted()))?;
+            residual_stride = rows.stride;
+        }
+        Ok(Placed { weight, bias, residual, residual_stride, out, stride: out_rows.stride })
     }
+
+    /// Whether the residual is where the product goes.
+    fn in_place(&self) -> bool {
+        self.residual.is_some_and(|residual| residual.overlaps(self.out))
+    }
+
+    /// Adds to a launch what is added to the sums.
+    fn bind_added(&self, launch: Launch) -> Launch {
+        launch.read_apart_optional(self.bias).read_optional(self.residual)
+    }
+
+    /// Adds to a launch where the product goes.
+    fn bind_out(&self, launch: Launch) -> Launch {
+        if self.in_place() { launch.write_in_place(self.out) } else { launch.write(self.out) }
+    }
+}
+
+/// Launches products of one `x`, or two as `glu`.
+fn launch<const N: usize>(
+    stream: &mut Stream,
+    x: &Tensor,
+    x_rows: &Rows,
+    products: [Placed; N],
+    glu: Option<Gate>,
+    precision: Precision,
+) -> Result<()> {
     if x_rows.count == 0 {
         return Ok(());
     }
     if stream.device().as_cpu().is_some() {
-        return launch_on_cpu(stream, x, &x_rows, products, strides, precision);
+        return host::launch(stream, x, x_rows, products, glu, precision);
     }
-    let stored = products.into_iter().zip(strides).filter_map(|((weight, out), stride)| {
-        let Form::Stored(matrix) = &weight.form else { unreachable!("a GPU's weights are stored") };
-        (weight.rows > 0).then_some(gpu::Product { matrix: matrix.as_ref(), out, stride })
-    });
-    gpu::launch(stream, x, &x_rows, &stored.collect::<Vec<_>>(), precision)
+    let stored = products.iter().filter(|product| product.weight.rows > 0).map(gpu::Product::new);
+    gpu::launch(stream, x, x_rows, &stored.collect::<Vec<_>>(), glu, precision)
 }
 
 /// The parameters for the rows of `x` with weights of `n` rows in all.
@@ -271,6 +439,9 @@ fn params(x: &Rows, n: usize) -> Result<Params> {
         k: x.len,
         x_stride: x.stride,
         out_stride: [0; AT_ONCE],
+        residual_stride: [0; AT_ONCE],
+        has_bias: [0; AT_ONCE],
+        has_residual: [0; AT_ONCE],
         blocks: [0; AT_ONCE],
         code_stride: 0,
         group_size: 0,
@@ -283,116 +454,8 @@ fn flops(p: &Params) -> usize {
     2 * p.m as usize * n * p.k as usize
 }
 
-/// What the CPU form of `N` products is given beside `x`, each packed weight and its output.
-struct Packed<const N: usize> {
-    precision: Precision,
-    layouts: [Arc<PackLayout>; N],
-    /// Between an output's rows.
-    strides: [usize; N],
-}
-
-fn launch_on_cpu<const N: usize>(
-    stream: &mut Stream,
-    x: &Tensor,
-    x_rows: &Rows,
-    products: [(&Weight, &Tensor); N],
-    strides: [u32; N],
-    precision: Precision,
-) -> Result<()> {
-    let params = params(x_rows, products.iter().map(|(weight, _)| weight.rows).sum())?;
-    let features = stream.device().as_cpu().map_or_else(Features::detect, |cpu| cpu.features());
-    let layouts = products.map(|(weight, _)| match &weight.form {
-        Form::Packed { layout, .. } => layout.clone(),
-        Form::Stored(_) => unreachable!("the CPU's weights are packed"),
-    });
-    let formats = listed(products.iter().map(|(weight, _)| weight.format.to_string()));
-    let rows = params.m as usize;
-    let reasons =
-        listed(layouts.iter().map(|layout| Method::of(layout, features, precision, rows).reason(precision, rows)));
-    let mut launch = Launch::new(OP, &params).read(x);
-    for (weight, out) in products {
-        let Form::Packed { bytes, .. } = &weight.form else { unreachable!("as above") };
-        launch = launch.read(bytes).write(out);
-    }
-    let context = Arc::new(Packed { precision, layouts, strides: strides.map(|stride| stride as usize) });
-    let launch = launch.context(&context).flops(flops(&params)).choice(format!("cpu {formats} {features}"), reasons);
-    let entry: Entry = float_entry!(x.dtype(), T => run::<T, N>);
-    stream.launch(launch, entry, || unreachable!("the stream is the CPU's"))
-}
-
-/// What there is among some strings, each once.
-fn listed(all: impl Iterator<Item = String>) -> String {
-    let mut once: Vec<String> = Vec::new();
-    all.for_each(|s| {
-        if !once.contains(&s) {
-            once.push(s)
-        }
-    });
-    once.join(" and ")
-}
-
-/// The CPU form: rows of another type than f32 are widened on the way in and rounded on the way out.
-fn run<T: Float, const N: usize>(call: &Call) {
-    let p: Params = call.params();
-    let packed: &Packed<N> = call.context();
-    let (m, k, x_stride) = (p.m as usize, p.k as usize, p.x_stride as usize);
-    let product = |x: &[f32], x_stride: usize, outs: [(&mut [f32], usize); N]| {
-        let mut outs = outs.into_iter().enumerate();
-        let mut factors = std::array::from_fn::<_, N, _>(|_| {
-            let (i, (out, stride)) = outs.next().expect("there are as many");
-            let layout = &*packed.layouts[i];
-            let out = RowsMut::new(out, m, layout.rows(), stride).expect("rows were checked");
-            Factor { layout, weight: call.slice::<u8>(1 + 2 * i), rows: 0..m, out }
-        });
-        let x = cpu::Rows::new(x, m, k, x_stride).expect("rows were checked");
-        cpu::matmul(call.pool, call.features, packed.precision, x, &mut factors).expect("shapes were checked");
-    };
-    let x = call.view::<T>(0);
-    // SAFETY: nothing writes x.
-    let x = unsafe { x.row(0, x.len()) };
-    let outs = std::array::from_fn::<_, N, _>(|i| {
-        let out = call.view::<T>(2 + 2 * i);
-        // SAFETY: nobody else has this output.
-        (unsafe { out.row_mut(0, out.len()) }, packed.strides[i])
-    });
-    if T::DTYPE == DType::F32 {
-        return product(bytemuck::cast_slice(x), x_stride, outs.map(|(out, s)| (bytemuck::cast_slice_mut(out), s)));
-    }
-    with_scratch(m * (p.n[0] as usize + k), |scratch| {
-        let (wide_x, wide_outs) = scratch.split_at_mut(m * k);
-        vectorized(
-            #[inline(always)]
-            || {
-                for (row, wide) in wide_x.chunks_exact_mut(k.max(1)).enumerate() {
-                    widen(&x[row * x_stride..][..k], wide);
-                }
-            },
-        );
-        let mut rest = &mut *wide_outs;
-        let wide = packed.layouts.each_ref().map(|layout| {
-            let (out, after) = std::mem::take(&mut rest).split_at_mut(m * layout.rows());
-            rest = after;
-            (out, layout.rows())
-        });
-        product(wide_x, k, wide);
-        let mut rest = &*wide_outs;
-        for ((out, stride), layout) in outs.into_iter().zip(&packed.layouts) {
-            let n = layout.rows();
-            let (wide, after) = rest.split_at(m * n);
-            rest = after;
-            vectorized(
-                #[inline(always)]
-                || {
-                    for (row, wide) in wide.chunks_exact(n.max(1)).enumerate() {
-                        narrow(wide, &mut out[row * stride..][..n]);
-                    }
-                },
-            );
-        }
-    });
-}
-
 const OP: &str = "matmul";
+const GLU: &str = "matmul_glu";
 
 /// Products that a GPU takes in one launch.
 const AT_ONCE: usize = 3;
@@ -405,6 +468,9 @@ kernel_params! {
         k: u32,
         x_stride: u32,
         out_stride: [u32; 3],
+        residual_stride: [u32; 3],
+        has_bias: [u32; 3],
+        has_residual: [u32; 3],
         /// Threadgroups along the rows of each weight.
         blocks: [u32; 3],
         code_stride: u32,

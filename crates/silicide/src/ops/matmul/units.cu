@@ -97,10 +97,10 @@ inline void copy_few(uint to, device const uchar* from) {
 
 // Where the next stage to ask for lies.
 struct Ahead {
-  Stored weight;
+  Weight weight;
   uint row;    // of its tile the first
   uint rows;   // that there are
-  uint last;   // of them the weight's last, if it is here
+  uint last;   // of its weight's the last, if it is here
   uint tile;   // the next
   uint stage;  // of this one
 };
@@ -125,14 +125,17 @@ kernel void matmul_tensor_units(
   uint first_token = group.y * 4 * SETS;
   uint stages = p.k / COLUMNS;
   uint group_size = L::group(p.group_size);
+  auto codes_of = [&](Weight weight, uint row) {
+    return holder_of(weight, row).codes + ulong(row / SUMS) * p.code_stride;
+  };
   Ahead ahead = {{}, 0, 0, 0, tile, stages};
   auto enter = [&]() {
     if (ahead.tile < end) {
       Product product = PICK_PRODUCT(ahead.tile);
       ahead.weight = product.weight;
       ahead.row = product.block * ROWS;
-      ahead.rows = min(product.n - ahead.row, ROWS);
-      ahead.last = product.n - ahead.row - 1;
+      ahead.rows = min(product.rows() - ahead.row, ROWS);
+      ahead.last = product.n - ahead.row / SUMS - 1;
       ahead.tile += 1;
       ahead.stage = simdgroup;
     }
@@ -145,7 +148,7 @@ kernel void matmul_tensor_units(
         uint row = at / CHUNKS;
         uint chunk = at % CHUNKS;
         if (row < ahead.rows) {
-          device const uchar* from = ahead.weight.codes + ulong(ahead.row + row) * ahead.weight.code_stride + ahead.stage * L::CODES;
+          device const uchar* from = codes_of(ahead.weight, ahead.row + row) + ahead.stage * L::CODES;
           if (EVEN) {
             copy_some(to + row * PITCH + chunk * 16, from + chunk * 16, 16);
           } else {
@@ -154,7 +157,7 @@ kernel void matmul_tensor_units(
               uint there = min(before + L::CODES - chunk * 16, 16);
               device const uchar* start = from - before + chunk * 16;
               uint place = row * PITCH + chunk * 16;
-              if (there < 16 && row == ahead.last && ahead.stage + 1 == stages) {
+              if (there < 16 && row / SUMS == ahead.last && ahead.stage + 1 == stages) {
                 // The copy below may touch all sixteen bytes, and here the weight ends. Blocks have even sizes.
                 for (uint b = 0; b < there; b += 2) {
                   *(threadgroup ushort*)(staged + slot * BYTES + place + b) = *(device const ushort*)(start + b);
@@ -170,9 +173,11 @@ kernel void matmul_tensor_units(
         uint groups = p.k / group_size;
         uint mine = COLUMNS / group_size * L::SCALE;
         uint row = lane % ROWS;
-        ulong from = ulong(ahead.row + min(row, ahead.rows - 1)) * (groups * L::SCALE) + ahead.stage * mine;
+        uint from = ahead.row + min(row, ahead.rows - 1);
+        Stored holder = holder_of(ahead.weight, from);
         if (lane < ROWS || L::BIASES) {
-          device const uchar* at = (lane < ROWS ? ahead.weight.scales : ahead.weight.biases) + from;
+          device const uchar* at = lane < ROWS ? holder.scales : holder.biases;
+          at += ulong(from / SUMS) * (groups * L::SCALE) + ahead.stage * mine;
           uint there = to + (lane < ROWS ? SCALES : BIASES) + row * mine;
           if (mine % 16 == 0) {
             for (uint i = 0; i < mine; i += 16) {
@@ -224,7 +229,7 @@ kernel void matmul_tensor_units(
       Reader readers[2];
       for (uint i = 0; i < 2; ++i) {
         uint row = i * 8 + g;
-        uint before = EVEN ? 0 : uint(ulong(product.weight.codes) + ulong(first_row + row) * p.code_stride + at * L::CODES) & 15;
+        uint before = EVEN ? 0 : uint(ulong(codes_of(product.weight, first_row + row) + at * L::CODES)) & 15;
         Stored here = {stage + before, stage + SCALES, stage + BIASES, PITCH, COLUMNS, group_size};
         readers[i] = Reader::at(here, row);
       }
@@ -288,15 +293,17 @@ kernel void matmul_tensor_units(
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     uint worker = (thread_index + turn * (WARPS * 16)) % (WARPS * 32);
-    for (uint i = worker; i < ROWS * 4 * SETS; i += WARPS * 32) {
-      uint row = i % ROWS;
-      uint token = i / ROWS;
-      if (first_token + token < p.m && first_row + row < product.n) {
-        float sum = 0.0f;
+    for (uint i = worker; i < ROWS / SUMS * 4 * SETS; i += WARPS * 32) {
+      uint row = i % (ROWS / SUMS) * SUMS;
+      uint token = i / (ROWS / SUMS);
+      if (first_token + token < p.m && first_row + row < product.rows()) {
+        float joined[SUMS] = {};
         for (uint s = 0; s < WARPS; ++s) {
-          sum += partial[s * PART + token * GAP + row];
+          for (uint j = 0; j < SUMS; ++j) {
+            joined[j] += partial[s * PART + token * GAP + row + j];
+          }
         }
-        product.out[ulong(first_token + token) * product.out_stride + first_row + row] = SCALAR(sum);
+        product.store(first_token + token, (first_row + row) / SUMS, joined, PICK_ADDED(product));
       }
     }
   }

@@ -1,8 +1,8 @@
 //! Few rows of 16 bits on NVIDIA's tensor cores with a weight of any format: the kernels of `units.cu`.
 
 use super::Params;
-use super::gpu::{GpuForm, Product};
-use crate::kernels::{KernelParams, KernelSource};
+use super::gpu::{GpuForm, PARAMS, Product};
+use crate::kernels::KernelSource;
 use crate::matrix::{Matrix, MatrixFormat};
 use crate::quant::QuantFormat;
 use crate::{DType, Device};
@@ -58,4 +58,4 @@ const COLUMNS: u32 = 256;
 const DEPTH: u32 = 2;
 
 pub(in crate::ops) static SOURCE: KernelSource =
-    KernelSource { name: "matmul/units.cu", params: &[Params::DECLARATION], body: include_str!("units.cu") };
+    KernelSource { name: "matmul/units.cu", params: PARAMS, body: include_str!("units.cu") };

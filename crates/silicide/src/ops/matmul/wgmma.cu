@@ -6,8 +6,10 @@
 // for both. The first group of each is the producer: one thread asks the copy engine for tiles of 64 columns, STAGES ahead. The weight is the first factor, so
 // that it may come from registers, and sums are f32 of [weight's rows, x's rows].
 
+#define QUICK
 #include "matrix.h"
 #include "nvidia.h"
+#include "products.h"
 
 constant constexpr uint TILE_K = 64;
 constant constexpr uint HALF_N = 128;  // rows of the weight, a threadgroup
@@ -38,6 +40,10 @@ constant constexpr uint BITS = W::BITS;
 typedef conditional_t<BITS == 0, Mxfp4, Reader> Codes;  // any, where no codes are read
 constant constexpr uint W_ROW = BITS == 0 ? TILE_K * 2 : TILE_K * BITS / 8;  // bytes of a tile's row
 constant constexpr uint W_BYTES = HALF_N * W_ROW;
+// Of two weights a tile has first the rows of one and then as many of the other. A simdgroup takes eight rows of each, so that both sums of
+// an element are a thread's.
+constant constexpr uint OF_EACH = HALF_N / SUMS;
+constant constexpr uint OUT_ROW = 128 / SUMS;  // bytes of a consumer's part of a row of the result
 constant constexpr uint GROUPS = W::GROUP >= TILE_K ? 1 : TILE_K / W::GROUP;  // of a tile's row
 
 #ifdef HALF_TYPES
@@ -201,21 +207,10 @@ inline uint factor_of(thread const SmallFloats<C, E8m0, G>*, uint code) {
   return code == 255 ? 0x7fc07fc0u : code == 0 ? 0x00400040u : code * 0x00800080u;
 }
 
-struct Picked {
-  uint index;
-  uint block;
-};
-
 template <uint TOKENS>
 kernel void matmul_wgmma(
-    device const W::Factor* scales0 [[buffer(2)]],
-    device const W::Factor* biases0 [[buffer(3)]],
-    device const W::Factor* scales1 [[buffer(6)]],
-    device const W::Factor* biases1 [[buffer(7)]],
-    device const W::Factor* scales2 [[buffer(10)]],
-    device const W::Factor* biases2 [[buffer(11)]],
-    device SCALAR* out2 [[buffer(12)]],
-    constant MappedParams& mapped [[buffer(13)]],
+    PRODUCT_BUFFERS,
+    constant MappedParams& mapped [[buffer(19)]],
     uint group [[threadgroup_position_in_grid]],
     uint groups [[threadgroups_per_grid]],
     uint thread_index [[thread_index_in_threadgroup]],
@@ -224,7 +219,7 @@ kernel void matmul_wgmma(
   constant Params& p = mapped.p;
   constexpr uint X_BYTES = TOKENS * TILE_K * 2;
   constexpr uint STAGE = X_BYTES + W_BYTES;
-  constexpr uint OUT = 128 * 128;  // bytes: 128 rows of x by 64 of the weight
+  constexpr uint OUT = 128 * OUT_ROW;
   extern __shared__ uint4 dynamic[];
   uint staged = (shared_address(dynamic) + 1023) / 1024 * 1024;
   uint outs = staged + STAGES * STAGE;
@@ -255,11 +250,9 @@ kernel void matmul_wgmma(
   };
   auto pick = [&](uint tile) {
     uint band = tile / (BAND * across);
-    uint block = tile % (BAND * across) / min(BAND, down - band * BAND);
-    uint index = block < p.blocks[0] ? 0 : block < p.blocks[0] + p.blocks[1] ? 1 : 2;
-    block -= index == 0 ? 0 : index == 1 ? p.blocks[0] : p.blocks[0] + p.blocks[1];
-    return Picked{index, block * 2 * HALF_N + rank * HALF_N};
+    return PICK_PRODUCT(tile % (BAND * across) / min(BAND, down - band * BAND));
   };
+  auto first_column = [&](Product product) { return (product.block * 2 + rank) * OF_EACH; };
 
   uint stage = 0;
   uint parity = 0;
@@ -275,14 +268,18 @@ kernel void matmul_wgmma(
     if (thread_index == 0) {
       for (uint tile = group / 2; tile < tiles; tile += groups / 2) {
         uint token = first_token(tile) + rank * (TOKENS / 2);
-        Picked product = pick(tile);
-        constant TileMap& w_map = mapped.maps[1 + product.index * 2];
+        Product product = pick(tile);
+        uint column = first_column(product);
         for (uint step = 0; step < steps; ++step) {
           wait_at(empty + stage * 8, parity ^ 1);
           arrive_expecting(full + stage * 8, STAGE);
           uint to = staged + stage * STAGE;
-          fetch_tile_for_both(to + rank * (X_BYTES / 2), mapped.maps[0], step * TILE_K, token, full + stage * 8);
-          fetch_tile(to + X_BYTES, w_map, step * W_ROW / (BITS == 0 ? 2 : 1), product.block, full + stage * 8);
+          fetch_tile_for_both(to + rank * (X_BYTES / 2), mapped.x, step * TILE_K, token, full + stage * 8);
+          for (uint i = 0; i < SUMS; ++i) {
+            fetch_tile(
+                to + X_BYTES + i * (W_BYTES / SUMS), mapped.weights[product.which + i], step * W_ROW / (BITS == 0 ? 2 : 1), column,
+                full + stage * 8);
+          }
           advance();
         }
       }
@@ -291,7 +288,8 @@ kernel void matmul_wgmma(
     asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
     uint consumer = simdgroup / 4 - 1;
     uint warp = simdgroup % 4;
-    uint row = consumer * 64 + warp * 16 + lane / 4;  // of the threadgroup's, and the one eight after it
+    uint row = SUMS == 2 ? consumer * 32 + warp * 8 : consumer * 64 + warp * 16;  // of the tile, the simdgroup's first
+    constexpr uint BESIDE = SUMS == 2 ? OF_EACH : 8;                              // from its first eight rows to the others
     float d[TOKENS / 2];
     auto release = [&](uint stage) {
       if (lane < 2) {
@@ -300,9 +298,10 @@ kernel void matmul_wgmma(
     };
 
     for (uint tile = group / 2; tile < tiles; tile += groups / 2) {
-      Picked product = pick(tile);
+      Product product = pick(tile);
+      uint column = first_column(product);
       uint before = 0;
-      if constexpr (BITS == 0) {
+      if constexpr (BITS == 0 && SUMS == 1) {
         for (uint step = 0; step < steps; ++step) {
           wait_at(full + stage * 8, parity);
           uint x_tile = staged + stage * STAGE;
@@ -323,12 +322,15 @@ kernel void matmul_wgmma(
         }
       } else {
         typedef W::Factor Factor;
-        device const Factor* scales = product.index == 0 ? scales0 : product.index == 1 ? scales1 : scales2;
-        device const Factor* biases = product.index == 0 ? biases0 : product.index == 1 ? biases1 : biases2;
         uint groups_of_row = p.k / W::GROUP;
-        ulong at[2];
+        device const Factor* scales[2];
+        device const Factor* biases[2];
         for (uint h = 0; h < 2; ++h) {
-          at[h] = ulong(min(product.block + row + h * 8, p.n[product.index] - 1)) * groups_of_row;
+          Stored weight = holder_of(product.weight, h);
+          uint own = column + row + lane / 4 + (SUMS == 2 ? 0 : h * 8);
+          ulong at = ulong(min(own, product.n - 1)) * groups_of_row;
+          scales[h] = (device const Factor*)weight.scales + at;
+          biases[h] = (device const Factor*)weight.biases + at;
         }
         // One step ahead.
         Factor factors[2][2][GROUPS];
@@ -336,16 +338,17 @@ kernel void matmul_wgmma(
           uint first = min(step, steps - 1) * TILE_K / W::GROUP;
           for (uint h = 0; h < 2; ++h) {
             for (uint i = 0; i < GROUPS; ++i) {
-              factors[h][0][i] = scales[at[h] + first + i];
+              factors[h][0][i] = scales[h][first + i];
               if (W::BIASED) {
-                factors[h][1][i] = biases[at[h] + first + i];
+                factors[h][1][i] = biases[h][first + i];
               }
             }
           }
         };
-        look(0);
-        // Registers that products of the step before may still read are another step's.
-        auto one = [&](uint step, thread uint (&a)[TILE_K / 16][4]) {
+        if (BITS != 0) {
+          look(0);
+        }
+        auto dequantize_tile = [&](uint step, thread uint (&a)[TILE_K / 16][4]) {
           uint scale[2][GROUPS];
           uint bias[2][GROUPS];
           for (uint h = 0; h < 2; ++h) {
@@ -356,8 +359,8 @@ kernel void matmul_wgmma(
           }
           look(step + 1);
           wait_at(full + stage * 8, parity);
-          uint x_tile = staged + stage * STAGE;
-          uint codes = x_tile + X_BYTES + row * W_ROW;
+          uint own = row + lane / 4;
+          uint codes = staged + stage * STAGE + X_BYTES + own * W_ROW;
           for (uint h = 0; h < 2; ++h) {
             uint two[TILE_K / 16][2];  // in its halves, neighbouring codes of eight columns
             if constexpr (BITS == 4) {
@@ -366,7 +369,7 @@ kernel void matmul_wgmma(
                 uint words[4];
                 asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
                              : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
-                             : "r"(codes + h * 8 * W_ROW + i * 16));
+                             : "r"(codes + h * BESIDE * W_ROW + i * 16));
                 for (uint w = 0; w < 4; ++w) {
                   two[i * 2 + w / 2][w % 2] = __byte_perm(words[w], 0, 0x4440 | lane % 4) * 0x1001;
                 }
@@ -378,7 +381,7 @@ kernel void matmul_wgmma(
                   ushort pair;
                   asm volatile("ld.shared.u16 %0, [%1];"
                                : "=h"(pair)
-                               : "r"(codes + h * 8 * W_ROW + (k ^ row / 2 % 4) * 16 + e * 8 + lane % 4 * 2));
+                               : "r"(codes + h * BESIDE * W_ROW + (k ^ own / 2 % 4) * 16 + e * 8 + lane % 4 * 2));
                   two[k][e] = __byte_perm(pair, 0, 0x4140);
                 }
               }
@@ -390,7 +393,19 @@ kernel void matmul_wgmma(
               }
             }
           }
-          ulong b = describe(x_tile);
+        };
+        // Registers that products of the step before may still read are another step's.
+        auto one = [&](uint step, thread uint (&a)[TILE_K / 16][4]) {
+          if constexpr (BITS == 0) {
+            wait_at(full + stage * 8, parity);
+            uint own = row + lane / 8 % 2 * BESIDE + lane % 8;
+            for (uint k = 0; k < TILE_K / 16; ++k) {
+              load_matrices(a[k], staged + stage * STAGE + X_BYTES + own * W_ROW + (k * 2 + lane / 16 ^ lane % 8) * 16);
+            }
+          } else {
+            dequantize_tile(step, a);
+          }
+          ulong b = describe(staged + stage * STAGE);
           asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
           for (uint k = 0; k < TILE_K / 16; ++k) {
             multiply_tiles(d, a[k], b + k * 2, step + k);
@@ -419,8 +434,15 @@ kernel void matmul_wgmma(
 
       // A consumer lays out 128 rows of x at a time, transposed, as the copy engine takes them.
       uint out = outs + consumer * OUT;
-      constant TileMap& out_map = mapped.maps[2 + product.index * 2];
       uint token = first_token(tile);
+      Added added = PICK_ADDED(product);
+      // Sum `e` of d's sums j * 4 to j * 4 + 3, of rows of x j * 8 + lane % 4 * 2 and the next, for the thread's row of the weight and the other.
+      auto element = [&](uint j, uint e) {
+        float sums[2] = {d[j * 4 + e], d[j * 4 + e % 2 + 2]};
+        uint own = row + lane / 4 + (SUMS == 2 ? 0 : e / 2 * 8);
+        return product.element(
+            min(token + j * 8 + lane % 4 * 2 + e % 2, p.m - 1), min(column + own, product.n - 1), sums, added);
+      };
 #pragma unroll
       for (uint part = 0; part < TOKENS / 128; ++part) {
         if (thread_index % 128 == 0) {
@@ -428,20 +450,26 @@ kernel void matmul_wgmma(
         }
         asm volatile("bar.sync %0, 128;" ::"r"(consumer + 1) : "memory");
 #pragma unroll
-        for (uint j = 0; j < 16; j += 2) {
-          thread const float* sums = d + part * 64 + j * 4;
+        for (uint j = 0; j < 16; j += 2 * SUMS) {
+          uint packed[4];
+#pragma unroll
+          for (uint i = 0; i < 4; ++i) {
+            uint from = part * 16 + j + (SUMS == 2 ? i : i / 2);
+            uint e = SUMS == 2 ? 0 : i % 2 * 2;
+            packed[i] = pack_two(element(from, e), element(from, e + 1));
+          }
           uint r = lane % 8;
-          uint chunk = warp * 2 + lane / 8 % 2;
+          uint below = SUMS == 2 ? lane / 8 : lane / 16;
+          uint place = SUMS == 2 ? warp ^ r / 2 : (warp * 2 + lane / 8 % 2) ^ r;
           asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
-                           out + (j * 8 + lane / 16 * 8 + r) * 128 + (chunk ^ r) * 16),
-                       "r"(pack_two(sums[0], sums[1])), "r"(pack_two(sums[2], sums[3])), "r"(pack_two(sums[4], sums[5])),
-                       "r"(pack_two(sums[6], sums[7]))
+                           out + ((j + below) * 8 + r) * OUT_ROW + place * 16),
+                       "r"(packed[0]), "r"(packed[1]), "r"(packed[2]), "r"(packed[3])
                        : "memory");
         }
         asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
         asm volatile("bar.sync %0, 128;" ::"r"(consumer + 1) : "memory");
         if (thread_index % 128 == 0) {
-          store_tile(out_map, product.block + consumer * 64, token + part * 128, out);
+          store_tile(mapped.outs[product.which], column + consumer * (64 / SUMS), token + part * 128, out);
         }
       }
     }

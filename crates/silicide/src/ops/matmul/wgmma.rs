@@ -1,11 +1,14 @@
 //! Many rows of 16 bits on NVIDIA's Hopper GPUs: the kernel of `wgmma.cu`, behind dequantising to memory where it
 //! does not read the format itself.
 
+use bytemuck::Zeroable;
+
 use super::gpu::{self, Product};
 use super::{AT_ONCE, OP, Params, Precision, flops, params};
 use crate::device::{Gpu, Launch, Stream, TileMap, Tiles};
 use crate::kernels::{KernelParams, KernelSource, kernel_params};
 use crate::matrix::{Matrix, MatrixFormat};
+use crate::ops::Gate;
 use crate::ops::check::{Rows, size};
 use crate::quant::QuantFormat;
 use crate::{DType, Device, Result, Tensor};
@@ -23,8 +26,8 @@ pub(super) fn pays(device: &Device, x: &Tensor, x_rows: &Rows, products: &[Produ
         && x_rows.len > 0
         && x_rows.len.is_multiple_of(gpu::UNIT)
         && x.vectors_align(8)
-        && products.iter().all(|Product { matrix, out, .. }| {
-            out.vectors_align(8)
+        && products.iter().all(|Product { matrix, placed }| {
+            placed.out.vectors_align(8)
                 && match dense(matrix) {
                     true => x_rows.count > 64 && aligned(matrix),
                     false => {
@@ -36,7 +39,13 @@ pub(super) fn pays(device: &Device, x: &Tensor, x_rows: &Rows, products: &[Produ
 }
 
 /// The products, of weights of one format, `AT_ONCE` of them at most.
-pub(super) fn launch(stream: &mut Stream, x: &Tensor, x_rows: &Rows, products: &[Product]) -> Result<()> {
+pub(super) fn launch(
+    stream: &mut Stream,
+    x: &Tensor,
+    x_rows: &Rows,
+    products: &[Product],
+    glu: Option<Gate>,
+) -> Result<()> {
     let (stored, dense) = (products[0].matrix, MatrixFormat::Dense(x.dtype()));
     let codes = in_registers(x, stored);
     let dequantised = match stored.format() == dense || codes.is_some() {
@@ -47,18 +56,12 @@ pub(super) fn launch(stream: &mut Stream, x: &Tensor, x_rows: &Rows, products: &
         Some(all) => all.iter().collect(),
         None => products.iter().map(|p| p.matrix).collect(),
     };
-    let mut params = params(x_rows, 0)?;
-    for (i, product) in products.iter().enumerate() {
-        params.n[i] = size(OP, "weight", product.matrix.rows())?;
-        params.out_stride[i] = product.stride;
-        params.blocks[i] = params.n[i].div_ceil(2 * HALF_N);
-    }
-    let processors = stream.device().processors().unwrap_or(2);
-    let across: u32 = params.blocks.iter().sum();
+    let mut params = gpu::product_params(x_rows, products)?;
+    params.blocks = gpu::blocks(&params, 2 * HALF_N, glu);
+    let clusters = (stream.device().processors().unwrap_or(2) / 2).max(1);
+    let tiles = |tokens: u32| params.blocks.iter().sum::<u32>() * params.m.div_ceil(tokens);
     // Narrow tiles cost more a row of x, which has to pay for dequantising the weight, and leave fewer processors idle in the end.
     let price = if codes.is_some() { 1.35 } else { 1.05 };
-    let clusters = (processors / 2).max(1);
-    let tiles = |tokens: u32| across * params.m.div_ceil(tokens);
     let time = |tokens: u32| (tiles(tokens).div_ceil(clusters) * tokens) as f32;
     let (entry, tokens) = match time(256) <= price * time(128) {
         true => ("matmul_wgmma_256", 256),
@@ -69,9 +72,18 @@ pub(super) fn launch(stream: &mut Stream, x: &Tensor, x_rows: &Rows, products: &
         Some(Codes { bits, .. }) => (DType::U8, stored.code_stride() as u32, TILE_K * bits / 8),
         None => (x.dtype(), params.k, TILE_K * 2),
     };
+    // Rows that a threadgroup's tile has of each weight.
+    let of_each = if glu.is_some() { HALF_N / 2 } else { HALF_N };
     let stage = TILE_K * 2 * tokens + HALF_N * w_row;
     let stages = (SHARED - 1024 - OUT) / (stage + 16);
-    let tiled = |argument, dtype, (rows, columns), stride: usize, (tile_rows, tile_columns)| Tiles {
+    let mapped = MappedParams {
+        x: TileMap::zeroed(),
+        weights: [TileMap::zeroed(); AT_ONCE],
+        outs: [TileMap::zeroed(); AT_ONCE],
+        p: params,
+    };
+    let tiled = |map, argument, dtype, (rows, columns), stride: usize, (tile_rows, tile_columns)| Tiles {
+        map,
         argument,
         dtype,
         rows,
@@ -80,31 +92,16 @@ pub(super) fn launch(stream: &mut Stream, x: &Tensor, x_rows: &Rows, products: &
         tile_rows,
         tile_columns,
     };
-    let mapped = MappedParams { maps: bytemuck::Zeroable::zeroed(), p: params };
     let two = |stride: u32| 2 * stride as usize;
-    let mut launch = Launch::new(OP, &mapped).read(x).tiles(tiled(
-        0,
-        x.dtype(),
-        (params.m, params.k),
-        two(params.x_stride),
-        (tokens / 2, TILE_K),
-    ));
-    for i in 0..AT_ONCE {
-        let weight = weights.get(i);
-        launch = launch
-            .read_optional(weight.map(|m| m.codes()))
-            .read_optional(weight.and_then(|m| m.scales()))
-            .read_optional(weight.and_then(|m| m.biases()));
-        let (Some(weight), Some(product)) = (weight, products.get(i)) else {
-            launch = launch.read_optional(None);
-            continue;
-        };
-        let n = params.n[i];
-        let w_tile = (HALF_N, w_row / w_dtype.size() as u32);
-        launch = launch
-            .write(product.out)
-            .tiles(tiled(1 + 4 * i, w_dtype, (n, w_columns), weight.code_stride(), w_tile))
-            .tiles(tiled(4 + 4 * i, x.dtype(), (params.m, n), two(product.stride), (128, 64)));
+    let x_map = tiled(0, 0, x.dtype(), (params.m, params.k), two(params.x_stride), (tokens / 2, TILE_K));
+    let mut launch = gpu::product_launch(&mapped, x, products, weights.iter().copied(), glu).tiles(x_map);
+    for (i, weight) in weights.iter().enumerate() {
+        let (n, tile) = (params.n[i], (of_each, w_row / w_dtype.size() as u32));
+        launch = launch.tiles(tiled(1 + i, 1 + 6 * i, w_dtype, (n, w_columns), weight.code_stride(), tile));
+    }
+    for (i, product) in products.iter().enumerate().take(if glu.is_some() { 1 } else { AT_ONCE }) {
+        let (n, tile) = (params.n[i], (128, of_each / 2));
+        launch = launch.tiles(tiled(4 + i, 6 + 6 * i, x.dtype(), (params.m, n), two(product.placed.stride), tile));
     }
     let format = if codes.is_some() { stored.format() } else { dense };
     let launch = launch
@@ -117,7 +114,7 @@ pub(super) fn launch(stream: &mut Stream, x: &Tensor, x_rows: &Rows, products: &
         |_| unreachable!("the stream is a GPU's"),
         || Gpu {
             source: &SOURCE,
-            defines: defines(format, x.dtype(), codes.map_or(TILE_K, |c| c.group), stages),
+            defines: defines(format, x.dtype(), codes.map_or(TILE_K, |c| c.group), stages) + &gpu::function(glu),
             entry: entry.into(),
             threadgroups: [2 * tiles(tokens).min(clusters), 1, 1],
             threads: [384, 1, 1],
@@ -165,8 +162,10 @@ fn dequantize(stream: &mut Stream, x: &Tensor, x_rows: &Rows, matrix: &Matrix) -
         .read(matrix.codes())
         .read_optional(matrix.scales())
         .read_optional(matrix.biases())
+        .read_optional(None)
+        .read_optional(None)
         .write(&out);
-    for _ in 4..4 * AT_ONCE {
+    for _ in 6..6 * AT_ONCE {
         launch = launch.read_optional(None);
     }
     let launch = launch
@@ -225,15 +224,16 @@ pub(in crate::ops) fn some_defines() -> std::collections::BTreeSet<String> {
 }
 
 kernel_params! {
-    /// Of x, then of each weight and its output.
     struct MappedParams {
-        maps: [TileMap; 7],
+        x: TileMap,
+        weights: [TileMap; 3],
+        outs: [TileMap; 3],
         p: Params,
     }
 }
 
 pub(in crate::ops) static SOURCE: KernelSource = KernelSource {
     name: "matmul/wgmma.cu",
-    params: &[TileMap::DECLARATION, Params::DECLARATION, MappedParams::DECLARATION],
+    params: &[Gate::DECLARATION, Params::DECLARATION, TileMap::DECLARATION, MappedParams::DECLARATION],
     body: include_str!("wgmma.cu"),
 };
