@@ -117,7 +117,7 @@ pub(super) fn schedule(
         source: &SOURCE,
         defines: String::new(),
         entry: OP.into(),
-        threadgroups: [(params.experts + 1).div_ceil(SIMDGROUPS), 1, 1],
+        threadgroups: [params.experts + 1, 1, 1],
         threads: [32 * SIMDGROUPS, 1, 1],
     })?;
     Ok(schedule(Some(Grouped { order, tiles, rows })))
@@ -127,8 +127,8 @@ pub(super) fn schedule(
 pub(super) const FEW: usize = 4;
 pub(super) const MANY: usize = 32;
 
-/// A threadgroup, which shares nothing.
-const SIMDGROUPS: u32 = 4;
+/// A threadgroup, which shares the pairs.
+const SIMDGROUPS: u32 = 8;
 
 const OP: &str = "expert_schedule";
 
