@@ -1,10 +1,12 @@
 //! Products with weights: of every token, and of experts.
 
+use std::collections::BTreeSet;
+
 use silicide::ops::{self, Gate, Precision, Router, WeightedReduce};
 use silicide::quant::{GgmlFormat, QuantFormat};
 use silicide::{DType, MatrixFormat, Result};
 
-use super::case::{Arithmetic, Case, Setup, call, keep, scattered, stored_bytes};
+use super::case::{Arithmetic, Case, Setup, call, keep, stored_bytes};
 use super::models::{Dims, GPT_OSS, LLAMA, QWEN_27B, QWEN_35B};
 
 const fn affine(bits: u8) -> MatrixFormat {
@@ -75,8 +77,12 @@ pub(super) fn cases(gpu: bool) -> Vec<Case> {
         cases.push(schedule(QWEN_35B, tokens));
     }
     for (model, format) in [(QWEN_35B, FOUR_BITS), (GPT_OSS, MXFP4)] {
-        for tokens in [1, 8, 512] {
-            cases.push(experts(model, format, tokens));
+        // Some seconds each on a CPU.
+        for tokens in [1, 8, 64, 512, 4096].into_iter().filter(|&tokens| gpu || tokens <= 512) {
+            cases.push(experts(model, format, tokens, Experts::Up));
+        }
+        for tokens in [1, 64, 512, 4096].into_iter().filter(|&tokens| gpu || tokens <= 512) {
+            cases.push(experts(model, format, tokens, Experts::Down));
         }
     }
     for tokens in [1, 8, 512, 4096] {
@@ -175,23 +181,51 @@ fn schedule(model: Dims, tokens: usize) -> Case {
     Case::new("expert_schedule", model.name, format!("{tokens} x {slots} of {experts}"), make)
 }
 
-fn experts(model: Dims, format: MatrixFormat, tokens: usize) -> Case {
+/// Which of the products of an expert: of rows that its slots share, or of one for each.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Experts {
+    Up,
+    Down,
+}
+
+fn experts(model: Dims, format: MatrixFormat, tokens: usize, which: Experts) -> Case {
     let Dims { experts, experts_per_token: slots, intermediate, hidden, .. } = model;
+    let (n, k) = if which == Experts::Up { (intermediate, hidden) } else { (hidden, intermediate) };
     let make = move |s: &mut Setup| {
-        let weight = s.experts(format, experts, intermediate, hidden)?;
-        let mut used = scattered(s.copy() * tokens * slots, tokens * slots, experts);
-        let ids = s.ids(tokens * slots, experts)?.reshape([tokens, slots])?;
-        used.sort_unstable();
-        used.dedup();
-        s.reads(used.len() * stored_bytes(format, intermediate, hidden));
-        let (x, out) = (s.input(s.float(), [tokens, hidden])?, s.output(s.float(), [tokens, slots, intermediate])?);
+        let weight = s.experts(format, experts, n, k)?;
+        let ids = routed(s.copy(), tokens, slots, experts);
+        let used: BTreeSet<u32> = ids.iter().copied().collect();
+        let ids = s.integers(&ids)?.reshape([tokens, slots])?;
+        s.reads(used.len() * stored_bytes(format, n, k));
+        let x = match which {
+            Experts::Up => s.input(s.float(), [tokens, k])?,
+            Experts::Down => s.input(s.float(), [tokens, slots, k])?,
+        };
+        let out = s.output(s.float(), [tokens, slots, n])?;
         let schedule = ops::expert_schedule(&mut s.device().stream(), &ids, experts)?;
         call(move |stream| ops::expert_matmul_into(stream, &x, &weight, &schedule, None, Precision::Reduced, &out))
     };
-    let shape = format!("{tokens} x {slots} of {experts} x [{intermediate}, {hidden}] {format}");
-    let flops = 2 * tokens * slots * intermediate * hidden;
+    let per_slot = if which == Experts::Up { "" } else { " a slot" };
+    let shape = format!("{tokens} x {slots} of {experts} x [{n}, {k}] {format}{per_slot}");
+    let flops = 2 * tokens * slots * n * k;
     let rows = tokens * slots / experts;
     Case::new("expert_matmul", model.name, shape, make).flops(arithmetic(format, rows), flops)
+}
+
+/// Experts of some tokens, each with `slots` different ones by chance.
+fn routed(copy: usize, tokens: usize, slots: usize, experts: usize) -> Vec<u32> {
+    let mut seed = copy as u64 + 1;
+    let mut ids = Vec::with_capacity(tokens * slots);
+    for token in 0..tokens {
+        while ids.len() < (token + 1) * slots {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let id = ((seed >> 33) % experts as u64) as u32;
+            if !ids[token * slots..].contains(&id) {
+                ids.push(id);
+            }
+        }
+    }
+    ids
 }
 
 fn sum_of_experts(model: Dims, tokens: usize) -> Case {

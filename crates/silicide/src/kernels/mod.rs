@@ -13,6 +13,7 @@ const HEADERS: &[(&str, &str)] = &[
     ("matrix_mlx.h", include_str!("matrix_mlx.h")),
     ("nvidia.h", include_str!("nvidia.h")),
     ("order.h", include_str!("order.h")),
+    ("packed.h", include_str!("packed.h")),
     ("packet.h", include_str!("packet.h")),
     ("product.h", include_str!("product.h")),
     ("products.h", include_str!("products.h")),

@@ -24,6 +24,7 @@ const SOURCES: &[&KernelSource] = &[
     &cumsum::SOURCE,
     &embedding::SOURCE,
     &expert_matmul::SOURCE,
+    &expert_matmul::NVIDIA,
     &expert_schedule::SOURCE,
     &fill::SOURCE,
     &gated_delta_gates::SOURCE,

@@ -42,6 +42,12 @@ inline void store_zeros(
   }
 }
 
+// The places of a tile that part `part` of it takes, each at most `most` of them.
+inline Tokens part_of(device const uint* tile, uint part, uint most) {
+  uint skipped = part * most;
+  return {tile[1] + skipped, tile[2] > skipped ? min(tile[2] - skipped, most) : 0};
+}
+
 template <uint TOKENS>
 kernel void expert_matmul_few(
     device const SCALAR* x [[buffer(0)]],
@@ -54,7 +60,7 @@ kernel void expert_matmul_few(
     device const SCALAR* bias [[buffer(7)]],
     device SCALAR* out [[buffer(8)]],
     constant Params& p [[buffer(9)]],
-    uint2 group [[threadgroup_position_in_grid]],
+    uint3 group [[threadgroup_position_in_grid]],
     uint thread_index [[thread_index_in_threadgroup]],
     uint lane [[thread_index_in_simdgroup]],
     uint simdgroup [[simdgroup_index_in_threadgroup]]) {
@@ -64,8 +70,7 @@ kernel void expert_matmul_few(
   if (p.is_grouped) {
     device const uint* tile = tiles + group.y * 3;
     expert = tile[0];
-    tokens.first = tile[1];
-    tokens.count = tile[2];
+    tokens = part_of(tile, group.z, TOKENS);
   } else {
     expert = ids[group.y];
     tokens.first = group.y;
@@ -103,13 +108,13 @@ kernel void expert_matmul_tiled(
     device const SCALAR* bias [[buffer(7)]],
     device SCALAR* out [[buffer(8)]],
     constant Params& p [[buffer(9)]],
-    uint2 group [[threadgroup_position_in_grid]],
+    uint3 group [[threadgroup_position_in_grid]],
     uint thread_index [[thread_index_in_threadgroup]],
     uint simdgroup [[simdgroup_index_in_threadgroup]]) {
   threadgroup float staged[STAGED];
   device const uint* tile = tiles + group.y * 3;
   uint expert = tile[0];
-  Tokens tokens = {tile[1], tile[2]};
+  Tokens tokens = part_of(tile, group.z, TILE_M);
   uint first_row = group.x * TILE_N;
   if (tokens.count == 0) {
     return;

@@ -1,18 +1,23 @@
 //! Products with the weights of experts: each token with those that it was routed to.
 
 mod cpu;
+mod gpu;
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
 use std::sync::Arc;
 
+use self::gpu::GpuForm;
+#[cfg(test)]
+pub(super) use self::gpu::{NVIDIA, SOURCE};
+
 use crate::device::{Gpu, Launch, Stream};
-use crate::kernels::{KernelParams, KernelSource, kernel_params};
+use crate::kernels::kernel_params;
 use crate::matrix::{Matrix, MatrixFormat};
 use crate::ops::check::{Rows, check, float_entry, size};
-use crate::ops::expert_schedule::{ExpertSchedule, FEW, Grouped};
-use crate::ops::matmul::{Form, MatrixParts, Precision, ROWS, SIMDGROUPS, UNIT, parts, splits};
+use crate::ops::expert_schedule::ExpertSchedule;
+use crate::ops::matmul::{Form, MatrixParts, Precision, UNIT, parts, splits};
 use crate::{Device, Result, Tensor};
 
 /// The matrices of a layer's experts, all of one shape and format, made ready for [`expert_matmul`].
@@ -234,8 +239,12 @@ pub fn expert_matmul_into(
         Form::Stored(matrix) => {
             let whole = x_rows.len.is_multiple_of(UNIT) && x.vectors_align(4);
             let MatrixParts { defines, group_size } = parts(matrix, dtype, whole);
-            let params = Params { code_stride: size(OP, "weight", matrix.code_stride())?, group_size, ..params };
-            let form = GpuForm::of(grouped, params.splits);
+            let mut params = Params { code_stride: size(OP, "weight", matrix.code_stride())?, group_size, ..params };
+            let (form, why) = match gpu::tensor_cores(x, weight.format, whole, schedule, &params, precision) {
+                Ok(form) => (form, ""),
+                Err(why) => (GpuForm::plain(grouped, params.splits), why),
+            };
+            params.splits = form.splits;
             let launch = launch(&params)
                 .read(matrix.codes())
                 .read_optional(matrix.scales())
@@ -244,40 +253,23 @@ pub fn expert_matmul_into(
                 .write(out)
                 .reads_bytes(read)
                 .flops(flops)
-                .choice(format!("{} {}", form.entry, weight.format), "");
+                .threadgroup_memory(form.threadgroup_memory)
+                .choice(format!("{} {}", form.entry, weight.format), why);
             stream.launch(
                 launch,
                 |_| unreachable!("the stream is a GPU's"),
                 || Gpu {
-                    source: &SOURCE,
+                    source: form.source,
                     defines,
                     entry: form.entry.into(),
                     threadgroups: [
                         params.n.div_ceil(form.rows),
                         grouped.map_or(params.pairs, |g| g.tiles.dim(0) as u32),
-                        1,
+                        grouped.map_or(1, |g| (g.rows as u32).div_ceil(form.pairs)),
                     ],
                     threads: [form.threads, 1, 1],
                 },
             )
-        }
-    }
-}
-
-/// An entry point of the kernel, and how many output features one of its threadgroups computes.
-struct GpuForm {
-    entry: &'static str,
-    rows: u32,
-    threads: u32,
-}
-
-impl GpuForm {
-    fn of(grouped: Option<&Grouped>, splits: u32) -> GpuForm {
-        let few = |entry| GpuForm { entry, rows: ROWS * SIMDGROUPS / splits, threads: 32 * SIMDGROUPS };
-        match grouped.map(|g| g.rows) {
-            None => few("expert_matmul_one"),
-            Some(FEW) => few("expert_matmul_few"),
-            Some(_) => GpuForm { entry: "expert_matmul_tiled", rows: 64, threads: 128 },
         }
     }
 }
@@ -303,6 +295,3 @@ kernel_params! {
         is_grouped: u32,
     }
 }
-
-pub(super) static SOURCE: KernelSource =
-    KernelSource { name: "expert_matmul", params: &[Params::DECLARATION], body: include_str!("kernel.metal") };

@@ -3,18 +3,18 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::DType;
 use crate::device::EmulatedOptions;
 use crate::formats::Mapped;
-use crate::ops::expert_schedule::{MANY, schedule};
+use crate::ops::expert_schedule::{FEW, MANY, schedule};
 use crate::ops::matmul::tests::{PRECISIONS, assert_products, reference};
 use crate::quant::{GgmlFormat, QuantFormat};
 use crate::testing::{
-    Golden, Random, StoredMatrix, on_every_device, on_every_schedule, quantized_formats, rounded, values_of,
+    Golden, Random, StoredMatrix, on_every_device, on_every_schedule, quantized_formats, rounded, tensor_of, values_of,
 };
+use crate::{DType, DeviceKind};
 
-/// Not grouped, and in tiles of either size.
-const FORMS: [Option<usize>; 3] = [None, Some(FEW), Some(MANY)];
+/// Not grouped, in tiles of either size, and in larger ones, which the plain forms take in parts.
+const FORMS: [Option<usize>; 4] = [None, Some(FEW), Some(MANY), Some(70)];
 
 struct Case {
     experts: usize,
@@ -24,6 +24,21 @@ struct Case {
     /// Whether the slots of a token share a row of x.
     shared: bool,
     bias: bool,
+}
+
+impl Case {
+    /// Rows of `x` as views with gaps, which begin on 16 bytes where rows of this type can go to tensor cores.
+    fn x(&self, device: &Device, x: &[f32], k: usize, random: &mut Random) -> Tensor {
+        let rows = if self.shared { [self.tokens, 1] } else { [self.tokens, self.slots] };
+        let x = match self.dtype == DType::F32 || !k.is_multiple_of(32) {
+            true => random.tensor(device, self.dtype, x, [rows[0], rows[1], k]),
+            false => {
+                let x: Vec<f32> = x.chunks(k).flat_map(|row| row.iter().copied().chain([f32::NAN; 8])).collect();
+                tensor_of(device, self.dtype, &x, [rows[0], rows[1], k + 8]).slice(2, 0..k).unwrap()
+            }
+        };
+        if self.shared { x.reshape([rows[0], k]).unwrap() } else { x }
+    }
 }
 
 /// Products of a stack with random rows, from and into views with gaps, for each form.
@@ -44,14 +59,12 @@ fn check_products(
     let ids_t = device.tensor(&ids, [tokens, slots]).unwrap();
     let rows = if shared { tokens } else { pairs };
     let x = rounded(dtype, &random.values(rows * k));
-    let xt = match shared {
-        true => random.tensor(device, dtype, &x, [tokens, k]),
-        false => random.tensor(device, dtype, &x, [tokens, slots, k]),
-    };
+    let xt = case.x(device, &x, k, random);
     let bias = bias.then(|| rounded(dtype, &random.values(experts * n)));
     let bias_t = bias.as_ref().map(|b| crate::testing::tensor_of(device, dtype, b, [experts, n]));
-    // Only the CPU rounds activations.
-    let precisions = if device.as_cpu().is_some() { &PRECISIONS[..] } else { &PRECISIONS[..1] };
+    // Only the CPU rounds activations, and NVIDIA's tensor cores weights.
+    let rounds = matches!(device.kind(), DeviceKind::Cpu | DeviceKind::Cuda);
+    let precisions = if rounds { &PRECISIONS[..] } else { &PRECISIONS[..1] };
     for &precision in precisions {
         let of_rows: Vec<_> = x.chunks(k).map(|x| reference(stack, x, dtype, precision)).collect();
         let wanted: Vec<(f64, f64)> = (0..pairs * n)
@@ -135,6 +148,114 @@ fn any_schedule_gives_the_products() {
     });
 }
 
+/// Rows of 16 bits: tiles that are full and not, an expert with most of the pairs, columns that are no whole turn, and formats that tensor
+/// cores have a reader for, and others.
+#[test]
+fn pairs_of_16_bits() {
+    on_every_device(|stream| {
+        let random = &mut Random::new(16);
+        let affine = |bits, group_size, dtype| MatrixFormat::Quantized(QuantFormat::Affine { bits, group_size }, dtype);
+        let cuda = stream.device().kind() == DeviceKind::Cuda;
+        for (i, dtype) in [DType::F16, DType::BF16].into_iter().enumerate() {
+            for (j, format) in [
+                affine(4, 64, dtype),
+                MatrixFormat::Quantized(QuantFormat::Mxfp4, dtype),
+                MatrixFormat::Dense(dtype),
+                affine(4, 32, DType::F32),
+                MatrixFormat::Quantized(QuantFormat::Ggml(GgmlFormat::Q6_K), DType::F32),
+            ]
+            .into_iter()
+            .enumerate()
+            {
+                let (n, k) = [(133, 320), (20, 1344), (64, 128), (17, 96), (129, 256)][(i + j) % 5];
+                let k = if j == 4 { 768 } else { k };
+                let stack = |experts: usize, random: &mut Random| StoredMatrix::random(format, experts * n, k, random);
+                let case = Case { experts: 3, tokens: 21, slots: 2, dtype, shared: j % 2 == 0, bias: i == j % 2 };
+                let forms = [None, Some(8), Some(16), Some(32), Some(64), Some(128)];
+                let forms = if cuda { &forms[..] } else { &forms[j % 6..][..1] };
+                check_products(stream, &stack(3, random), &case, forms, random);
+                if cuda {
+                    let case = Case { experts: 2, tokens: 170, slots: 2, ..case };
+                    check_products(stream, &stack(2, random), &case, forms, random);
+                }
+            }
+        }
+    });
+}
+
+/// Beside others of their expert, and where columns are no whole turn.
+#[test]
+fn rows_that_are_not_finite_stay_apart() {
+    on_every_device(|stream| {
+        let device = &stream.device().clone();
+        let (experts, tokens, n) = (2, 40, 20);
+        let affine = MatrixFormat::Quantized(QuantFormat::Affine { bits: 4, group_size: 32 }, DType::BF16);
+        for (format, k) in [(MatrixFormat::Dense(DType::BF16), 224), (affine, 96)] {
+            let stack = StoredMatrix::random(format, experts * n, k, &mut Random::new(18));
+            let weight = ExpertWeight::stacked(&stack.on(device), experts).unwrap();
+            let mut x = Random::new(19).values(tokens * k);
+            x[3 * k + 5] = f32::NAN;
+            x[8 * k - 1] = f32::INFINITY;
+            let x = tensor_of(device, DType::BF16, &x, [tokens, k]);
+            let ids: Vec<u32> = (0..tokens).map(|i| i as u32 % 2).collect();
+            let ids = device.tensor(&ids, [tokens, 1]).unwrap();
+            for form in [None, Some(8), Some(16), Some(32), Some(64)] {
+                let schedule = schedule(stream, &ids, experts, form).unwrap();
+                let out = expert_matmul(stream, &x, &weight, &schedule, None, Precision::Reduced).unwrap();
+                for (token, row) in values_of(stream, &out).chunks(n).enumerate() {
+                    let finite = row.iter().filter(|x| x.is_finite()).count();
+                    assert_eq!(
+                        finite,
+                        if [3, 7].contains(&token) { 0 } else { n },
+                        "{format}, {form:?}, token {token}"
+                    );
+                }
+            }
+        }
+    });
+}
+
+/// The forms that tensor cores have, and why others are left to the plain form.
+#[test]
+fn what_tensor_cores_take() {
+    on_every_device(|stream| {
+        let device = &stream.device().clone();
+        if device.kind() != DeviceKind::Cuda {
+            return;
+        }
+        let weight = |bits| {
+            let format = MatrixFormat::Quantized(QuantFormat::Affine { bits, group_size: 64 }, DType::BF16);
+            let stack = StoredMatrix::random(format, 4 * 128, 256, &mut Random::new(17));
+            ExpertWeight::stacked(&stack.on(device), 4).unwrap()
+        };
+        let (four, eight) = (weight(4), weight(8));
+        let mut chosen = |weight, tokens: usize, dtype, precision| {
+            let x = device.zeros(dtype, [tokens, 256]).unwrap();
+            let ids = device.zeros(DType::U32, [tokens, 2]).unwrap();
+            let product = |stream: &mut Stream| {
+                let schedule = crate::ops::expert_schedule(stream, &ids, 4)?;
+                expert_matmul(stream, &x, weight, &schedule, None, precision)
+            };
+            let (plan, _) = stream.record(product).unwrap();
+            let choice = plan.launches().last().unwrap().chosen().clone();
+            (choice.kernel.split(' ').next().unwrap().to_owned(), choice.why.to_string())
+        };
+        let (reduced, exact) = (Precision::Reduced, Precision::F32);
+        for (weight, tokens, dtype, precision, kernel, why) in [
+            (&four, 1, DType::BF16, reduced, "expert_matmul_units_8", ""),
+            (&four, 4096, DType::BF16, reduced, "expert_matmul_tensor_128", ""),
+            (&four, 1, DType::F32, reduced, "expert_matmul_one", "x is f32"),
+            (&four, 4096, DType::BF16, exact, "expert_matmul_tiled", "would round"),
+            (&eight, 1, DType::BF16, reduced, "expert_matmul_one", "for one token"),
+            (&eight, 2, DType::BF16, reduced, "expert_matmul_units_8", ""),
+        ] {
+            let (got, reason) = chosen(weight, tokens, dtype, precision);
+            assert_eq!(got, kernel);
+            assert!(reason.contains(why) && reason.is_empty() == why.is_empty(), "{kernel}: {reason}");
+        }
+    });
+}
+
 /// What is chosen for one token, for a few, and for many.
 #[test]
 fn the_schedule_that_is_chosen() {
@@ -189,6 +310,27 @@ fn products_of_mlx() {
                     let wanted: Vec<_> = wanted.into_iter().map(|w| (w as f64, 3e-6 * largest)).collect();
                     assert_products(&format!("{case}.{out}"), &values_of(stream, &got), &wanted);
                 }
+            }
+            // The same on tensor cores, which take 16 bits.
+            let x = golden.values("shared.x");
+            let of_rows: Vec<_> =
+                x.chunks(matrix.columns).map(|x| reference(matrix, x, DType::F16, Precision::Reduced)).collect();
+            let wanted = golden.values(&format!("{case}.out"));
+            let all_ids = ids.to_vec::<u32>(stream).unwrap();
+            let slots = ids.dim(1);
+            let wanted: Vec<_> = wanted
+                .into_iter()
+                .enumerate()
+                .map(|(i, w)| {
+                    let (pair, row) = (i / n, i % n);
+                    (w as f64, of_rows[pair / slots][all_ids[pair] as usize * n + row].1)
+                })
+                .collect();
+            let xt = tensor_of(device, DType::F16, &x, [x.len() / matrix.columns, matrix.columns]);
+            for form in [None, Some(8), Some(64)] {
+                let schedule = schedule(stream, &ids, experts, form).unwrap();
+                let got = expert_matmul(stream, &xt, &weight, &schedule, None, Precision::Reduced).unwrap();
+                assert_products(&format!("{case}, f16"), &values_of(stream, &got), &wanted);
             }
         }
     });

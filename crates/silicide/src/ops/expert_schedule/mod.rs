@@ -8,7 +8,7 @@ use crate::device::cpu::Entry;
 use crate::device::{Gpu, Launch, Stream};
 use crate::kernels::{KernelParams, KernelSource, kernel_params};
 use crate::ops::check::{check, size};
-use crate::{DType, Result, Tensor};
+use crate::{DType, DeviceKind, Result, Tensor};
 
 /// The experts of some tokens, made ready for [`expert_matmul`](crate::ops::expert_matmul) by [`expert_schedule`]; one
 /// serves all products of a layer.
@@ -80,13 +80,20 @@ impl ExpertSchedule {
 /// ```
 pub fn expert_schedule(stream: &mut Stream, ids: &Tensor, experts: usize) -> Result<ExpertSchedule> {
     let pairs = ids.elements();
-    let rows = match stream.device().as_cpu() {
+    let rows = match stream.device().kind() {
         // The CPU has no use for less than all of an expert's rows.
-        Some(_) if ids.shape().first() == Some(&1) => None,
-        Some(_) => Some(pairs + 1),
-        None if pairs <= 32 => None,
-        None if pairs < 12 * experts => Some(FEW),
-        None => Some(MANY),
+        DeviceKind::Cpu if ids.shape().first() == Some(&1) => None,
+        DeviceKind::Cpu => Some(pairs + 1),
+        // Tensor cores take larger tiles, and find the few pairs of an expert by themselves.
+        DeviceKind::Cuda if pairs <= 32.max(experts / 2) => None,
+        DeviceKind::Cuda => {
+            let tiles = [8, 16, 32, 64].into_iter().zip([6, 12, 24, 48]);
+            let fits = tiles.map(|(rows, most)| (rows, most * experts)).find(|&(_, most)| pairs < most);
+            Some(fits.map_or(128, |(rows, _)| rows))
+        }
+        _ if pairs <= 32 => None,
+        _ if pairs < 12 * experts => Some(FEW),
+        _ => Some(MANY),
     };
     schedule(stream, ids, experts, rows)
 }
@@ -117,7 +124,7 @@ pub(super) fn schedule(
         source: &SOURCE,
         defines: String::new(),
         entry: OP.into(),
-        threadgroups: [(params.experts + 1).div_ceil(SIMDGROUPS), 1, 1],
+        threadgroups: [params.experts + 1, 1, 1],
         threads: [32 * SIMDGROUPS, 1, 1],
     })?;
     Ok(schedule(Some(Grouped { order, tiles, rows })))
@@ -127,8 +134,8 @@ pub(super) fn schedule(
 pub(super) const FEW: usize = 4;
 pub(super) const MANY: usize = 32;
 
-/// A threadgroup, which shares nothing.
-const SIMDGROUPS: u32 = 4;
+/// A threadgroup, which shares the pairs.
+const SIMDGROUPS: u32 = 8;
 
 const OP: &str = "expert_schedule";
 
