@@ -44,10 +44,9 @@ struct Block {
 impl Block {
     fn forward(&self, step: &mut Step, x: &mut Residual) -> Result<()> {
         let normed = x.norm(step, &self.input_layernorm)?;
-        x.add(self.self_attn.forward(step, &normed)?);
+        self.self_attn.add_to(x, step, &normed)?;
         let normed = x.norm(step, &self.post_attention_layernorm)?;
-        x.add(self.mlp.forward(step, &normed)?);
-        Ok(())
+        self.mlp.add_to(x, step, &normed)
     }
 }
 

@@ -3,7 +3,7 @@
 use silicide::Tensor;
 use silicide::ops::{self, CacheLayout, CacheSlots, HeadNorm, Mask, Rope};
 
-use super::{Linear, RmsNorm, Step};
+use super::{Linear, Residual, RmsNorm, Step};
 use crate::error::Result;
 
 /// The numbers of an attention layer.
@@ -36,6 +36,18 @@ pub(crate) struct Attention {
 impl Attention {
     /// `x` is `[tokens, hidden]`, and so is the result.
     pub(crate) fn forward(&self, step: &mut Step, x: &Tensor) -> Result<Tensor> {
+        let heads = self.attend(step, x)?;
+        self.o_proj.forward(step, &heads)
+    }
+
+    /// [`forward`](Self::forward), added to `sum`.
+    pub(crate) fn add_to(&self, sum: &mut Residual, step: &mut Step, x: &Tensor) -> Result<()> {
+        let heads = self.attend(step, x)?;
+        sum.add_product(step, &self.o_proj, &heads)
+    }
+
+    /// What the heads read from the cache, side by side.
+    fn attend(&self, step: &mut Step, x: &Tensor) -> Result<Tensor> {
         let AttentionArgs { layer, heads, kv_heads, head_dim, scale, window, softcap } = self.args;
         let tokens = x.dim(0);
         let [q, k, v] = Linear::forward_each([&self.q_proj, &self.k_proj, &self.v_proj], step, x)?;
@@ -60,6 +72,6 @@ impl Attention {
             cache: CacheLayout::Rows,
         };
         let y = ops::attention(step.stream, &q, keys, values, options)?;
-        self.o_proj.forward(step, &y.reshape([tokens, heads * head_dim])?)
+        Ok(y.reshape([tokens, heads * head_dim])?)
     }
 }

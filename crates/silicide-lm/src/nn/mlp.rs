@@ -3,7 +3,7 @@
 use silicide::Tensor;
 use silicide::ops::Gate;
 
-use super::{Linear, Step};
+use super::{Linear, Residual, Step};
 use crate::error::Result;
 
 /// `down(activation(gate(x)) * up(x))`.
@@ -17,7 +17,17 @@ pub(crate) struct Mlp {
 impl Mlp {
     /// `x` is `[tokens, hidden]`, and so is the result.
     pub(crate) fn forward(&self, step: &mut Step, x: &Tensor) -> Result<Tensor> {
-        let gated = Linear::forward_gated(&self.gate_proj, &self.up_proj, self.activation, step, x)?;
+        let gated = self.gated(step, x)?;
         self.down_proj.forward(step, &gated)
+    }
+
+    /// [`forward`](Self::forward), added to `sum`.
+    pub(crate) fn add_to(&self, sum: &mut Residual, step: &mut Step, x: &Tensor) -> Result<()> {
+        let gated = self.gated(step, x)?;
+        sum.add_product(step, &self.down_proj, &gated)
+    }
+
+    fn gated(&self, step: &mut Step, x: &Tensor) -> Result<Tensor> {
+        Linear::forward_gated(&self.gate_proj, &self.up_proj, self.activation, step, x)
     }
 }

@@ -105,8 +105,8 @@ impl RmsNorm {
     }
 }
 
-/// The residual stream of a pre-norm transformer: a running sum, and the last branch's output that is yet to be added,
-/// which the next norm does in its own launch.
+/// The residual stream of a pre-norm transformer: a running sum, to which a branch's last product adds itself; or a branch's
+/// output that is yet to be added, which the next norm does in its own launch.
 pub(crate) struct Residual {
     sum: Tensor,
     branch: Option<Tensor>,
@@ -121,6 +121,14 @@ impl Residual {
     pub(crate) fn add(&mut self, branch: Tensor) {
         debug_assert!(self.branch.is_none(), "a norm stands between two branches");
         self.branch = Some(branch);
+    }
+
+    /// Adds `linear(x)`, which ends a branch, in the product's own launch.
+    pub(crate) fn add_product(&mut self, step: &mut Step, linear: &Linear, x: &Tensor) -> Result<()> {
+        debug_assert!(self.branch.is_none(), "a norm stands between two branches");
+        let Linear { weight, bias, precision } = linear;
+        let product = Product { weight, bias: bias.as_ref(), residual: Some(&self.sum) };
+        Ok(ops::matmul_each_into(step.stream, x, [(product, &self.sum)], *precision)?)
     }
 
     /// Adds what is to be added and normalises the sum.

@@ -126,7 +126,7 @@ kernel void matmul_tensor_units(
   uint stages = p.k / COLUMNS;
   uint group_size = L::group(p.group_size);
   auto codes_of = [&](Weight weight, uint row) {
-    return holder_of(weight, row).codes + ulong(row / SUMS) * p.code_stride;
+    return holder_of(weight, row).codes + ulong(row / SUMS) * holder_of(weight, row).code_stride;
   };
   Ahead ahead = {{}, 0, 0, 0, tile, stages};
   auto enter = [&]() {
