@@ -51,6 +51,27 @@ inline float2 unpack_two(uint packed) {
   return float2(two);
 }
 
+// Two ones.
+constant constexpr uint ONES = is_same_v<SCALAR, half> ? 0x3c003c00u : 0x3f803f80u;
+
+// a * b + c of each of two SCALAR, rounded once.
+inline uint fma_pairs(uint a, uint b, uint c) {
+  uint d;
+  if constexpr (is_same_v<SCALAR, half>) {
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+  } else {
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+  }
+  return d;
+}
+
+// (a & b) | c, as one operation.
+inline uint and_or(uint a, uint b, uint c) {
+  uint d;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+  return d;
+}
+
 // 2^x, to some 2 units in the last place; 0 for negative infinity.
 inline float power_of_two(float x) {
   float y;

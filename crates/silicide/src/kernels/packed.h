@@ -5,19 +5,6 @@
 #include "matrix.h"
 #include "nvidia.h"
 
-constant constexpr uint ONES = is_same_v<SCALAR, half> ? 0x3c003c00u : 0x3f803f80u;
-
-// a * b + c of each, rounded once.
-inline uint multiply_add_pairs(uint a, uint b, uint c) {
-  uint sum;
-  if constexpr (is_same_v<SCALAR, half>) {
-    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(c));
-  } else {
-    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(c));
-  }
-  return sum;
-}
-
 inline uint twice(SCALAR x) { return uint(as_type<ushort>(x)) * 0x10001u; }
 
 // From pairs of elements i and i + 4 of eight to pairs of neighbours.
@@ -100,8 +87,8 @@ struct Packed<Affine<4, SCALAR>> {
       uint apart[4];
       for (uint e = 0; e < 4; ++e) {
         uint codes = (words[i * 2 + w] >> (4 * e) & 0x000f000fu) | (HALF ? 0x64006400u : 0x43004300u);
-        codes = multiply_add_pairs(codes, ONES, HALF ? 0xe400e400u : 0xc300c300u);
-        apart[e] = multiply_add_pairs(codes, twice(scale), twice(minimum));
+        codes = fma_pairs(codes, ONES, HALF ? 0xe400e400u : 0xc300c300u);
+        apart[e] = fma_pairs(codes, twice(scale), twice(minimum));
       }
       store_neighbours(apart, to + w * 4);
     }
@@ -134,8 +121,8 @@ struct Packed<Mxfp4> {
           half2 two = as_type<half2>(sign | (pair & 0x00070007u) << 9) * half2(16384.0h);
           apart[e] = pack_two(scale * float(two.x), scale * float(two.y));
         } else {
-          uint codes = multiply_add_pairs(sign | (pair & 0x00070007u) << 6, 0x7e807e80u, 0x80008000u);
-          apart[e] = multiply_add_pairs(codes, twice(SCALAR(scale)), 0x80008000u);
+          uint codes = fma_pairs(sign | (pair & 0x00070007u) << 6, 0x7e807e80u, 0x80008000u);
+          apart[e] = fma_pairs(codes, twice(SCALAR(scale)), 0x80008000u);
         }
       }
       store_neighbours(apart, to + w * 4);

@@ -35,18 +35,12 @@ constant constexpr bool CODED = Coded<Reader>::BITS != 0;
 constant constexpr uint BITS = CODED ? Coded<Reader>::BITS : 8;
 constant constexpr bool HALF = is_same_v<SCALAR, half>;
 constant constexpr float OFFSET = BITS == 8 ? -128.0f : HALF ? 0.0f : 128.0f;
-constant constexpr uint ONES = HALF ? 0x3c003c00u : 0x3f803f80u;
 
 // Bytes 0 and 1 of both, and bytes 2 and 3 of both.
 inline uint low_halves(uint a, uint b) { return __byte_perm(a, b, 0x5410); }
 inline uint high_halves(uint a, uint b) { return __byte_perm(a, b, 0x7632); }
 
-// (a & b) | c, and (a & b) ^ c.
-inline uint and_or(uint a, uint b, uint c) {
-  uint d;
-  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
-  return d;
-}
+// (a & b) ^ c.
 inline uint and_xor(uint a, uint b, uint c) {
   uint d;
   asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(d) : "r"(a), "r"(b), "r"(c));

@@ -12,7 +12,6 @@
 
 constant constexpr uint DEPTH = 2;  // stages that a simdgroup has
 constant constexpr bool HALF = is_same_v<SCALAR, half>;
-constant constexpr uint ONES = HALF ? 0x3c003c00u : 0x3f803f80u;
 constant constexpr uint WARPS = 8;  // simdgroups
 constant constexpr uint ROWS = 16;  // of a tile
 

@@ -143,25 +143,6 @@ inline void store_tile(constant TileMap& map, uint column, uint row, uint from) 
                : "memory");
 }
 
-// Two of SCALAR: a * b + c.
-inline uint fma_pairs(uint a, uint b, uint c) {
-  uint d;
-  if constexpr (HALF) {
-    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
-  } else {
-    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
-  }
-  return d;
-}
-constant constexpr uint ONES = HALF ? 0x3c003c00u : 0x3f803f80u;
-
-// (a & b) | c.
-inline uint and_or(uint a, uint b, uint c) {
-  uint d;
-  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
-  return d;
-}
-
 // Two codes, each the lowest bits of a half of `two`, whose other bits are anything where codes have four, and zeros where they have
 // eight, as SCALAR. Unsigned ones become the last digits of 128 or 1024, which is taken off again.
 template <uint B, typename S>
@@ -301,6 +282,16 @@ kernel void matmul_wgmma(
       Product product = pick(tile);
       uint column = first_column(product);
       uint before = 0;
+      auto end_step = [&](uint step) {
+        asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+        // Those of the step before have ended.
+        asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
+        if (step > 0) {
+          release(before);
+        }
+        before = stage;
+        advance();
+      };
       if constexpr (BITS == 0 && SUMS == 1) {
         for (uint step = 0; step < steps; ++step) {
           wait_at(full + stage * 8, parity);
@@ -311,14 +302,7 @@ kernel void matmul_wgmma(
           for (uint k = 0; k < TILE_K / 16; ++k) {
             multiply_tiles(d, a + k * 2, b + k * 2, step + k);
           }
-          asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-          // Those of the step before have ended.
-          asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
-          if (step > 0) {
-            release(before);
-          }
-          before = stage;
-          advance();
+          end_step(step);
         }
       } else {
         typedef W::Factor Factor;
@@ -410,13 +394,7 @@ kernel void matmul_wgmma(
           for (uint k = 0; k < TILE_K / 16; ++k) {
             multiply_tiles(d, a[k], b + k * 2, step + k);
           }
-          asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-          asm volatile("wgmma.wait_group.sync.aligned 1;" ::: "memory");
-          if (step > 0) {
-            release(before);
-          }
-          before = stage;
-          advance();
+          end_step(step);
         };
         uint even[TILE_K / 16][4];
         uint odd[TILE_K / 16][4];
