@@ -276,6 +276,24 @@ fn many_rows_of_16_bits() {
     });
 }
 
+/// A view that shows one row many times.
+#[test]
+fn rows_that_are_broadcast() {
+    on_every_device(|stream| {
+        let device = &stream.device().clone();
+        let random = &mut Random::new(16);
+        let matrix = StoredMatrix::random(MatrixFormat::Dense(DType::BF16), 136, 64, random);
+        let weight = Weight::new(&matrix.on(device)).unwrap();
+        let row = rounded(DType::BF16, &random.values(64));
+        let x = random.tensor_by(8, device, DType::BF16, &row, [1, 64]).broadcast_to([130, 64]).unwrap();
+        for precision in PRECISIONS {
+            let out = matmul(stream, &x, &weight, precision).unwrap();
+            let wanted = reference(&matrix, &row.repeat(130), DType::BF16, precision);
+            assert_products(&format!("{device:?}, {precision:?}"), &values_of(stream, &out), &wanted);
+        }
+    });
+}
+
 /// The products that mlx (for affine, in f32 throughout) and gguf-py's elements give.
 #[test]
 fn products_of_mlx_and_gguf_py() {

@@ -18,24 +18,24 @@ constant constexpr bool HALF = is_same_v<SCALAR, half>;
 // What a row of a tile of the weight is: the bits of a code, or none where elements are stored; columns that share a scale; what a scale is
 // stored as, and whether a bias goes with it.
 template <typename R>
-struct Stored_as {
+struct StoredAs {
   static constant constexpr uint BITS = 0, GROUP = TILE_K;
   typedef ushort Factor;
   static constant constexpr bool BIASED = false;
 };
 template <uint B, typename S>
-struct Stored_as<Affine<B, S>> {
+struct StoredAs<Affine<B, S>> {
   static constant constexpr uint BITS = B, GROUP = GROUP_SIZE;
   typedef ushort Factor;
   static constant constexpr bool BIASED = true;
 };
 template <typename C, typename S, uint G>
-struct Stored_as<SmallFloats<C, S, G>> {
+struct StoredAs<SmallFloats<C, S, G>> {
   static constant constexpr uint BITS = C::BYTES / 2, GROUP = G;
   typedef uchar Factor;
   static constant constexpr bool BIASED = false;
 };
-typedef Stored_as<Reader> W;
+typedef StoredAs<Reader> W;
 constant constexpr uint BITS = W::BITS;
 typedef conditional_t<BITS == 0, Mxfp4, Reader> Codes;  // any, where no codes are read
 constant constexpr uint W_ROW = BITS == 0 ? TILE_K * 2 : TILE_K * BITS / 8;  // bytes of a tile's row

@@ -26,6 +26,8 @@ pub(super) fn pays(device: &Device, x: &Tensor, x_rows: &Rows, products: &[Produ
         && x_rows.len > 0
         && x_rows.len.is_multiple_of(gpu::UNIT)
         && x.vectors_align(8)
+        // The copy engine wants rows apart, where a broadcast view has one for all.
+        && x_rows.stride >= x_rows.len
         && products.iter().all(|Product { matrix, placed }| {
             placed.out.vectors_align(8)
                 && match dense(matrix) {
