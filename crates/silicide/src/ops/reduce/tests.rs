@@ -8,7 +8,7 @@ use crate::testing::{
 
 const ALL: [Reduce; 5] = [Reduce::Sum, Reduce::Mean, Reduce::Max, Reduce::Min, Reduce::Prod];
 
-/// The definition, and the size of what was added.
+/// The definition, and the size of what was added: of a product, what rounding each of its factors once comes to.
 fn reference(op: Reduce, row: &[f32]) -> (f64, f64) {
     let row = row.iter().map(|&x| x as f64);
     let (nan, n) = (row.clone().any(f64::is_nan), row.len() as f64);
@@ -16,7 +16,10 @@ fn reference(op: Reduce, row: &[f32]) -> (f64, f64) {
     match op {
         Reduce::Sum => (row.sum(), size),
         Reduce::Mean => (row.sum::<f64>() / n, size / n),
-        Reduce::Prod => (row.product(), 0.0),
+        Reduce::Prod => {
+            let product = row.product::<f64>();
+            (product, product.abs() * n / 6.0)
+        }
         _ if nan => (f64::NAN, 0.0),
         Reduce::Max => (row.fold(f64::NEG_INFINITY, f64::max), 0.0),
         Reduce::Min => (row.fold(f64::INFINITY, f64::min), 0.0),
