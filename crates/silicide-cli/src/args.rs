@@ -339,6 +339,8 @@ pub enum DeviceChoice {
     Cuda,
     /// The Metal kernels, run on the CPU and checked; slow, needs clang 19.
     EmulatedMetal,
+    /// The kernels of NVIDIA GPUs, likewise.
+    EmulatedCuda,
 }
 
 /// Values of `--dtype`.

@@ -36,7 +36,8 @@ pub fn devices(args: &DevicesArgs, out: &mut dyn Write) -> anyhow::Result<()> {
         line("cpu", Ok(Device::cpu())),
         line("metal", Device::metal()),
         line("cuda", Device::cuda()),
-        line("emulated-metal", engine::emulated_metal()),
+        line("emulated-metal", Device::emulated_metal(engine::checked())),
+        line("emulated-cuda", Device::emulated_cuda(engine::checked())),
     ];
     if args.json {
         serde_json::to_writer(&mut *out, &lines)?;

@@ -21,13 +21,14 @@ pub fn device(options: &DeviceArgs) -> silicide::Result<Device> {
         DeviceChoice::Cpu => Ok(cpu()),
         DeviceChoice::Metal => Device::metal(),
         DeviceChoice::Cuda => cuda(),
-        DeviceChoice::EmulatedMetal => emulated_metal(),
+        DeviceChoice::EmulatedMetal => Device::emulated_metal(checked()),
+        DeviceChoice::EmulatedCuda => Device::emulated_cuda(checked()),
     }
 }
 
-/// The emulated GPU, which is there for its checks.
-pub fn emulated_metal() -> silicide::Result<Device> {
-    Device::emulated_metal(EmulatedOptions { checks: true, ..EmulatedOptions::default() })
+/// An emulated GPU is there for its checks.
+pub fn checked() -> EmulatedOptions {
+    EmulatedOptions { checks: true, ..EmulatedOptions::default() }
 }
 
 /// The model at `path` on the device that the options name, and how long loading took. What looked wrong with it goes to `notes`.

@@ -3,7 +3,6 @@
 use std::io::Write;
 
 use serde::Serialize;
-use silicide::DeviceKind;
 use silicide::device::{Launch, Plan};
 
 use crate::args::ExplainArgs;
@@ -62,11 +61,7 @@ pub fn explain(
     let path = library.locate(&args.model)?;
     let (model, _) = engine::load(&path, &args.hardware, notes)?;
     let device = model.device();
-    // The emulated device's own speed says nothing about a GPU.
-    let rates = match device.kind() {
-        DeviceKind::EmulatedMetal => None,
-        DeviceKind::Cpu | DeviceKind::Metal | DeviceKind::Cuda => Some(rates::measure(device)?),
-    };
+    let rates = if device.kind().is_emulated() { None } else { Some(rates::measure(device)?) };
     let prompt = PROMPT.min(model.max_positions());
     let report = Report {
         device: format!("{}: {}", device.kind().name(), device.description()),

@@ -5,7 +5,7 @@ struct __msl_request {
   uint op;
   uint arg;
   ulong pc;
-  uint value[6];
+  uint value[10];
 };
 
 // The position of a thread and the addresses that its arguments come from.
@@ -28,8 +28,8 @@ struct __msl_thread {
 };
 
 // The runner's functions, filled in by the loader. The language has no function pointers, hence the jumps.
-extern "C" __attribute__((visibility("hidden"))) __global ulong __msl_rt[4];
-__global ulong __msl_rt[4] = {};
+extern "C" __attribute__((visibility("hidden"))) __global ulong __msl_rt[7];
+__global ulong __msl_rt[7] = {};
 extern "C" __attribute__((visibility("default"))) ulong __msl_runtime() { return (ulong)__msl_rt; }
 extern "C" void __msl_rt_collective(__msl_request *);
 extern "C" void __msl_rt_access(ulong address, ulong size, uint kind, ulong pc);
@@ -49,7 +49,7 @@ __msl_jump(__msl_rt_fault, 16)
 __msl_jump(__msl_rt_lane, 24)
 // Changes whenever a layout above does; the loader compares it with its own.
 extern "C" __attribute__((visibility("default"))) __global const uint __msl_abi;
-__global const uint __msl_abi = 1;
+__global const uint __msl_abi = 2;
 
 #define __msl_hook extern "C" __attribute__((used, noinline, visibility("hidden"))) __msl_unchecked
 #define __msl_pc ((ulong)__builtin_return_address(0))

@@ -1,7 +1,7 @@
 //! What the runner and a compiled kernel share. The layouts are those of `shim/runtime.h`.
 
 /// The layouts' version; a library with another one is not run.
-pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 2;
 
 /// A compiled entry point.
 pub(crate) type EntryPoint = unsafe extern "C" fn(*const Thread);
@@ -59,7 +59,7 @@ pub(crate) struct Request {
     pub(crate) arg: u32,
     /// The return address of the call: the place in the kernel.
     pub(crate) pc: u64,
-    pub(crate) value: [u32; 6],
+    pub(crate) value: [u32; 10],
 }
 
 pub(crate) const BARRIER: u32 = 0;
@@ -68,6 +68,7 @@ pub(crate) const REDUCE: u32 = 2;
 pub(crate) const SHUFFLE: u32 = 3;
 pub(crate) const BALLOT: u32 = 4;
 pub(crate) const MULTIPLY: u32 = 5;
+pub(crate) const MULTIPLY_16: u32 = 6;
 
 /// `mem_flags` of a barrier.
 pub(crate) const MEM_DEVICE: u32 = 1;
@@ -80,4 +81,8 @@ pub(crate) struct Runtime {
     pub(crate) access: unsafe extern "C" fn(address: u64, size: u64, kind: u32, pc: u64),
     pub(crate) fault: unsafe extern "C" fn(kind: u32, value: i64, line: u32),
     pub(crate) lane: unsafe extern "C" fn() -> u32,
+    /// `pc` is 0 where nothing is checked.
+    pub(crate) copy: unsafe extern "C" fn(to: u64, from: u64, bytes: u32, size: u32, pc: u64),
+    pub(crate) end_copies: unsafe extern "C" fn(),
+    pub(crate) wait_for_copies: unsafe extern "C" fn(more: u32),
 }

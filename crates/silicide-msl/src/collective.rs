@@ -1,12 +1,14 @@
 //! What the lanes of a simdgroup compute together.
 
-use crate::abi::{BALLOT, MULTIPLY, REDUCE, Request, SHUFFLE};
+use half::{bf16, f16};
+
+use crate::abi::{BALLOT, MULTIPLY, MULTIPLY_16, REDUCE, Request, SHUFFLE};
 
 /// Lanes of a simdgroup.
 pub(crate) const LANES: usize = 32;
 
 /// What a lane reads from one that takes no part: undefined in Metal, a NaN here, so that its use shows.
-const NOTHING: [u32; 6] = [u32::MAX; 6];
+const NOTHING: [u32; 10] = [u32::MAX; 10];
 
 /// Answers the requests of the lanes that take part. All have the same `op`.
 pub(crate) fn answer(requests: &mut [Option<Request>; LANES]) {
@@ -16,6 +18,7 @@ pub(crate) fn answer(requests: &mut [Option<Request>; LANES]) {
         SHUFFLE => shuffle(requests),
         BALLOT => ballot(requests),
         MULTIPLY => multiply(requests),
+        MULTIPLY_16 => multiply_16(requests, first.arg),
         _ => {}
     }
 }
@@ -141,7 +144,7 @@ fn multiply(requests: &mut [Option<Request>; LANES]) {
     for (lane, request) in requests.iter().enumerate() {
         let (row, column) = matrix_position(lane);
         let value = request.map_or(NOTHING, |request| request.value);
-        for (matrix, pair) in matrices.iter_mut().zip(value.chunks_exact(2)) {
+        for (matrix, pair) in matrices.iter_mut().zip(value[..6].chunks_exact(2)) {
             matrix[row][column] = f32::from_bits(pair[0]);
             matrix[row][column + 1] = f32::from_bits(pair[1]);
         }
@@ -152,6 +155,42 @@ fn multiply(requests: &mut [Option<Request>; LANES]) {
         let element = |column: usize| (0..8).fold(c[row][column], |sum, k| sum + a[row][k] * b[k][column]).to_bits();
         if let Some(request) = request {
             request.value[..2].copy_from_slice(&[element(column), element(column + 1)]);
+        }
+    }
+}
+
+/// D = A B + C for A of 16x16 and B of 16x8, of half (0) or bfloat (1), as NVIDIA's `mma.m16n8k16` lays them out: a lane brings four pairs of
+/// A, two of B and four elements of C, and takes four of D. Sums are rounded once.
+fn multiply_16(requests: &mut [Option<Request>; LANES], element: u32) {
+    let pair = |word: u32| {
+        let value = |bits: u16| match element {
+            0 => f16::from_bits(bits).to_f64(),
+            _ => bf16::from_bits(bits).to_f64(),
+        };
+        [value(word as u16), value((word >> 16) as u16)]
+    };
+    let mut a = [[0f64; 16]; 16];
+    let mut b = [[0f64; 8]; 16];
+    for (lane, request) in requests.iter().enumerate() {
+        let value = request.map_or(NOTHING, |request| request.value);
+        let (row, column) = (lane / 4, lane % 4 * 2);
+        for i in 0..4 {
+            let at = column + i / 2 * 8;
+            a[row + i % 2 * 8][at..at + 2].copy_from_slice(&pair(value[i]));
+        }
+        for i in 0..2 {
+            let [first, second] = pair(value[4 + i]);
+            b[column + i * 8][row] = first;
+            b[column + i * 8 + 1][row] = second;
+        }
+    }
+    for (lane, request) in requests.iter_mut().enumerate() {
+        let Some(request) = request else { continue };
+        for i in 0..4 {
+            let (row, column) = (lane / 4 + i / 2 * 8, lane % 4 * 2 + i % 2);
+            let sum =
+                (0..16).fold(f64::from(f32::from_bits(request.value[6 + i])), |sum, k| sum + a[row][k] * b[k][column]);
+            request.value[i] = (sum as f32).to_bits();
         }
     }
 }

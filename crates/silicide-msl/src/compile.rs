@@ -18,6 +18,7 @@ const SHIM: &str = concat!(
     include_str!("../shim/math.h"),
     include_str!("../shim/simd.h"),
     include_str!("../shim/matrix.h"),
+    include_str!("../shim/nvidia.h"),
     include_str!("../shim/end.h"),
 );
 
@@ -144,6 +145,9 @@ fn flags(options: &CompileOptions) -> Vec<&'static str> {
     }
     #[cfg(target_arch = "aarch64")]
     flags.extend(["--target=aarch64-linux-gnu", "-mno-outline-atomics"]);
+    if options.nvidia {
+        flags.push("-D__msl_nvidia");
+    }
     if options.checks {
         flags.extend([
             "-D__msl_checks",
@@ -171,6 +175,9 @@ fn flags(options: &CompileOptions) -> Vec<&'static str> {
 /// Expands macros. The Metal headers are the shim, so their includes go; lines stay where they are.
 pub(crate) fn preprocess(program: &str, source: &str, options: &CompileOptions) -> Result<String, Error> {
     let mut text = format!("# 1 \"<metal_stdlib>\"\n{MACROS}");
+    if options.nvidia {
+        text.push_str("#define EMULATED_NVIDIA\n");
+    }
     for (name, value) in &options.defines {
         let _ = writeln!(text, "#define {name} {value}");
     }

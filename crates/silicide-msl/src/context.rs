@@ -5,10 +5,11 @@ use std::cell::{Cell, RefCell};
 use corosensei::Yielder;
 
 use crate::abi::{Request, Runtime};
-use crate::memory::{Access, Memory, Refusal};
+use crate::copies::{Copies, Copy};
+use crate::memory::{Access, Memory, READ, READ_ANYWHERE, Refusal, WRITE};
 
 /// The functions that kernels call.
-pub(crate) const RUNTIME: Runtime = Runtime { collective, access, fault, lane };
+pub(crate) const RUNTIME: Runtime = Runtime { collective, access, fault, lane, copy, end_copies, wait_for_copies };
 
 /// What suspends a thread of a kernel.
 pub(crate) type Suspender = Yielder<(), ()>;
@@ -16,6 +17,7 @@ pub(crate) type Suspender = Yielder<(), ()>;
 /// The state of one worker, as the calls of the running thread see it.
 pub(crate) struct Context {
     pub(crate) memory: RefCell<Memory>,
+    pub(crate) copies: RefCell<Copies>,
     /// The stack of the running thread, which is its own to use.
     pub(crate) stack: Cell<(u64, u64)>,
     pub(crate) thread: Cell<u16>,
@@ -64,6 +66,7 @@ impl Context {
     pub(crate) fn new(memory: Memory, steps: u64) -> Self {
         Context {
             memory: RefCell::new(memory),
+            copies: RefCell::default(),
             stack: Cell::new((0, 0)),
             thread: Cell::new(0),
             suspender: Cell::new(std::ptr::null()),
@@ -98,6 +101,19 @@ impl Context {
         self.suspend();
     }
 
+    /// Refuses what breaks a rule, and says whether it may be done.
+    fn check(&self, access: Access, pc: u64) -> bool {
+        if !self.step() {
+            self.refuse(Rule::Endless, pc);
+            return false;
+        }
+        let checked = self.memory.borrow_mut().check(access, self.thread.get());
+        if let Err(refusal) = checked {
+            self.refuse(Rule::Access(access, refusal), pc);
+        }
+        checked.is_ok()
+    }
+
     /// One step less. False where none was left.
     fn step(&self) -> bool {
         let left = self.steps.get();
@@ -126,13 +142,41 @@ unsafe extern "C" fn access(address: u64, size: u64, kind: u32, pc: u64) {
     if address >= low && address < high && size <= high - address {
         return;
     }
-    if !context.step() {
-        return context.refuse(Rule::Endless, pc);
+    context.check(Access { address, size, kind }, pc);
+}
+
+unsafe extern "C" fn copy(to: u64, from: u64, bytes: u32, size: u32, pc: u64) {
+    let Some(context) = current() else { return };
+    if pc != 0 {
+        let (wide, read) = (u64::from(size), u64::from(bytes.min(size)));
+        if !from.is_multiple_of(wide) {
+            let access = Access { address: from, size: wide, kind: READ };
+            return context.refuse(Rule::Access(access, Refusal::Misaligned), pc);
+        }
+        // What is written is the copy's from here on.
+        let write = Access { address: to, size: wide, kind: WRITE };
+        let read = Access { address: from, size: read, kind: READ_ANYWHERE };
+        if !context.check(write, pc) || read.size > 0 && !context.check(read, pc) {
+            return;
+        }
     }
-    let access = Access { address, size, kind };
-    let checked = context.memory.borrow_mut().check(access, context.thread.get());
-    if let Err(refusal) = checked {
-        context.refuse(Rule::Access(access, refusal), pc);
+    context.copies.borrow_mut().push(context.thread.get(), Copy { to, from, bytes, size, pc });
+}
+
+unsafe extern "C" fn end_copies() {
+    let Some(context) = current() else { return };
+    context.copies.borrow_mut().end_group(context.thread.get());
+}
+
+unsafe extern "C" fn wait_for_copies(more: u32) {
+    let Some(context) = current() else { return };
+    let next = || context.copies.borrow_mut().next(context.thread.get(), more);
+    while let Some(copy) = next() {
+        let write = Access { address: copy.to, size: u64::from(copy.size), kind: WRITE };
+        if copy.pc == 0 || context.check(write, copy.pc) {
+            // SAFETY: checked, or the launch's caller answers for what an unchecked kernel does.
+            unsafe { copy.run() };
+        }
     }
 }
 

@@ -6,7 +6,9 @@ use corosensei::stack::{DefaultStack, Stack};
 use corosensei::{Coroutine, CoroutineResult};
 
 use crate::Error;
-use crate::abi::{BARRIER, EntryPoint, MEM_DEVICE, MEM_THREADGROUP, MULTIPLY, Request, SIMDGROUP_BARRIER, Thread};
+use crate::abi::{
+    BARRIER, EntryPoint, MEM_DEVICE, MEM_THREADGROUP, MULTIPLY, MULTIPLY_16, Request, SIMDGROUP_BARRIER, Thread,
+};
 use crate::collective::{LANES, answer};
 use crate::context::{Context, Divergence, Rule, Suspender, Violation};
 use crate::random::Random;
@@ -98,6 +100,7 @@ impl<'a> Group<'a> {
             lane.state = State::Ready;
             self.simdgroups[index / LANES].busy = LANES.min(count - index / LANES * LANES) as u32;
         }
+        self.context.copies.borrow_mut().begin_group();
         self.ready.clear();
         self.ready.extend((0..count as u16).rev());
         let result = self.context.enter(|| self.schedule());
@@ -207,7 +210,7 @@ impl<'a> Group<'a> {
                 return broken(Divergence::Elsewhere(other.pc), lane);
             }
         }
-        if matches!(request.op, SIMDGROUP_BARRIER | MULTIPLY) {
+        if matches!(request.op, SIMDGROUP_BARRIER | MULTIPLY | MULTIPLY_16) {
             for (lane, request) in requests.iter().enumerate().take(count) {
                 match self.lanes[start + lane].state {
                     State::Finished => return broken(Divergence::Finished, lane),
@@ -218,7 +221,7 @@ impl<'a> Group<'a> {
                     _ => {}
                 }
             }
-            if request.op == MULTIPLY && count < LANES {
+            if request.op != SIMDGROUP_BARRIER && count < LANES {
                 return broken(Divergence::Partial, first);
             }
         }

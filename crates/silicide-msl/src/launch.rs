@@ -17,6 +17,8 @@ use crate::{Error, Fault, FaultKind};
 pub const MAX_THREADS: usize = 1024;
 /// Metal's limit for the threadgroup memory of a threadgroup, in bytes.
 pub const MAX_THREADGROUP_BYTES: usize = 32 << 10;
+/// The same of an NVIDIA GPU of compute capability 9.0.
+pub const MAX_NVIDIA_THREADGROUP_BYTES: usize = 227 << 10;
 /// Metal's limit for one argument that is passed inline, in bytes.
 pub const MAX_INLINE_BYTES: usize = 4096;
 /// Buffer and threadgroup indices are below this.
@@ -155,9 +157,13 @@ impl Launch<'_> {
             }
             bytes = bytes.saturating_add(*size);
         }
-        if bytes > MAX_THREADGROUP_BYTES {
+        let (most, whose) = match self.kernel.inner().nvidia {
+            true => (MAX_NVIDIA_THREADGROUP_BYTES, "an NVIDIA GPU"),
+            false => (MAX_THREADGROUP_BYTES, "Metal"),
+        };
+        if bytes > most {
             return fail(format!(
-                "{bytes} bytes of threadgroup memory, {} of them declared in the kernel: Metal allows {MAX_THREADGROUP_BYTES}",
+                "{bytes} bytes of threadgroup memory, {} of them declared in the kernel: {whose} allows {most}",
                 info.static_threadgroup_bytes
             ));
         }

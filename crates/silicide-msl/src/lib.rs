@@ -78,6 +78,7 @@ pub mod cache;
 mod collective;
 mod compile;
 mod context;
+mod copies;
 mod cuda;
 mod error;
 mod group;
@@ -92,7 +93,10 @@ mod tokens;
 
 pub use cuda::{CUDA_OPTIONS, CudaKernel, CudaOptions, cuda_kernel, cuda_library};
 pub use error::{Error, Fault, FaultKind};
-pub use launch::{BufferArg, Launch, MAX_BINDINGS, MAX_INLINE_BYTES, MAX_THREADGROUP_BYTES, MAX_THREADS, Schedule};
+pub use launch::{
+    BufferArg, Launch, MAX_BINDINGS, MAX_INLINE_BYTES, MAX_NVIDIA_THREADGROUP_BYTES, MAX_THREADGROUP_BYTES,
+    MAX_THREADS, Schedule,
+};
 pub use library::{Binding, BindingKind, CompileOptions, Constant, Kernel, KernelInfo, Library};
 
 /// Looks for the compiler that [`Library::compile`] needs.

@@ -21,6 +21,9 @@ pub struct CompileOptions {
     pub function_constants: Vec<(u32, Constant)>,
     /// Macros that are defined before the first line.
     pub defines: Vec<(String, String)>,
+    /// The kernels are an NVIDIA GPU's: namespace `nvidia` has what these GPUs have beside Metal's language, `EMULATED_NVIDIA` is defined,
+    /// and threadgroup memory is [`MAX_NVIDIA_THREADGROUP_BYTES`](crate::MAX_NVIDIA_THREADGROUP_BYTES).
+    pub nvidia: bool,
     /// A folder that compiled libraries are kept in, made if need be. Without, nothing outlives the process.
     pub cache_dir: Option<PathBuf>,
     /// What messages call the source.
@@ -33,6 +36,7 @@ impl Default for CompileOptions {
             checks: true,
             function_constants: Vec::new(),
             defines: Vec::new(),
+            nvidia: false,
             cache_dir: None,
             name: "kernel.metal".into(),
         }
@@ -183,6 +187,7 @@ static LOADING: Mutex<()> = Mutex::new(());
 pub(crate) struct Inner {
     pub(crate) name: String,
     pub(crate) checks: bool,
+    pub(crate) nvidia: bool,
     kernels: Vec<LoadedKernel>,
     path: PathBuf,
     /// The addresses of the whole object, and its constants.
@@ -227,6 +232,7 @@ impl Inner {
         Ok(Inner {
             name: options.name.clone(),
             checks: options.checks,
+            nvidia: options.nvidia,
             kernels,
             path,
             image,

@@ -51,6 +51,12 @@ pub(crate) struct Access {
     pub(crate) kind: u32,
 }
 
+/// Kinds of accesses.
+pub(crate) const READ: u32 = 0;
+pub(crate) const WRITE: u32 = 1;
+/// Whose size says nothing about the alignment.
+pub(crate) const READ_ANYWHERE: u32 = 4;
+
 impl Access {
     pub(crate) fn writes(self) -> bool {
         self.kind & 1 == 1

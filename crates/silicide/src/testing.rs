@@ -12,11 +12,12 @@ use crate::formats::Mapped;
 use crate::quant::{GgmlFormat, QuantFormat, QuantView};
 use crate::{DType, Device, Matrix, MatrixFormat, Shape, Stream, Tensor};
 
-/// Runs `test` on every device here: the CPU with three threads, the emulated Metal device with checks under two shuffled
-/// schedules, Metal on a Mac, and an NVIDIA GPU.
+/// Runs `test` on every device here: the CPU with three threads, the emulated devices with checks under shuffled schedules,
+/// Metal on a Mac, and an NVIDIA GPU.
 pub(crate) fn on_every_device(mut test: impl FnMut(&mut Stream)) {
     test(&mut Device::cpu_with(CpuOptions { threads: 3, ..CpuOptions::default() }).stream());
-    on_schedules(0..2, &mut test);
+    on_schedules(0..2, Device::emulated_metal, &mut test);
+    on_schedules(0..1, Device::emulated_cuda, &mut test);
     if let Some(device) = cuda() {
         eprintln!("cuda");
         test(&mut device.stream());
@@ -25,32 +26,29 @@ pub(crate) fn on_every_device(mut test: impl FnMut(&mut Stream)) {
     test(&mut Device::metal().expect("a Mac has a Metal device").stream());
 }
 
-/// Runs `test` on the emulated Metal device with checks, under as many shuffled schedules as a kernel whose threads work
+/// Runs `test` on the emulated devices with checks, under as many shuffled schedules as a kernel whose threads work
 /// together has to bear.
 pub(crate) fn on_every_schedule(mut test: impl FnMut(&mut Stream)) {
-    on_schedules(0..8, &mut test);
+    on_schedules(0..8, Device::emulated_metal, &mut test);
+    on_schedules(0..2, Device::emulated_cuda, &mut test);
 }
 
 /// Where clang is missing the device is left out, unless `SILICIDE_REQUIRE_EMULATED` says that it must be there.
-fn on_schedules(seeds: Range<u64>, test: &mut dyn FnMut(&mut Stream)) {
+fn on_schedules(
+    seeds: Range<u64>,
+    emulated: impl Fn(EmulatedOptions) -> crate::Result<Device>,
+    test: &mut dyn FnMut(&mut Stream),
+) {
     for seed in seeds {
-        match emulated(seed) {
-            Some(device) => {
+        match emulated(EmulatedOptions { checks: true, seed: Some(seed), ..EmulatedOptions::default() }) {
+            Ok(device) => {
                 // Shown where the test fails.
-                eprintln!("emulated-metal, schedule {seed}");
+                eprintln!("{device:?}, schedule {seed}");
                 test(&mut device.stream());
             }
-            None => eprintln!("emulated-metal: clang 19 is not here, left out"),
+            Err(e) if std::env::var_os("SILICIDE_REQUIRE_EMULATED").is_some() => panic!("{e}"),
+            Err(e) => eprintln!("left out: {e}"),
         }
-    }
-}
-
-fn emulated(seed: u64) -> Option<Device> {
-    let options = EmulatedOptions { checks: true, seed: Some(seed), ..EmulatedOptions::default() };
-    match Device::emulated_metal(options) {
-        Ok(device) => Some(device),
-        Err(e) if std::env::var_os("SILICIDE_REQUIRE_EMULATED").is_some() => panic!("{e}"),
-        Err(_) => None,
     }
 }
 

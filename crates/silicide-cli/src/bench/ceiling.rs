@@ -56,10 +56,7 @@ impl Ceilings {
     /// Measures `device`. `matrix_flops` is taken as it is.
     pub(super) fn measure(device: &Device, setup: &mut Setup, matrix_flops: Option<f64>) -> Result<Ceilings> {
         // The emulated device's own rates say nothing.
-        let peak = match device.kind() {
-            DeviceKind::EmulatedMetal => None,
-            _ => Some(ops::matmul::peak_rates(device)?),
-        };
+        let peak = if device.kind().is_emulated() { None } else { Some(ops::matmul::peak_rates(device)?) };
         Ok(Ceilings {
             copy_bytes: copy(device, setup)?,
             read_bytes: peak.and_then(|peak| peak.read),
@@ -107,7 +104,7 @@ impl Ceilings {
 /// Copies that go round a pool as cases do.
 fn copy(device: &Device, setup: &mut Setup) -> Result<f64> {
     let elements = match device.kind() {
-        DeviceKind::EmulatedMetal => 1 << 16,
+        DeviceKind::EmulatedMetal | DeviceKind::EmulatedCuda => 1 << 16,
         DeviceKind::Cpu => 16 << 20,
         DeviceKind::Metal | DeviceKind::Cuda => 32 << 20,
     };

@@ -75,7 +75,7 @@ fn replayed(stream: &mut Stream, calls: &[Call], rounds: usize, budget: Duration
     const REPLAY: Duration = Duration::from_millis(4);
     const MOST_CALLS: usize = 4096;
     let begun = Instant::now();
-    let emulated = stream.device().kind() == DeviceKind::EmulatedMetal;
+    let emulated = stream.device().kind().is_emulated();
     let mut times = 1;
     loop {
         let count = times * calls.len();

@@ -130,7 +130,7 @@ fn default_pool(device: &Device) -> usize {
     const GPU: usize = 512 << 20;
     match device.kind() {
         DeviceKind::Cpu => (4 * last_cache().unwrap_or(0)).clamp(256 << 20, 2 << 30),
-        DeviceKind::EmulatedMetal => 1 << 20,
+        DeviceKind::EmulatedMetal | DeviceKind::EmulatedCuda => 1 << 20,
         DeviceKind::Metal | DeviceKind::Cuda => device.free_memory().map_or(GPU, |free| GPU.min(free / 8)),
     }
 }

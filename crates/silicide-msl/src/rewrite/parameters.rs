@@ -191,6 +191,14 @@ impl<'a> Rewriter<'a> {
             let slot = signature.parameters.len();
             let _ = write!(signature.locals, "{ty} {name} = *({base} *)__msl_bound({table}, {index}); ");
             let _ = write!(signature.sizes, "__msl_t.query[{slot}] = sizeof({base}); ");
+        } else if kind == ParameterKind::Threadgroup && self.dialect != Dialect::OpenCl {
+            if index > 0 {
+                return Err(format!("[[threadgroup({index})]]: an NVIDIA GPU has one such argument, 0"));
+            }
+            let _ = write!(
+                signature.locals,
+                "extern __shared__ uint4 __msl_dynamic[]; {ty} {name} = ({ty})__msl_dynamic; "
+            );
         } else if self.tokens[words.clone()].iter().any(|t| t.text == "*") {
             let _ = write!(signature.locals, "{ty} {name} = ({ty})__msl_bound({table}, {index}); ");
         } else {

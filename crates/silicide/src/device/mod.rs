@@ -51,6 +51,8 @@ pub enum DeviceKind {
     EmulatedMetal,
     /// An NVIDIA GPU.
     Cuda,
+    /// An NVIDIA GPU's kernels run on the host, thread by thread, with checks.
+    EmulatedCuda,
 }
 
 impl DeviceKind {
@@ -61,7 +63,18 @@ impl DeviceKind {
             DeviceKind::Metal => "metal",
             DeviceKind::EmulatedMetal => "emulated-metal",
             DeviceKind::Cuda => "cuda",
+            DeviceKind::EmulatedCuda => "emulated-cuda",
         }
+    }
+
+    /// Whether it takes the kernels that are for NVIDIA GPUs.
+    pub fn is_nvidia(self) -> bool {
+        matches!(self, DeviceKind::Cuda | DeviceKind::EmulatedCuda)
+    }
+
+    /// Whether the host stands for a GPU, so that its speed says nothing.
+    pub fn is_emulated(self) -> bool {
+        matches!(self, DeviceKind::EmulatedMetal | DeviceKind::EmulatedCuda)
     }
 }
 
@@ -82,7 +95,16 @@ impl Device {
     ///
     /// [`Error::Device`] where clang 19 or later is not installed.
     pub fn emulated_metal(options: EmulatedOptions) -> Result<Device> {
-        Ok(Device(Arc::new(emulated::EmulatedMetal::new(options)?)))
+        Ok(Device(Arc::new(emulated::Emulated::new(DeviceKind::EmulatedMetal, options)?)))
+    }
+
+    /// The kernels of an NVIDIA GPU of compute capability 8.0 run on the host by way of clang, its tensor cores included.
+    ///
+    /// # Errors
+    ///
+    /// As for [`emulated_metal`](Self::emulated_metal).
+    pub fn emulated_cuda(options: EmulatedOptions) -> Result<Device> {
+        Ok(Device(Arc::new(emulated::Emulated::new(DeviceKind::EmulatedCuda, options)?)))
     }
 
     /// The system's default Apple GPU.

@@ -12,6 +12,7 @@ const HEADERS: &[(&str, &str)] = &[
     ("matrix_ggml.h", include_str!("matrix_ggml.h")),
     ("matrix_mlx.h", include_str!("matrix_mlx.h")),
     ("nvidia.h", include_str!("nvidia.h")),
+    ("nvidia_emulated.h", include_str!("nvidia_emulated.h")),
     ("order.h", include_str!("order.h")),
     ("packed.h", include_str!("packed.h")),
     ("packet.h", include_str!("packet.h")),
@@ -47,6 +48,11 @@ impl KernelSource {
         let mut included = Vec::new();
         expand(self.body, &self.path(), &mut included, &mut text);
         text
+    }
+
+    /// Whether it is written for NVIDIA GPUs alone.
+    pub(crate) fn is_for_nvidia(&self) -> bool {
+        self.name.ends_with(".cu")
     }
 
     /// The file, as messages call it.

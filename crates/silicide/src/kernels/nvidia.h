@@ -1,24 +1,53 @@
 // The instructions of NVIDIA's tensor cores, and of what feeds them, for SCALAR, a type of 16 bits.
 
-inline uint shared_address(threadgroup const void* at) { return uint(__cvta_generic_to_shared(at)); }
+#ifdef EMULATED_NVIDIA
+#include "nvidia_emulated.h"
+#else
+// An address in threadgroup memory.
+typedef uint Shared;
+inline Shared shared_address(threadgroup const void* at) { return uint(__cvta_generic_to_shared(at)); }
 
-// Sixteen bytes from device to threadgroup memory, or zeros.
-inline void copy_sixteen(uint to, device const void* from, bool there) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0));
+// Threadgroup memory for what reads device memory: loads find out what they read.
+inline device const uchar* as_device(threadgroup const uchar* at) { return at; }
+
+// Copies from device to threadgroup memory that run on beside the thread: the first `bytes` of sixteen, and zeros.
+inline void copy_some(Shared to, device const void* from, uint bytes) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes));
+}
+// Sixteen bytes, or zeros.
+inline void copy_sixteen(Shared to, device const void* from, bool there) { copy_some(to, from, there ? 16 : 0); }
+// 4, 8 or 16 bytes, which the first cache keeps.
+template <uint BYTES>
+inline void copy_cached(Shared to, device const void* from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(from), "n"(BYTES));
+}
+// Makes a group of the thread's copies since the last.
+inline void end_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Waits for all groups but the last MORE.
+template <uint MORE>
+inline void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(MORE) : "memory");
 }
 
 // Four 8x8 matrices, whose rows begin at the addresses of lanes 0 to 7, 8 to 15 ...
-inline void load_matrices(thread uint* m, uint row) {
+inline void load_matrices(thread uint* m, Shared row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
                : "r"(row));
 }
 
 // As above, each transposed.
-inline void load_transposed(thread uint* m, uint row) {
+inline void load_transposed(thread uint* m, Shared row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
                : "r"(row));
+}
+
+// The transpose of an 8x8 matrix of 16 bits.
+inline uint transpose(uint rows) {
+  uint columns;
+  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(columns) : "r"(rows));
+  return columns;
 }
 
 // sums += a b, 16x8x16.
@@ -65,6 +94,17 @@ inline uint fma_pairs(uint a, uint b, uint c) {
   return d;
 }
 
+// Two sums, each of two SCALAR.
+inline uint add_pairs(uint a, uint b) {
+  if constexpr (is_same_v<SCALAR, half>) {
+    uint sum;
+    asm("add.f16x2 %0, %1, %2;" : "=r"(sum) : "r"(a), "r"(b));
+    return sum;
+  } else {
+    return fma_pairs(a, ONES, b);
+  }
+}
+
 // (a & b) | c, as one operation.
 inline uint and_or(uint a, uint b, uint c) {
   uint d;
@@ -72,9 +112,20 @@ inline uint and_or(uint a, uint b, uint c) {
   return d;
 }
 
+// (a & b) ^ c.
+inline uint and_xor(uint a, uint b, uint c) {
+  uint d;
+  asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+  return d;
+}
+
+// The bytes of a, then those of b, that four hexadecimal digits name, the lowest first.
+inline uint pick_bytes(uint a, uint b, uint digits) { return __byte_perm(a, b, digits); }
+
 // 2^x, to some 2 units in the last place; 0 for negative infinity.
 inline float power_of_two(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
+#endif

@@ -161,7 +161,12 @@ fn defines(source: &KernelSource) -> BTreeSet<String> {
         return if packed { [true, false].map(rows::whole).into() } else { [String::new()].into() };
     }
     let dense = DType::FLOATS.map(MatrixFormat::Dense);
-    let formats = quantized_formats().into_iter().chain(dense);
+    // Two forms share the formats out.
+    let taken = |format: &MatrixFormat| match source.name == matmul::few::SOURCE.name {
+        true => matmul::few::bits(*format).is_some(),
+        false => source.name != matmul::units::SOURCE.name || matmul::few::bits(*format).is_none(),
+    };
+    let formats = quantized_formats().into_iter().chain(dense).filter(taken);
     // One type beside each format: which is beside which changes nothing in a reader.
     let types = if source.name.ends_with(".cu") { &DType::FLOATS[1..] } else { &DType::FLOATS[..] };
     let scalars = types.iter().copied().cycle();
@@ -184,13 +189,22 @@ fn every_kernel_is_among_the_sources() {
 }
 
 #[test]
-fn every_kernel_compiles_for_nvidia() {
+fn every_shared_kernel_compiles_for_nvidia() {
+    compile(|source| !source.is_for_nvidia());
+}
+
+#[test]
+fn every_kernel_of_its_own_compiles_for_nvidia() {
+    compile(KernelSource::is_for_nvidia);
+}
+
+fn compile(chosen: fn(&KernelSource) -> bool) {
     if !cuda::is_present() {
         assert!(std::env::var_os("SILICIDE_REQUIRE_NVRTC").is_none(), "NVRTC is not on the library path");
         return eprintln!("NVRTC is not here, left out");
     }
     let mut architectures = ["sm_80", "sm_90a"].into_iter().cycle();
-    for source in SOURCES {
+    for source in SOURCES.iter().filter(|source| chosen(source)) {
         let all = defines(source);
         for defines in &all {
             let path = source.path();

@@ -1,4 +1,4 @@
-//! The emulated Metal executor: the same kernels as on an Apple GPU, run on the host by `silicide-msl`.
+//! The emulated executors: the same kernels as on an Apple or NVIDIA GPU, run on the host by `silicide-msl`.
 //!
 //! Launches between two barriers are collected and run in a shuffled order, so that a barrier that the stream forgot
 //! shows as a wrong result here and not only on a real GPU.
@@ -14,7 +14,7 @@ use super::launch::{Arg, Body, Gpu, Launch, LockSet};
 use super::{DeviceKind, Executor, HostBytes, Queue, default_cache_dir};
 use crate::{Error, Result};
 
-/// How the emulated Metal device runs.
+/// How an emulated device runs.
 #[derive(Clone, Debug)]
 pub struct EmulatedOptions {
     /// Checks every memory access, hunts for races and finds divergent barriers; slower.
@@ -31,36 +31,39 @@ impl Default for EmulatedOptions {
     }
 }
 
-pub(super) struct EmulatedMetal {
+pub(super) struct Emulated {
     shared: Arc<Shared>,
 }
 
 struct Shared {
+    kind: DeviceKind,
     options: EmulatedOptions,
     /// By source, and what was put before it.
     libraries: Mutex<HashMap<(&'static str, String), Library>>,
 }
 
-impl EmulatedMetal {
-    pub(super) fn new(options: EmulatedOptions) -> Result<EmulatedMetal> {
+impl Emulated {
+    /// `kind` is one of the two.
+    pub(super) fn new(kind: DeviceKind, options: EmulatedOptions) -> Result<Emulated> {
         silicide_msl::find_compiler()
-            .map_err(|e| Error::Device { device: "emulated-metal".into(), message: e.to_string() })?;
-        Ok(EmulatedMetal { shared: Arc::new(Shared { options, libraries: Mutex::default() }) })
+            .map_err(|e| Error::Device { device: kind.name().into(), message: e.to_string() })?;
+        Ok(Emulated { shared: Arc::new(Shared { kind, options, libraries: Mutex::default() }) })
     }
 }
 
-impl Executor for EmulatedMetal {
+impl Executor for Emulated {
     fn kind(&self) -> DeviceKind {
-        DeviceKind::EmulatedMetal
+        self.shared.kind
     }
 
     fn description(&self) -> String {
         let checks = if self.shared.options.checks { "every access checked" } else { "unchecked" };
-        format!("Metal kernels run on the CPU, {checks}")
+        let whose = if self.shared.kind.is_nvidia() { "NVIDIA" } else { "Metal" };
+        format!("{whose} kernels run on the CPU, {checks}")
     }
 
     fn allocate(&self, len: usize) -> Result<Memory> {
-        Memory::host(len).ok_or_else(|| Error::OutOfMemory { device: "emulated-metal".into(), wanted: len })
+        Memory::host(len).ok_or_else(|| Error::OutOfMemory { device: self.shared.kind.name().into(), wanted: len })
     }
 
     fn adopt(&self, bytes: &Arc<dyn HostBytes>) -> Result<Option<Memory>> {
@@ -70,6 +73,16 @@ impl Executor for EmulatedMetal {
     fn queue(&self) -> Box<dyn Queue> {
         let order = self.shared.options.seed.unwrap_or_default();
         Box::new(EmulatedQueue { shared: self.shared.clone(), pending: Vec::new(), order })
+    }
+
+    fn compute_capability(&self) -> Option<(u32, u32)> {
+        // Clusters and the copy engine, which are Hopper's, are not emulated.
+        self.shared.kind.is_nvidia().then_some((8, 0))
+    }
+
+    fn processors(&self) -> Option<u32> {
+        // So few that threadgroups which stay find work.
+        self.shared.kind.is_nvidia().then_some(2)
     }
 }
 
@@ -85,6 +98,7 @@ impl Shared {
             checks: self.options.checks,
             cache_dir: self.options.cache_dir.clone(),
             name: gpu.source.path(),
+            nvidia: gpu.source.is_for_nvidia(),
             ..CompileOptions::default()
         };
         let library = Library::compile(&gpu.source.assemble(&gpu.defines), &options).map_err(failed)?;
@@ -106,6 +120,7 @@ struct Pending {
     kernel: Kernel,
     args: Vec<Arg>,
     params: Vec<u8>,
+    threadgroup_memory: u32,
     threadgroups: [u32; 3],
     threads: [u32; 3],
 }
@@ -124,13 +139,16 @@ impl EmulatedQueue {
             let ptr = unsafe { arg.storage.memory.ptr.as_ptr().add(arg.bytes.start) };
             (index, BufferArg { ptr, len: arg.bytes.len(), writable: arg.access.writes() })
         });
+        let memory =
+            (launch.threadgroup_memory > 0).then(|| (0, launch.threadgroup_memory.next_multiple_of(16) as usize));
+        let memory = memory.into_iter();
         let locks = LockSet::new(launch.args.iter());
         let _held = locks.hold();
         let launch = silicide_msl::Launch {
             kernel: &launch.kernel,
             buffers: buffers.collect(),
             bytes: vec![(launch.args.len() as u32, &launch.params)],
-            threadgroup_memory: Vec::new(),
+            threadgroup_memory: memory.collect(),
             threadgroups: launch.threadgroups,
             threads: launch.threads,
             // One worker makes a run with a seed repeatable.
@@ -149,6 +167,7 @@ impl Queue for EmulatedQueue {
             kernel: self.shared.kernel(gpu)?,
             args: launch.args.clone(),
             params: launch.params.clone(),
+            threadgroup_memory: launch.threadgroup_memory,
             threadgroups: gpu.threadgroups,
             threads: gpu.threads,
         });

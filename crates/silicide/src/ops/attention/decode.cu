@@ -22,13 +22,6 @@ constant constexpr uint STEPS = DIM / 16;
 // The place of a chunk in a tile: so that eight rows at one column lie in different banks.
 inline uint chunk_at(uint row, uint chunk) { return (row * PITCH + (chunk ^ (row % 8))) * 16; }
 
-// The transpose of an 8x8 matrix of 16 bits.
-inline uint transpose(uint rows) {
-  uint columns;
-  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(columns) : "r"(rows));
-  return columns;
-}
-
 kernel void attention_decode(
     device const SCALAR* q [[buffer(0)]],
     device const SCALAR* k [[buffer(1)]],
@@ -40,14 +33,14 @@ kernel void attention_decode(
     device SCALAR* out [[buffer(7)]],
     device float* partial [[buffer(8)]],
     constant Params& p [[buffer(9)]],
+    threadgroup uchar* dynamic [[threadgroup(0)]],
     uint3 group [[threadgroup_position_in_grid]],
     uint3 groups [[threadgroups_per_grid]],
     uint lane [[thread_index_in_simdgroup]],
     uint simdgroup [[simdgroup_index_in_threadgroup]]) {
-  extern __shared__ uint4 dynamic[];
   threadgroup float maxima[SIMDGROUPS * TILES * 8];
   threadgroup float sums[SIMDGROUPS * TILES * 8];
-  uint staged = shared_address(dynamic) + simdgroup * STAGES * 2 * TILE;
+  Shared staged = shared_address(dynamic) + simdgroup * STAGES * 2 * TILE;
 
   uint query = group.x;
   uint heads = p.q_heads / p.kv_heads;
@@ -76,7 +69,7 @@ kernel void attention_decode(
   auto fetch = [&](uint turn) {
     uint base = first_key(turn);
     if (base < end) {
-      uint to = staged + turn % STAGES * 2 * TILE;
+      Shared to = staged + turn % STAGES * 2 * TILE;
       for (uint i = lane; i < KEYS * CHUNKS; i += 32) {
         uint row = i / CHUNKS;
         uint c = i % CHUNKS;
@@ -86,7 +79,7 @@ kernel void attention_decode(
         copy_sixteen(to + TILE + chunk_at(row, c), v + at.y + c * 8, there);
       }
     }
-    asm volatile("cp.async.commit_group;" ::: "memory");
+    end_copies();
   };
 
   float sum_v[TILES][STEPS][4];
@@ -107,10 +100,10 @@ kernel void attention_decode(
       fetch(turn);
     }
     for (uint turn = 0; first_key(turn) < end; ++turn) {
-      asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 2) : "memory");
+      wait_for_copies<STAGES - 2>();
       simdgroup_barrier(mem_flags::mem_threadgroup);
       fetch(turn + STAGES - 1);
-      uint keys = staged + turn % STAGES * 2 * TILE;
+      Shared keys = staged + turn % STAGES * 2 * TILE;
       float scores[TILES][4];
       for (uint n = 0; n < TILES; ++n) {
         for (uint e = 0; e < 4; ++e) {
@@ -179,7 +172,7 @@ kernel void attention_decode(
         }
       }
     }
-    asm volatile("cp.async.wait_group 0;" ::: "memory");
+    wait_for_copies<0>();
     simdgroup_barrier(mem_flags::mem_threadgroup);
     bool finite = true;
     for (uint n = 0; n < TILES; ++n) {

@@ -1,11 +1,11 @@
 //! The forms for NVIDIA's tensor cores: `decode.cu` for few queries, `prefill.cu` for many.
 
 use super::{KernelParams, KernelSource, Params};
-use crate::{DType, Device, DeviceKind, Tensor};
+use crate::{DType, Device, Tensor};
 
 /// Whether they are taken: for one type of 16 bits, heads of whole sixteens, and rows that lie aligned.
 pub(super) fn fits(device: &Device, q: &Tensor, k: &Tensor, v: &Tensor, p: &Params) -> bool {
-    device.kind() == DeviceKind::Cuda
+    device.kind().is_nvidia()
         && q.dtype() != DType::F32
         && k.dtype() == q.dtype()
         && p.masked == 0

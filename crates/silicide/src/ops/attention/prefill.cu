@@ -33,15 +33,15 @@ kernel void attention_prefill(
     device const uchar* classes [[buffer(7)]],
     device SCALAR* out [[buffer(8)]],
     constant Params& p [[buffer(9)]],
+    threadgroup uchar* dynamic [[threadgroup(0)]],
     uint2 group [[threadgroup_position_in_grid]],
     uint2 groups [[threadgroups_per_grid]],
     uint thread_index [[thread_index_in_threadgroup]],
     uint lane [[thread_index_in_simdgroup]],
     uint simdgroup [[simdgroup_index_in_threadgroup]]) {
-  extern __shared__ uint4 dynamic[];
   threadgroup uint2 ranges[TILE];
-  uint staged_q = shared_address(dynamic);
-  uint staged = staged_q + BYTES;
+  Shared staged_q = shared_address(dynamic);
+  Shared staged = staged_q + BYTES;
 
   // Later queries see more keys, so they go first.
   uint first_query = (groups.x - 1 - group.x) * TILE;
@@ -85,7 +85,7 @@ kernel void attention_prefill(
 
   auto fetch = [&](uint base) {
     if (base < end) {
-      uint to = staged + (base - start) / TILE % 2 * 2 * BYTES;
+      Shared to = staged + (base - start) / TILE % 2 * 2 * BYTES;
       for (uint i = thread_index; i < TILE * CHUNKS; i += 128) {
         uint row = i / CHUNKS;
         uint c = i % CHUNKS;
@@ -95,7 +95,7 @@ kernel void attention_prefill(
         copy_sixteen(to + BYTES + chunk_at(row, c), v + at.y + c * 8, there);
       }
     }
-    asm volatile("cp.async.commit_group;" ::: "memory");
+    end_copies();
   };
   auto load_q = [&](uint i, thread uint* a) {
     load_matrices(a, staged_q + chunk_at(simdgroup * 16 + lane % 16, i * 2 + lane / 16));
@@ -114,7 +114,7 @@ kernel void attention_prefill(
 
   fetch(start);
   for (uint base = start; base < end; base += TILE) {
-    asm volatile("cp.async.wait_group 0;" ::: "memory");
+    wait_for_copies<0>();
     threadgroup_barrier(mem_flags::mem_threadgroup);
     if (HELD && base == start) {
       for (uint i = 0; i < STEPS; ++i) {
@@ -122,8 +122,8 @@ kernel void attention_prefill(
       }
     }
     fetch(base + TILE);
-    uint keys = staged + (base - start) / TILE % 2 * 2 * BYTES;
-    uint values = keys + BYTES;
+    Shared keys = staged + (base - start) / TILE % 2 * 2 * BYTES;
+    Shared values = keys + BYTES;
 
     float scores[TILE / 8][4];
     for (uint j = 0; j < TILE / 8; ++j) {
@@ -203,7 +203,7 @@ kernel void attention_prefill(
       }
     }
   }
-  asm volatile("cp.async.wait_group 0;" ::: "memory");
+  wait_for_copies<0>();
 
   bool finite = true;
   for (uint r = 0; r < 2; ++r) {

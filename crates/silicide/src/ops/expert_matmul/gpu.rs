@@ -6,7 +6,7 @@ use crate::matrix::MatrixFormat;
 use crate::ops::expert_schedule::{ExpertSchedule, Grouped};
 use crate::ops::matmul::{Precision, ROWS, SIMDGROUPS};
 use crate::quant::QuantFormat;
-use crate::{DType, DeviceKind, Tensor};
+use crate::{DType, Tensor};
 
 /// An entry point of a kernel, and how much of the result one of its threadgroups computes.
 pub(super) struct GpuForm {
@@ -77,7 +77,7 @@ pub(super) fn tensor_cores(
     p: &Params,
     precision: Precision,
 ) -> Result<GpuForm, &'static str> {
-    if x.device().kind() != DeviceKind::Cuda {
+    if !x.device().kind().is_nvidia() {
         return Err("");
     }
     if x.dtype() == DType::F32 {

@@ -207,9 +207,8 @@ constant constexpr uint STAGES = 3;
 inline uint chunk_at(uint row, uint chunk) { return row * TILE_K + (chunk ^ (row & 7)) * 8; }
 
 template <uint TILE_M>
-kernel void expert_matmul_tensor(EXPERTS) {
+kernel void expert_matmul_tensor(EXPERTS, threadgroup uchar* dynamic [[threadgroup(0)]]) {
   constexpr uint ROWS = TILE_M / 2;  // of a simdgroup's part, whose columns are 32
-  extern __shared__ uint4 dynamic[];
   threadgroup SCALAR* staged_x = (threadgroup SCALAR*)dynamic;
   threadgroup SCALAR* staged_w = staged_x + STAGES * TILE_M * TILE_K;
   threadgroup uint pairs[TILE_M];
@@ -246,7 +245,7 @@ kernel void expert_matmul_tensor(EXPERTS) {
         copy_sixteen(shared_address(tile + chunk_at(row, chunk)), x_rows[i] + (inside ? step * TILE_K : 0), inside);
       }
     }
-    asm volatile("cp.async.commit_group;");
+    end_copies();
   };
   uint w_row = thread_index / 2;
   uint w_unit = thread_index % 2 * 2;
@@ -284,7 +283,7 @@ kernel void expert_matmul_tensor(EXPERTS) {
     even = fetch_w(2);
   }
   auto multiply_step = [&](uint step, thread Packed<Reader>& next) {
-    asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 2));
+    wait_for_copies<STAGES - 2>();
     threadgroup_barrier(mem_flags::mem_threadgroup);
     // Past the end it is an empty group, or a tile that nothing reads.
     fetch_x(step + STAGES - 1);

@@ -16,47 +16,20 @@ constant constexpr uint COLUMNS = 256;  // of a stage
 constant constexpr uint DEPTH = 2;      // stages that a simdgroup has
 
 template <typename R>
-struct Coded {
-  static constant constexpr uint BITS = 0;
-  typedef half Scale;
-};
-template <typename S>
-struct Coded<Affine<4, S>> {
-  static constant constexpr uint BITS = 4;
-  typedef S Scale;
-};
-template <typename S>
-struct Coded<Affine<8, S>> {
-  static constant constexpr uint BITS = 8;
+struct Coded;
+template <uint B, typename S>
+struct Coded<Affine<B, S>> {
+  static constant constexpr uint BITS = B;
   typedef S Scale;
 };
 
-constant constexpr bool CODED = Coded<Reader>::BITS != 0;
-constant constexpr uint BITS = CODED ? Coded<Reader>::BITS : 8;
+constant constexpr uint BITS = Coded<Reader>::BITS;
 constant constexpr bool HALF = is_same_v<SCALAR, half>;
 constant constexpr float OFFSET = BITS == 8 ? -128.0f : HALF ? 0.0f : 128.0f;
 
 // Bytes 0 and 1 of both, and bytes 2 and 3 of both.
-inline uint low_halves(uint a, uint b) { return __byte_perm(a, b, 0x5410); }
-inline uint high_halves(uint a, uint b) { return __byte_perm(a, b, 0x7632); }
-
-// (a & b) ^ c.
-inline uint and_xor(uint a, uint b, uint c) {
-  uint d;
-  asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
-  return d;
-}
-
-// Two sums, each of two SCALAR.
-inline uint add_pairs(uint a, uint b) {
-  uint sum;
-  if constexpr (HALF) {
-    asm("add.f16x2 %0, %1, %2;" : "=r"(sum) : "r"(a), "r"(b));
-  } else {
-    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(ONES), "r"(b));
-  }
-  return sum;
-}
+inline uint low_halves(uint a, uint b) { return pick_bytes(a, b, 0x5410); }
+inline uint high_halves(uint a, uint b) { return pick_bytes(a, b, 0x7632); }
 
 // Masks of a pair of codes. They are kept in registers, so that an instruction has room for its other constant: `zero` is zero, which
 // the compiler must not see.
@@ -100,16 +73,6 @@ struct Stage {
 // A chunk of sixteen bytes lies at its place exclusive-or this, so that eight rows at one column lie in different banks.
 inline uint swizzle(uint row) { return (row & 1) << 2 | (row & 2) | (row >> 2 & 1); }
 
-inline void copy_factors(uint to, device const uchar* from, uint bytes) {
-  if (bytes == 16) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from));
-  } else if (bytes == 8) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(to), "l"(from));
-  } else {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(from));
-  }
-}
-
 // Where the next stage to ask for lies.
 struct Ahead {
   device const uchar* codes;
@@ -124,230 +87,228 @@ struct Ahead {
 template <uint GROUP, uint WARPS, uint OCTETS, uint TILES>
 kernel void matmul_tensor_few(
     PRODUCTS,
+    threadgroup uchar* dynamic [[threadgroup(0)]],
     uint2 group [[threadgroup_position_in_grid]],
     uint2 threadgroups [[threadgroups_per_grid]],
     uint thread_index [[thread_index_in_threadgroup]],
     uint lane [[thread_index_in_simdgroup]],
     uint simdgroup [[simdgroup_index_in_threadgroup]]) {
-  if constexpr (CODED) {
-    typedef Stage<GROUP, TILES> S;
-    constexpr uint LANE = GROUP / 4;  // columns of a group that a lane has
-    constexpr uint PITCH = S::ROWS + 4;
-    constexpr uint PART = PITCH * 8 * OCTETS;
-    extern __shared__ uint4 dynamic[];
-    threadgroup uchar* staged = (threadgroup uchar*)dynamic + simdgroup * DEPTH * S::BYTES;
-    threadgroup float* partials = (threadgroup float*)((threadgroup uchar*)dynamic + WARPS * DEPTH * S::BYTES);
+  typedef Stage<GROUP, TILES> S;
+  constexpr uint LANE = GROUP / 4;  // columns of a group that a lane has
+  constexpr uint PITCH = S::ROWS + 4;
+  constexpr uint PART = PITCH * 8 * OCTETS;
+  threadgroup uchar* staged = dynamic + simdgroup * DEPTH * S::BYTES;
+  threadgroup float* partials = (threadgroup float*)(dynamic + WARPS * DEPTH * S::BYTES);
 
-    // As many tiles for each threadgroup, or one less.
-    ulong tiles = p.blocks[0] + p.blocks[1] + p.blocks[2];
-    uint tile = tiles * group.x / threadgroups.x;
-    uint end = tiles * (group.x + 1) / threadgroups.x;
-    uint first_token = group.y * 8 * OCTETS;
-    uint stages = (p.k + COLUMNS - 1) / COLUMNS;
-    uint groups = p.k / GROUP;
-    // Those from `tile` on that go together, which are of one weight.
-    auto together = [&](Product product, uint tile) {
-      return TILES == 1 ? 1 : min(min(end - tile, TILES), (product.rows() + 15) / 16 - product.block);
-    };
+  // As many tiles for each threadgroup, or one less.
+  ulong tiles = p.blocks[0] + p.blocks[1] + p.blocks[2];
+  uint tile = tiles * group.x / threadgroups.x;
+  uint end = tiles * (group.x + 1) / threadgroups.x;
+  uint first_token = group.y * 8 * OCTETS;
+  uint stages = (p.k + COLUMNS - 1) / COLUMNS;
+  uint groups = p.k / GROUP;
+  // Those from `tile` on that go together, which are of one weight.
+  auto together = [&](Product product, uint tile) {
+    return TILES == 1 ? 1 : min(min(end - tile, TILES), (product.rows() + 15) / 16 - product.block);
+  };
 
-    // Of each copy a lane has one chunk.
-    uint chunk = lane % S::CHUNKS;
-    uint copy_row = lane / S::CHUNKS;
-    uint places[8 / S::EACH];
-    for (uint i = 0; i < 8 / S::EACH; ++i) {
-      places[i] = copy_row * S::ROW + (chunk ^ swizzle(i * S::EACH + copy_row)) * 16;
+  // Of each copy a lane has one chunk.
+  uint chunk = lane % S::CHUNKS;
+  uint copy_row = lane / S::CHUNKS;
+  uint places[8 / S::EACH];
+  for (uint i = 0; i < 8 / S::EACH; ++i) {
+    places[i] = copy_row * S::ROW + (chunk ^ swizzle(i * S::EACH + copy_row)) * 16;
+  }
+  ulong code_step = ulong(S::EACH / SUMS) * p.code_stride;
+  Ahead ahead = {nullptr, nullptr, nullptr, 0, tile, stages};
+  auto enter = [&]() {
+    if (ahead.tile < end) {
+      Product product = PICK_PRODUCT(ahead.tile);
+      uint row = product.block * 16;
+      uint count = together(product, ahead.tile);
+      ahead.rows = min(product.rows() - row, count * 16);
+      ulong first = ulong((row + copy_row) / SUMS) * p.code_stride;
+      ahead.codes = holder_of(product.weight, copy_row).codes + first + simdgroup * S::ROW + chunk * 16;
+      // The second half of the lanes copies the biases, where the first is enough for the scales.
+      uint factor_row = row + min(lane % S::ROWS, ahead.rows - 1);
+      ulong at = ulong(factor_row / SUMS) * (groups * 2) + simdgroup * S::SCALE;
+      Stored holder = holder_of(product.weight, factor_row);
+      ahead.scales = (lane < S::ROWS ? holder.scales : holder.biases) + at;
+      ahead.biases = holder.biases + at;
+      ahead.tile += count;
+      ahead.stage = simdgroup;
     }
-    ulong code_step = ulong(S::EACH / SUMS) * p.code_stride;
-    Ahead ahead = {nullptr, nullptr, nullptr, 0, tile, stages};
-    auto enter = [&]() {
-      if (ahead.tile < end) {
-        Product product = PICK_PRODUCT(ahead.tile);
-        uint row = product.block * 16;
-        uint count = together(product, ahead.tile);
-        ahead.rows = min(product.rows() - row, count * 16);
-        ulong first = ulong((row + copy_row) / SUMS) * p.code_stride;
-        ahead.codes = holder_of(product.weight, copy_row).codes + first + simdgroup * S::ROW + chunk * 16;
-        // The second half of the lanes copies the biases, where the first is enough for the scales.
-        uint factor_row = row + min(lane % S::ROWS, ahead.rows - 1);
-        ulong at = ulong(factor_row / SUMS) * (groups * 2) + simdgroup * S::SCALE;
-        Stored holder = holder_of(product.weight, factor_row);
-        ahead.scales = (lane < S::ROWS ? holder.scales : holder.biases) + at;
-        ahead.biases = holder.biases + at;
-        ahead.tile += count;
-        ahead.stage = simdgroup;
-      }
-    };
-    auto fetch = [&](uint slot) {
-      if (ahead.stage < stages) {
-        threadgroup uchar* stage = staged + slot * S::BYTES;
-        uint to = shared_address(stage);
-        bool inside = ahead.stage * COLUMNS + chunk * (128 / BITS) < p.k;
-        for (uint i = 0; i < S::ROWS / S::EACH; ++i) {
-          if (i * S::EACH + copy_row < ahead.rows && inside) {
-            copy_sixteen(to + places[i % (8 / S::EACH)] + i * S::EACH * S::ROW, ahead.codes + i * code_step, true);
-          }
+  };
+  auto fetch = [&](uint slot) {
+    if (ahead.stage < stages) {
+      threadgroup uchar* stage = staged + slot * S::BYTES;
+      Shared to = shared_address(stage);
+      bool inside = ahead.stage * COLUMNS + chunk * (128 / BITS) < p.k;
+      for (uint i = 0; i < S::ROWS / S::EACH; ++i) {
+        if (i * S::EACH + copy_row < ahead.rows && inside) {
+          copy_sixteen(to + places[i % (8 / S::EACH)] + i * S::EACH * S::ROW, ahead.codes + i * code_step, true);
         }
-        if (p.k % COLUMNS == 0) {
-          copy_factors(to + S::SCALES + lane * S::SCALE, ahead.scales, S::SCALE);
-          if (TILES == 2) {
-            copy_factors(to + S::BIASES + lane * S::SCALE, ahead.biases, S::SCALE);
-          }
-        } else {
-          // Rows of scales lie anywhere, and the last stage has fewer.
-          for (uint i = 0; i < S::GROUPS; ++i) {
-            if (ahead.stage * S::GROUPS + i < groups) {
-              ((threadgroup ushort*)(stage + S::SCALES))[lane * S::GROUPS + i] = ((device const ushort*)ahead.scales)[i];
-              if (TILES == 2) {
-                ((threadgroup ushort*)(stage + S::BIASES))[lane * S::GROUPS + i] = ((device const ushort*)ahead.biases)[i];
-              }
+      }
+      if (p.k % COLUMNS == 0) {
+        copy_cached<S::SCALE>(to + S::SCALES + lane * S::SCALE, ahead.scales);
+        if (TILES == 2) {
+          copy_cached<S::SCALE>(to + S::BIASES + lane * S::SCALE, ahead.biases);
+        }
+      } else {
+        // Rows of scales lie anywhere, and the last stage has fewer.
+        for (uint i = 0; i < S::GROUPS; ++i) {
+          if (ahead.stage * S::GROUPS + i < groups) {
+            ((threadgroup ushort*)(stage + S::SCALES))[lane * S::GROUPS + i] = ((device const ushort*)ahead.scales)[i];
+            if (TILES == 2) {
+              ((threadgroup ushort*)(stage + S::BIASES))[lane * S::GROUPS + i] = ((device const ushort*)ahead.biases)[i];
             }
           }
         }
-        ahead.codes += WARPS * S::ROW;
-        ahead.scales += WARPS * S::SCALE;
-        ahead.biases += WARPS * S::SCALE;
-        ahead.stage += WARPS;
-        if (ahead.stage >= stages) {
-          enter();
-        }
       }
-      asm volatile("cp.async.commit_group;");
-    };
-    if (simdgroup < stages) {
-      enter();
+      ahead.codes += WARPS * S::ROW;
+      ahead.scales += WARPS * S::SCALE;
+      ahead.biases += WARPS * S::SCALE;
+      ahead.stage += WARPS;
+      if (ahead.stage >= stages) {
+        enter();
+      }
     }
-    for (uint i = 0; i < DEPTH - 1; ++i) {
-      fetch(i);
-    }
-    wait_for_inputs();
+    end_copies();
+  };
+  if (simdgroup < stages) {
+    enter();
+  }
+  for (uint i = 0; i < DEPTH - 1; ++i) {
+    fetch(i);
+  }
+  wait_for_inputs();
 
-    // Rows of x past the last are as the last, and their products are not stored. Their columns are asked for one group ahead.
-    uint t = lane % 4;
-    uint r = lane / 4;
-    device const SCALAR* x_rows[OCTETS];
+  // Rows of x past the last are as the last, and their products are not stored. Their columns are asked for one group ahead.
+  uint t = lane % 4;
+  uint r = lane / 4;
+  device const SCALAR* x_rows[OCTETS];
+  for (uint j = 0; j < OCTETS; ++j) {
+    x_rows[j] = x + ulong(min(first_token + j * 8 + r, p.m - 1)) * p.x_stride + t * LANE;
+  }
+  uint4 beside[2][OCTETS][LANE / 8];
+  auto look = [&](uint column, uint to) {
+    column = column < p.k ? column : min(simdgroup, stages - 1) * COLUMNS;
     for (uint j = 0; j < OCTETS; ++j) {
-      x_rows[j] = x + ulong(min(first_token + j * 8 + r, p.m - 1)) * p.x_stride + t * LANE;
-    }
-    uint4 beside[2][OCTETS][LANE / 8];
-    auto look = [&](uint column, uint to) {
-      column = column < p.k ? column : min(simdgroup, stages - 1) * COLUMNS;
-      for (uint j = 0; j < OCTETS; ++j) {
-        for (uint i = 0; i < LANE / 8; ++i) {
-          beside[to][j][i] = *(device const uint4*)(x_rows[j] + column + i * 8);
-        }
+      for (uint i = 0; i < LANE / 8; ++i) {
+        beside[to][j][i] = *(device const uint4*)(x_rows[j] + column + i * 8);
       }
-    };
-    look(simdgroup * COLUMNS, 0);
+    }
+  };
+  look(simdgroup * COLUMNS, 0);
 
-    uint all[4] = {ONES, ONES, ONES, ONES};
-    Masks masks = Masks::of(__shfl_sync(0xffffffff, p.k >> 31, 0));
-    uint slot = 0;
-    uint turn = 0;
-    while (tile < end) {
-      Product product = PICK_PRODUCT(tile);
-      uint count = together(product, tile);
-      float sums[TILES][OCTETS][4] = {};
-      for (uint at = simdgroup; at < stages; at += WARPS) {
-        asm volatile("cp.async.wait_group %0;" ::"n"(DEPTH - 2));
-        simdgroup_barrier(mem_flags::mem_threadgroup);
-        fetch(slot ^ 1);
-        threadgroup const uchar* stage = staged + slot * S::BYTES;
-        slot ^= 1;
-        typename S::Factors factors[TILES][2][2][(S::GROUPS + 3) / 4];
+  uint all[4] = {ONES, ONES, ONES, ONES};
+  Masks masks = Masks::of(simd_broadcast(p.k >> 31, 0));
+  uint slot = 0;
+  uint turn = 0;
+  while (tile < end) {
+    Product product = PICK_PRODUCT(tile);
+    uint count = together(product, tile);
+    float sums[TILES][OCTETS][4] = {};
+    for (uint at = simdgroup; at < stages; at += WARPS) {
+      wait_for_copies<DEPTH - 2>();
+      simdgroup_barrier(mem_flags::mem_threadgroup);
+      fetch(slot ^ 1);
+      threadgroup const uchar* stage = staged + slot * S::BYTES;
+      slot ^= 1;
+      typename S::Factors factors[TILES][2][2][(S::GROUPS + 3) / 4];
 #pragma unroll
-        for (uint g = 0; g < S::GROUPS; ++g) {
-          if (g > 0 && at * COLUMNS + g * GROUP >= p.k) {
+      for (uint g = 0; g < S::GROUPS; ++g) {
+        if (g > 0 && at * COLUMNS + g * GROUP >= p.k) {
+          break;
+        }
+        look(g + 1 < S::GROUPS ? at * COLUMNS + (g + 1) * GROUP : (at + WARPS) * COLUMNS, (g + 1) % 2);
+        uint b[OCTETS][GROUP / 16][2];
+        float ones[OCTETS][4] = {};
+        for (uint j = 0; j < OCTETS; ++j) {
+          for (uint s = 0; s < GROUP / 16; ++s) {
+            uint4 eight = beside[g % 2][j][s / 2];
+            uint first = s % 2 == 0 ? eight.x : BITS == 4 ? eight.y : eight.z;
+            uint second = s % 2 == 1 ? eight.w : BITS == 4 ? eight.z : eight.y;
+            b[j][s][0] = low_halves(first, second);
+            b[j][s][1] = high_halves(first, second);
+            multiply(ones[j], all, b[j][s]);
+          }
+        }
+        for (uint i = 0; i < TILES; ++i) {
+          if (i > 0 && i >= count) {
             break;
           }
-          look(g + 1 < S::GROUPS ? at * COLUMNS + (g + 1) * GROUP : (at + WARPS) * COLUMNS, (g + 1) % 2);
-          uint b[OCTETS][GROUP / 16][2];
-          float ones[OCTETS][4] = {};
-          for (uint j = 0; j < OCTETS; ++j) {
-            for (uint s = 0; s < GROUP / 16; ++s) {
-              uint4 eight = beside[g % 2][j][s / 2];
-              uint first = s % 2 == 0 ? eight.x : BITS == 4 ? eight.y : eight.z;
-              uint second = s % 2 == 1 ? eight.w : BITS == 4 ? eight.z : eight.y;
-              b[j][s][0] = low_halves(first, second);
-              b[j][s][1] = high_halves(first, second);
-              multiply(ones[j], all, b[j][s]);
+          constexpr uint BYTES = LANE * BITS / 8;
+          constexpr uint WORDS = BYTES < 16 ? BYTES / 4 : 4;  // of a load
+          typedef conditional_t<WORDS == 1, uint, vec<uint, (WORDS > 1 ? WORDS : 2)>> Words;
+          uint words[2][BYTES / 4];
+          for (uint h = 0; h < 2; ++h) {
+            threadgroup const uchar* row = stage + (i * 16 + h * 8 + r) * S::ROW;
+            for (uint w = 0; w < BYTES / 4; w += WORDS) {
+              uint byte = (g * 4 + t) * BYTES + w * 4;
+              Words loaded = *(threadgroup const Words*)(row + (byte / 16 ^ swizzle(r)) * 16 + byte % 16);
+              for (uint i = 0; i < WORDS; ++i) {
+                words[h][w + i] = ((thread const uint*)&loaded)[i];
+              }
             }
           }
-          for (uint i = 0; i < TILES; ++i) {
-            if (i > 0 && i >= count) {
-              break;
+          float codes[OCTETS][4] = {};
+          for (uint s = 0; s < GROUP / 16; ++s) {
+            uint w = BITS == 4 ? s / 2 : s;
+            uint i = BITS == 4 ? s % 2 * 2 : 0;
+            uint a[4] = {two_codes(words[0][w], i, masks), two_codes(words[1][w], i, masks),
+                         two_codes(words[0][w], i + 1, masks), two_codes(words[1][w], i + 1, masks)};
+            for (uint j = 0; j < OCTETS; ++j) {
+              multiply(codes[j], a, b[j][s]);
             }
-            constexpr uint BYTES = LANE * BITS / 8;
-            constexpr uint WORDS = BYTES < 16 ? BYTES / 4 : 4;  // of a load
-            typedef conditional_t<WORDS == 1, uint, vec<uint, (WORDS > 1 ? WORDS : 2)>> Words;
-            uint words[2][BYTES / 4];
-            for (uint h = 0; h < 2; ++h) {
-              threadgroup const uchar* row = stage + (i * 16 + h * 8 + r) * S::ROW;
-              for (uint w = 0; w < BYTES / 4; w += WORDS) {
-                uint byte = (g * 4 + t) * BYTES + w * 4;
-                Words loaded = *(threadgroup const Words*)(row + (byte / 16 ^ swizzle(r)) * 16 + byte % 16);
-                for (uint i = 0; i < WORDS; ++i) {
-                  words[h][w + i] = ((thread const uint*)&loaded)[i];
-                }
-              }
+          }
+          for (uint h = 0; h < 2; ++h) {
+            threadgroup const uchar* from = stage + S::SCALES + (i * 16 + h * 8 + r) * S::SCALE + g * 2;
+            if (g % 4 == 0) {
+              factors[i][h][0][g / 4] = *(threadgroup const typename S::Factors*)from;
+              factors[i][h][1][g / 4] = *(threadgroup const typename S::Factors*)(from + S::ROWS * S::SCALE);
             }
-            float codes[OCTETS][4] = {};
-            for (uint s = 0; s < GROUP / 16; ++s) {
-              uint w = BITS == 4 ? s / 2 : s;
-              uint i = BITS == 4 ? s % 2 * 2 : 0;
-              uint a[4] = {two_codes(words[0][w], i, masks), two_codes(words[1][w], i, masks),
-                           two_codes(words[0][w], i + 1, masks), two_codes(words[1][w], i + 1, masks)};
-              for (uint j = 0; j < OCTETS; ++j) {
-                multiply(codes[j], a, b[j][s]);
-              }
-            }
-            for (uint h = 0; h < 2; ++h) {
-              threadgroup const uchar* from = stage + S::SCALES + (i * 16 + h * 8 + r) * S::SCALE + g * 2;
-              if (g % 4 == 0) {
-                factors[i][h][0][g / 4] = *(threadgroup const typename S::Factors*)from;
-                factors[i][h][1][g / 4] = *(threadgroup const typename S::Factors*)(from + S::ROWS * S::SCALE);
-              }
-              float scale = float(factors[i][h][0][g / 4][g % 4]);
-              float bias = fma(-OFFSET, scale, float(factors[i][h][1][g / 4][g % 4]));
-              for (uint j = 0; j < OCTETS; ++j) {
-                for (uint e = h * 2; e < h * 2 + 2; ++e) {
-                  sums[i][j][e] = fma(scale, codes[j][e], fma(bias, ones[j][e % 2], sums[i][j][e]));
-                }
+            float scale = float(factors[i][h][0][g / 4][g % 4]);
+            float bias = fma(-OFFSET, scale, float(factors[i][h][1][g / 4][g % 4]));
+            for (uint j = 0; j < OCTETS; ++j) {
+              for (uint e = h * 2; e < h * 2 + 2; ++e) {
+                sums[i][j][e] = fma(scale, codes[j][e], fma(bias, ones[j][e % 2], sums[i][j][e]));
               }
             }
           }
         }
       }
-
-      // Joins the simdgroups. A turn's part is read before the barrier of the next turn, and written again after it.
-      threadgroup float* partial = partials + turn % 2 * (WARPS * PART);
-      for (uint i = 0; i < TILES; ++i) {
-        for (uint j = 0; j < OCTETS; ++j) {
-          for (uint e = 0; e < 4; ++e) {
-            partial[simdgroup * PART + (j * 8 + t * 2 + e % 2) * PITCH + i * 16 + e / 2 * 8 + r] = sums[i][j][e];
-          }
-        }
-      }
-      threadgroup_barrier(mem_flags::mem_threadgroup);
-      uint first_row = product.block * 16;
-      uint rows = min(product.rows() - first_row, count * 16);
-      // Half of the threads or fewer have something to do: the others at the next turn.
-      uint worker = (thread_index + turn * (WARPS * 16)) % (WARPS * 32);
-      for (uint i = worker; i < S::ROWS / SUMS * 8 * OCTETS; i += WARPS * 32) {
-        uint row = i % (S::ROWS / SUMS) * SUMS;
-        uint token = i / (S::ROWS / SUMS);
-        if (first_token + token < p.m && row < rows) {
-          float joined[SUMS] = {};
-          for (uint s = 0; s < WARPS; ++s) {
-            for (uint j = 0; j < SUMS; ++j) {
-              joined[j] += partial[s * PART + token * PITCH + row + j];
-            }
-          }
-          product.store(first_token + token, (first_row + row) / SUMS, joined, PICK_ADDED(product));
-        }
-      }
-      tile += count;
-      ++turn;
     }
+
+    // Joins the simdgroups. A turn's part is read before the barrier of the next turn, and written again after it.
+    threadgroup float* partial = partials + turn % 2 * (WARPS * PART);
+    for (uint i = 0; i < TILES; ++i) {
+      for (uint j = 0; j < OCTETS; ++j) {
+        for (uint e = 0; e < 4; ++e) {
+          partial[simdgroup * PART + (j * 8 + t * 2 + e % 2) * PITCH + i * 16 + e / 2 * 8 + r] = sums[i][j][e];
+        }
+      }
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    uint first_row = product.block * 16;
+    uint rows = min(product.rows() - first_row, count * 16);
+    // Half of the threads or fewer have something to do: the others at the next turn.
+    uint worker = (thread_index + turn * (WARPS * 16)) % (WARPS * 32);
+    for (uint i = worker; i < S::ROWS / SUMS * 8 * OCTETS; i += WARPS * 32) {
+      uint row = i % (S::ROWS / SUMS) * SUMS;
+      uint token = i / (S::ROWS / SUMS);
+      if (first_token + token < p.m && row < rows) {
+        float joined[SUMS] = {};
+        for (uint s = 0; s < WARPS; ++s) {
+          for (uint j = 0; j < SUMS; ++j) {
+            joined[j] += partial[s * PART + token * PITCH + row + j];
+          }
+        }
+        product.store(first_token + token, (first_row + row) / SUMS, joined, PICK_ADDED(product));
+      }
+    }
+    tile += count;
+    ++turn;
   }
 }
 

@@ -7,16 +7,22 @@ use crate::matrix::{Matrix, MatrixFormat};
 use crate::quant::QuantFormat;
 use crate::{DType, Device};
 
+/// The bits of a code of the formats that `few.cu` takes.
+pub(in crate::ops) fn bits(format: MatrixFormat) -> Option<u32> {
+    match format {
+        MatrixFormat::Quantized(QuantFormat::Affine { bits: bits @ (4 | 8), .. }, DType::F16 | DType::BF16) => {
+            Some(bits.into())
+        }
+        _ => None,
+    }
+}
+
 /// The form for affine codes of 4 or 8 bits and at most 16 rows of x, or none.
 pub(super) fn form(device: &Device, p: &Params, products: &[Product]) -> Option<GpuForm> {
-    let MatrixFormat::Quantized(QuantFormat::Affine { bits: bits @ (4 | 8), .. }, scales) = products[0].matrix.format()
-    else {
-        return None;
-    };
-    let (bits, group) = (u32::from(bits), p.group_size);
+    let (bits, group) = (bits(products[0].matrix.format())?, p.group_size);
     let aligned = |part: Option<&crate::Tensor>| part.is_none_or(|t| t.byte_range().start.is_multiple_of(16));
     let aligned = |m: &Matrix| aligned(m.scales()) && aligned(m.biases());
-    if scales == DType::F32 || p.m > 16 || p.k == 0 || !products.iter().all(|p| aligned(p.matrix)) {
+    if p.m > 16 || p.k == 0 || !products.iter().all(|p| aligned(p.matrix)) {
         return None;
     }
     let tiles: u32 = p.n.iter().map(|n| n.div_ceil(TILE)).sum();

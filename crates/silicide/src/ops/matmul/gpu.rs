@@ -7,7 +7,7 @@ use crate::matrix::{Matrix, MatrixFormat};
 use crate::ops::Gate;
 use crate::ops::check::{Rows, size};
 use crate::quant::QuantFormat;
-use crate::{DType, Device, DeviceKind, Result, Tensor};
+use crate::{DType, Device, Result, Tensor};
 
 /// A product, and its weight's matrix.
 #[derive(Clone, Copy)]
@@ -206,7 +206,7 @@ fn tensor_cores(
     products: &[Product],
     precision: Precision,
 ) -> Result<GpuForm, &'static str> {
-    if device.kind() != DeviceKind::Cuda {
+    if !device.kind().is_nvidia() {
         return Err("");
     }
     if x.dtype() == DType::F32 {

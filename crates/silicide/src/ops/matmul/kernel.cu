@@ -53,7 +53,7 @@ kernel void matmul_tensor(
       device const SCALAR* from = x + ulong(min(first_token + row, p.m - 1)) * p.x_stride;
       copy_sixteen(shared_address(tile + chunk_at(row, chunk)), from + (column < p.k ? column : 0), column < p.k);
     }
-    asm volatile("cp.async.commit_group;");
+    end_copies();
   };
   // Past the last column x is zero and any weight will do.
   auto fetch_w = [&](uint step) { return reader.load(min(step * 2 + w_unit, units - 1)); };
@@ -85,7 +85,7 @@ kernel void matmul_tensor(
   }
   store_w(0, fetch_w(0));
   for (uint step = 0; step < steps; ++step) {
-    asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 2));
+    wait_for_copies<STAGES - 2>();
     threadgroup_barrier(mem_flags::mem_threadgroup);
     // Past the end it is an empty group, or a tile that nothing reads.
     fetch_x(step + STAGES - 1);
@@ -159,7 +159,8 @@ kernel void matmul_dequantize(
   Unit loaded[4];
   for (uint i = 0; i < 4; ++i) {
     uint at = min(group * 1024 + i * 256 + thread_index, end - 1);
-    loaded[i] = Reader::at(weight, at / units).load(at % units);
+    Reader reader = Reader::at(weight, at / units);
+    loaded[i] = reader.load(at % units);
   }
   uint odd = thread_index % 2;
   for (uint i = 0; i < 4; ++i) {

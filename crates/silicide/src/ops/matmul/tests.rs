@@ -86,10 +86,10 @@ fn check_products(stream: &mut Stream, matrix: &StoredMatrix, dtype: DType, ms: 
     let device = &stream.device().clone();
     let weight = Weight::new(&matrix.on(device)).unwrap();
     // Only the CPU rounds activations, and NVIDIA's tensor cores weights.
-    let rounds = matches!(device.kind(), DeviceKind::Cpu | DeviceKind::Cuda);
+    let rounds = device.kind() == DeviceKind::Cpu || device.kind().is_nvidia();
     let precisions = if rounds { &PRECISIONS[..] } else { &PRECISIONS[..1] };
     // NVIDIA GPUs have forms of their own for rows that vectors fit.
-    let units = if device.kind() == DeviceKind::Cuda { vec![1, 8] } else { vec![[1, 8][random.below(2)]] };
+    let units = if device.kind().is_nvidia() { vec![1, 8] } else { vec![[1, 8][random.below(2)]] };
     for &m in ms {
         let x = rounded(dtype, &random.values(m * matrix.columns));
         for &precision in precisions {
@@ -246,7 +246,7 @@ fn many_rows_of_16_bits() {
         let random = &mut Random::new(4);
         let affine = |bits, group_size| QuantFormat::Affine { bits, group_size };
         // What is emulated is slow, and has one form for all.
-        let each = if stream.device().kind() == DeviceKind::EmulatedMetal { 4 } else { 1 };
+        let each = if stream.device().kind().is_emulated() { 4 } else { 1 };
         for dtype in [DType::F16, DType::BF16] {
             let (dense, codes) = (MatrixFormat::Dense(dtype), |format| MatrixFormat::Quantized(format, dtype));
             for (format, n, k, m) in [

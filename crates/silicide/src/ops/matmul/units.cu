@@ -63,7 +63,7 @@ template <typename R>
 inline Packed load_packed(R reader, uint unit) {
   Packed packed;
   if constexpr (is_same_v<R, Dense<SCALAR>>) {
-    threadgroup const uint4* at = (threadgroup const uint4*)(reader.row + unit * UNIT);
+    device const uint4* at = (device const uint4*)(reader.row + unit * UNIT);
     for (uint i = 0; i < 2; ++i) {
       uint4 four = at[i];
       packed.pairs[i * 4] = four.x;
@@ -85,15 +85,6 @@ inline Packed load_packed(R reader, uint unit) {
   return packed;
 }
 
-// The first `bytes` of sixteen, and zeros.
-inline void copy_some(uint to, device const uchar* from, uint bytes) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes));
-}
-template <uint N>
-inline void copy_few(uint to, device const uchar* from) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(from), "n"(N));
-}
-
 // Where the next stage to ask for lies.
 struct Ahead {
   Weight weight;
@@ -108,6 +99,7 @@ struct Ahead {
 template <uint SETS>
 kernel void matmul_tensor_units(
     PRODUCTS,
+    threadgroup uchar* dynamic [[threadgroup(0)]],
     uint2 group [[threadgroup_position_in_grid]],
     uint2 threadgroups [[threadgroups_per_grid]],
     uint thread_index [[thread_index_in_threadgroup]],
@@ -115,9 +107,8 @@ kernel void matmul_tensor_units(
     uint simdgroup [[simdgroup_index_in_threadgroup]]) {
   constexpr uint GAP = ROWS + 4;
   constexpr uint PART = GAP * 4 * SETS;
-  extern __shared__ uint4 dynamic[];
-  threadgroup uchar* staged = (threadgroup uchar*)dynamic + simdgroup * DEPTH * BYTES;
-  threadgroup float* partials = (threadgroup float*)((threadgroup uchar*)dynamic + WARPS * DEPTH * BYTES);
+  threadgroup uchar* staged = dynamic + simdgroup * DEPTH * BYTES;
+  threadgroup float* partials = (threadgroup float*)(dynamic + WARPS * DEPTH * BYTES);
   ulong tiles = p.blocks[0] + p.blocks[1] + p.blocks[2];
   uint tile = tiles * group.x / threadgroups.x;
   uint end = tiles * (group.x + 1) / threadgroups.x;
@@ -141,7 +132,7 @@ kernel void matmul_tensor_units(
   };
   auto fetch = [&](uint slot) {
     if (ahead.stage < stages) {
-      uint to = shared_address(staged + slot * BYTES);
+      Shared to = shared_address(staged + slot * BYTES);
       for (uint i = 0; i < (ROWS * CHUNKS + 31) / 32; ++i) {
         uint at = i * 32 + lane;
         uint row = at / CHUNKS;
@@ -153,7 +144,7 @@ kernel void matmul_tensor_units(
           } else {
             uint before = uint(ulong(from)) & 15;
             if (chunk * 16 < before + L::CODES) {
-              uint there = min(before + L::CODES - chunk * 16, 16);
+              uint there = min(before + L::CODES - chunk * 16, 16u);
               device const uchar* start = from - before + chunk * 16;
               uint place = row * PITCH + chunk * 16;
               if (there < 16 && row / SUMS == ahead.last && ahead.stage + 1 == stages) {
@@ -177,15 +168,15 @@ kernel void matmul_tensor_units(
         if (lane < ROWS || L::BIASES) {
           device const uchar* at = lane < ROWS ? holder.scales : holder.biases;
           at += ulong(from / SUMS) * (groups * L::SCALE) + ahead.stage * mine;
-          uint there = to + (lane < ROWS ? SCALES : BIASES) + row * mine;
+          Shared there = to + (lane < ROWS ? SCALES : BIASES) + row * mine;
           if (mine % 16 == 0) {
             for (uint i = 0; i < mine; i += 16) {
-              copy_few<16>(there + i, at + i);
+              copy_cached<16>(there + i, at + i);
             }
           } else if (mine % 8 == 0) {
-            copy_few<8>(there, at);
+            copy_cached<8>(there, at);
           } else {
-            copy_few<4>(there, at);
+            copy_cached<4>(there, at);
           }
         }
       }
@@ -194,7 +185,7 @@ kernel void matmul_tensor_units(
         enter();
       }
     }
-    asm volatile("cp.async.commit_group;");
+    end_copies();
   };
   if (simdgroup < stages) {
     enter();
@@ -220,7 +211,7 @@ kernel void matmul_tensor_units(
     uint first_row = product.block * ROWS;
     float sums[2][SETS][4] = {};
     for (uint at = simdgroup; at < stages; at += WARPS) {
-      asm volatile("cp.async.wait_group 0;");
+      wait_for_copies<0>();
       simdgroup_barrier(mem_flags::mem_threadgroup);
       fetch(slot ^ 1);
       threadgroup uchar* stage = staged + slot * BYTES;
@@ -229,7 +220,7 @@ kernel void matmul_tensor_units(
       for (uint i = 0; i < 2; ++i) {
         uint row = i * 8 + g;
         uint before = EVEN ? 0 : uint(ulong(codes_of(product.weight, first_row + row) + at * L::CODES)) & 15;
-        Stored here = {stage + before, stage + SCALES, stage + BIASES, PITCH, COLUMNS, group_size};
+        Stored here = {as_device(stage + before), as_device(stage + SCALES), as_device(stage + BIASES), PITCH, COLUMNS, group_size};
         readers[i] = Reader::at(here, row);
       }
 #pragma unroll 1

@@ -192,6 +192,7 @@ template <uint TOKENS>
 kernel void matmul_wgmma(
     PRODUCT_BUFFERS,
     constant MappedParams& mapped [[buffer(19)]],
+    threadgroup uchar* dynamic [[threadgroup(0)]],
     uint group [[threadgroup_position_in_grid]],
     uint groups [[threadgroups_per_grid]],
     uint thread_index [[thread_index_in_threadgroup]],
@@ -201,7 +202,6 @@ kernel void matmul_wgmma(
   constexpr uint X_BYTES = TOKENS * TILE_K * 2;
   constexpr uint STAGE = X_BYTES + W_BYTES;
   constexpr uint OUT = 128 * OUT_ROW;
-  extern __shared__ uint4 dynamic[];
   uint staged = (shared_address(dynamic) + 1023) / 1024 * 1024;
   uint outs = staged + STAGES * STAGE;
   uint full = outs + 2 * OUT;
@@ -355,7 +355,7 @@ kernel void matmul_wgmma(
                              : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
                              : "r"(codes + h * BESIDE * W_ROW + i * 16));
                 for (uint w = 0; w < 4; ++w) {
-                  two[i * 2 + w / 2][w % 2] = __byte_perm(words[w], 0, 0x4440 | lane % 4) * 0x1001;
+                  two[i * 2 + w / 2][w % 2] = pick_bytes(words[w], 0, 0x4440 | lane % 4) * 0x1001;
                 }
               }
             } else {
@@ -366,7 +366,7 @@ kernel void matmul_wgmma(
                   asm volatile("ld.shared.u16 %0, [%1];"
                                : "=h"(pair)
                                : "r"(codes + h * BESIDE * W_ROW + (k ^ own / 2 % 4) * 16 + e * 8 + lane % 4 * 2));
-                  two[k][e] = __byte_perm(pair, 0, 0x4140);
+                  two[k][e] = pick_bytes(pair, 0, 0x4140);
                 }
               }
             }

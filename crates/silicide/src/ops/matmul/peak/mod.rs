@@ -40,7 +40,7 @@ pub fn peak_rates(device: &Device) -> Result<PeakRates> {
         return cpu::peak_rates(device, cpu.pool(), cpu.features());
     }
     // The emulated device's rates mean nothing, so it is not kept busy for long.
-    let size = if device.kind() == DeviceKind::EmulatedMetal { Size { groups: 2, steps: 2 } } else { FULL };
+    let size = if device.kind().is_emulated() { Size { groups: 2, steps: 2 } } else { FULL };
     let f32 = rate(device, &F32, size)?;
     let bf16 = match device.kind() {
         DeviceKind::Cuda => match rate(device, &WGMMA, size) {
@@ -115,7 +115,7 @@ fn rate(device: &Device, probe: &Probe, size: Size) -> Result<f64> {
         stream.replay(&plan)?;
         stream.synchronize()?;
         best = best.max(flops / replayed.elapsed().as_secs_f64());
-        if begun.elapsed() > LONG || device.kind() == DeviceKind::EmulatedMetal {
+        if begun.elapsed() > LONG || device.kind().is_emulated() {
             return Ok(best);
         }
     }
