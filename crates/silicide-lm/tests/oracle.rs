@@ -144,14 +144,27 @@ fn is_near_to_f32(device: &Device, rms_bound: f64) {
     assert!(far.is_empty(), "{}", far.join("\n"));
 }
 
+/// An emulated device, which `SILICIDE_REQUIRE_EMULATED` says must be there.
+fn emulated(open: fn(EmulatedOptions) -> silicide::Result<Device>) -> Option<Device> {
+    match open(EmulatedOptions::default()) {
+        Ok(device) => Some(device),
+        Err(e) if std::env::var_os("SILICIDE_REQUIRE_EMULATED").is_some() => panic!("{e}"),
+        Err(e) => {
+            eprintln!("left out: {e}");
+            None
+        }
+    }
+}
+
 #[test]
 fn the_emulated_metal_device_gives_the_same() {
-    let device = match Device::emulated_metal(EmulatedOptions::default()) {
-        Ok(device) => device,
-        Err(e) if std::env::var_os("SILICIDE_REQUIRE_EMULATED").is_some() => panic!("{e}"),
-        Err(e) => return eprintln!("left out: {e}"),
-    };
-    gives_the_same(&device);
+    emulated(Device::emulated_metal).iter().for_each(gives_the_same);
+}
+
+/// There activations have 16 bits, as tensor cores take them.
+#[test]
+fn the_default_type_on_the_emulated_cuda_device_is_as_near_to_f32_as_bf16_is() {
+    emulated(Device::emulated_cuda).iter().for_each(|device| is_near_to_f32(device, 1.25));
 }
 
 /// The NVIDIA GPU, which `SILICIDE_REQUIRE_CUDA` says must be there.

@@ -211,7 +211,9 @@ fn decode(model: Dims, keys: usize, window: Option<usize>) -> Case {
     let make = move |s: &mut Setup| {
         let kv = s.kv();
         let (q, out) = (s.input(s.float(), [1, heads, head_dim])?, s.output(s.float(), [1, heads, head_dim])?);
-        let (k, v) = (s.part(kv, [keys, kv_heads, head_dim])?, s.part(kv, [keys, kv_heads, head_dim])?);
+        // A head's tokens follow each other, as in the models' caches.
+        let mut cache = || s.part(kv, [kv_heads, keys, head_dim])?.permute(&[1, 0, 2]);
+        let (k, v) = (cache()?, cache()?);
         s.reads(2 * seen * kv_heads * head_dim * kv.size());
         let (position, sinks) = (s.integers(&[keys as u32 - 1])?, sinks(s, model)?);
         let scale = (head_dim as f32).powf(-0.5);
@@ -234,7 +236,8 @@ fn prefill(model: Dims, tokens: usize, window: Option<usize>) -> Case {
         let (q, out) =
             (s.input(s.float(), [tokens, heads, head_dim])?, s.output(s.float(), [tokens, heads, head_dim])?);
         let kv = s.kv();
-        let (k, v) = (s.input(kv, [tokens, kv_heads, head_dim])?, s.input(kv, [tokens, kv_heads, head_dim])?);
+        let mut cache = || s.input(kv, [kv_heads, tokens, head_dim])?.permute(&[1, 0, 2]);
+        let (k, v) = (cache()?, cache()?);
         let sinks = sinks(s, model)?;
         let scale = (head_dim as f32).powf(-0.5);
         call(move |stream| {
