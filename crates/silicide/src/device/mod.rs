@@ -98,7 +98,8 @@ impl Device {
         Ok(Device(Arc::new(emulated::Emulated::new(DeviceKind::EmulatedMetal, options)?)))
     }
 
-    /// The kernels of an NVIDIA GPU of compute capability 8.0 run on the host by way of clang, its tensor cores included.
+    /// The kernels of an NVIDIA GPU run on the host by way of clang, its tensor cores included, but for those that need the clusters and the
+    /// copy engine of compute capability 9.0.
     ///
     /// # Errors
     ///

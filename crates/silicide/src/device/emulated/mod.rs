@@ -76,8 +76,7 @@ impl Executor for Emulated {
     }
 
     fn compute_capability(&self) -> Option<(u32, u32)> {
-        // Clusters and the copy engine, which are Hopper's, are not emulated.
-        self.shared.kind.is_nvidia().then_some((8, 0))
+        self.shared.kind.is_nvidia().then_some((9, 0))
     }
 
     fn processors(&self) -> Option<u32> {

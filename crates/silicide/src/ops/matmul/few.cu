@@ -190,16 +190,16 @@ kernel void matmul_tensor_few(
   for (uint j = 0; j < OCTETS; ++j) {
     x_rows[j] = x + ulong(min(first_token + j * 8 + r, p.m - 1)) * p.x_stride + t * LANE;
   }
-  uint4 beside[2][OCTETS][LANE / 8];
-  auto look = [&](uint column, uint to) {
+  uint4 beside[OCTETS][LANE / 8];
+  auto look = [&](uint column) {
     column = column < p.k ? column : min(simdgroup, stages - 1) * COLUMNS;
     for (uint j = 0; j < OCTETS; ++j) {
       for (uint i = 0; i < LANE / 8; ++i) {
-        beside[to][j][i] = *(device const uint4*)(x_rows[j] + column + i * 8);
+        beside[j][i] = *(device const uint4*)(x_rows[j] + column + i * 8);
       }
     }
   };
-  look(simdgroup * COLUMNS, 0);
+  look(simdgroup * COLUMNS);
 
   uint all[4] = {ONES, ONES, ONES, ONES};
   Masks masks = Masks::of(simd_broadcast(p.k >> 31, 0));
@@ -221,16 +221,20 @@ kernel void matmul_tensor_few(
         if (g > 0 && at * COLUMNS + g * GROUP >= p.k) {
           break;
         }
-        look(g + 1 < S::GROUPS ? at * COLUMNS + (g + 1) * GROUP : (at + WARPS) * COLUMNS, (g + 1) % 2);
         uint b[OCTETS][GROUP / 16][2];
-        float ones[OCTETS][4] = {};
         for (uint j = 0; j < OCTETS; ++j) {
           for (uint s = 0; s < GROUP / 16; ++s) {
-            uint4 eight = beside[g % 2][j][s / 2];
+            uint4 eight = beside[j][s / 2];
             uint first = s % 2 == 0 ? eight.x : BITS == 4 ? eight.y : eight.z;
             uint second = s % 2 == 1 ? eight.w : BITS == 4 ? eight.z : eight.y;
             b[j][s][0] = low_halves(first, second);
             b[j][s][1] = high_halves(first, second);
+          }
+        }
+        look(g + 1 < S::GROUPS ? at * COLUMNS + (g + 1) * GROUP : (at + WARPS) * COLUMNS);
+        float ones[OCTETS][4] = {};
+        for (uint j = 0; j < OCTETS; ++j) {
+          for (uint s = 0; s < GROUP / 16; ++s) {
             multiply(ones[j], all, b[j][s]);
           }
         }

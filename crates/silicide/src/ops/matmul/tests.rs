@@ -220,6 +220,31 @@ fn few_rows_of_16_bits() {
     });
 }
 
+/// More tiles than run at once, so that one follows another, behind a last stage with an odd number of groups.
+#[test]
+fn few_rows_of_16_bits_and_many_tiles() {
+    on_every_device(|stream| {
+        let random = &mut Random::new(17);
+        let n = 16 * 4 * stream.device().processors().unwrap_or(2) as usize + 35;
+        let affine = |bits, group_size, dtype| MatrixFormat::Quantized(QuantFormat::Affine { bits, group_size }, dtype);
+        let (f16, bf16) = (DType::F16, DType::BF16);
+        for (format, dtype, k) in [
+            (affine(4, 32, bf16), bf16, 352),
+            (affine(4, 64, f16), f16, 576),
+            (affine(4, 128, bf16), bf16, 384),
+            (affine(8, 32, f16), f16, 288),
+            (affine(8, 64, bf16), bf16, 192),
+            (affine(8, 128, f16), f16, 640),
+            (MatrixFormat::Quantized(QuantFormat::Mxfp4, f16), f16, 512),
+            (MatrixFormat::Quantized(QuantFormat::Ggml(GgmlFormat::Q6_K), DType::F32), bf16, 256),
+            (MatrixFormat::Dense(bf16), bf16, 384),
+        ] {
+            let matrix = StoredMatrix::random(format, n, k, random);
+            check_products(stream, &matrix, dtype, &[1, 3, 11], random);
+        }
+    });
+}
+
 /// Units of every format, from rows that begin anywhere.
 #[test]
 fn few_rows_of_16_bits_of_every_format() {

@@ -11,7 +11,7 @@ use crate::matrix::{Matrix, MatrixFormat};
 use crate::ops::Gate;
 use crate::ops::check::{Rows, size};
 use crate::quant::QuantFormat;
-use crate::{DType, Device, Result, Tensor};
+use crate::{DType, Device, DeviceKind, Result, Tensor};
 
 /// Bytes that dequantised rows of one weight may take for a while.
 const ROOM: usize = 1 << 30;
@@ -19,8 +19,9 @@ const ROOM: usize = 1 << 30;
 /// Whether products go this way: enough rows of x to fill tiles, and to repay dequantising.
 pub(super) fn pays(device: &Device, x: &Tensor, x_rows: &Rows, products: &[Product], precision: Precision) -> bool {
     let dense = |m: &Matrix| m.format() == MatrixFormat::Dense(x.dtype());
-    // The instructions are those of 9.0 alone.
-    matches!(device.compute_capability(), Some((9, _)))
+    // The instructions are those of 9.0 alone, and none that is emulated.
+    device.kind() == DeviceKind::Cuda
+        && matches!(device.compute_capability(), Some((9, _)))
         && precision == Precision::Reduced
         && x.dtype() != DType::F32
         && x_rows.len > 0
