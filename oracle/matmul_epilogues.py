@@ -55,4 +55,5 @@ def agreed(ours, exact):
     return exact.astype(np.float32)
 
 
-main()
+if __name__ == "__main__":
+    main()

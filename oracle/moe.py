@@ -6,11 +6,13 @@ import torch
 from mlx_lm.models import bailing_moe, deepseek_v3, gemma4_text, mixtral, qwen3_moe
 
 from common import Cases, random
+from matmul_epilogues import ACTIVATIONS, agreed
 
 
 def main():
     routers()
     products()
+    gated_products()
     combinations()
 
 
@@ -299,6 +301,31 @@ def products():
         )
         case = f"{mode}_{bits}_{group_size}_{dtype}" if mode == "affine" else mode
         cases.add(case, settings, **tensors)
+    cases.save()
+
+
+def gated_products():
+    """mlx's gather_qmm of two stacks, the first through an activation, times the second."""
+    experts, n, k, tokens, slots = 5, 7, 128, 6, 3
+    cases = Cases("expert_matmul_glu")
+    ids = np.stack([np.random.default_rng(i).permutation(experts)[:slots] for i in range(tokens)]).astype(np.uint32)
+    x = random(60, tokens, k)
+    cases.share("ids", ids)
+    cases.share("x", x)
+    for mode, bits, group_size in (("affine", 4, 64), ("affine", 8, 32), ("mxfp4", 4, 32)):
+        settings = {"group_size": group_size, "bits": bits, "mode": mode}
+        ours, exact = [], []
+        for seed, role in enumerate(("gate", "up")):
+            stored = mx.quantize(mx.array(random(61 + seed, experts, n, k, scale=0.2)), **settings)
+            elements = f64(mx.dequantize(*stored, **settings, dtype=mx.float32))[ids]
+            each = mx.array(x)[:, None, None]
+            ours.append(mx.gather_qmm(each, *stored, rhs_indices=mx.array(ids), transpose=True, **settings).squeeze(-2))
+            exact.append(np.einsum("tsnk,tk->tsn", elements, f64(x)))
+            tensors = dict(zip(("q", "scales", "biases"), stored))
+            if role == "up":
+                for name, (activation, definition) in ACTIVATIONS.items():
+                    tensors[name] = agreed(activation(ours[0]) * ours[1], definition(exact[0]) * exact[1])
+            cases.add(f"{mode}_{bits}_{role}", settings, **tensors)
     cases.save()
 
 

@@ -241,17 +241,22 @@ impl Setup {
     }
 
     /// The weights of a layer's experts. Calls share a few stacks, since each takes other experts.
-    pub(super) fn experts(
+    pub(super) fn experts<const N: usize>(
         &mut self,
         format: MatrixFormat,
         experts: usize,
         rows: usize,
         columns: usize,
-    ) -> Result<ExpertWeight> {
-        let stack = stored_bytes(format, experts * rows, columns);
-        let stacks = self.read.bytes.elements().div_ceil(stack).clamp(1, 4);
-        let shape = [experts, rows, columns];
-        self.shared(format, shape, self.copy % stacks, |matrix| ExpertWeight::stacked(&matrix, experts))
+    ) -> Result<[ExpertWeight; N]> {
+        let bytes = N * stored_bytes(format, experts * rows, columns);
+        let sets = self.read.bytes.elements().div_ceil(bytes).clamp(1, 4);
+        let mut stacks = Vec::with_capacity(N);
+        for i in 0..N {
+            let copy = self.copy % sets * N + i;
+            let make = |matrix| ExpertWeight::stacked(&matrix, experts);
+            stacks.push(self.shared(format, [experts, rows, columns], copy, make)?);
+        }
+        Ok(stacks.try_into().expect("as many as were asked for"))
     }
 
     /// A matrix to look rows up in; calls share it, since each takes other rows.

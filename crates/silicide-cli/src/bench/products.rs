@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use silicide::ops::{self, Gate, Precision, Router, WeightedReduce};
+use silicide::ops::{self, ExpertSchedule, Gate, Precision, Router, WeightedReduce};
 use silicide::quant::{GgmlFormat, QuantFormat};
 use silicide::{DType, MatrixFormat, Result};
 
@@ -75,6 +75,9 @@ pub(super) fn cases(gpu: bool) -> Vec<Case> {
     cases.push(router(GPT_OSS, 1));
     for tokens in [8, 512, 4096] {
         cases.push(schedule(QWEN_35B, tokens));
+    }
+    for tokens in [1, 8, 512] {
+        cases.extend([experts_then_glu(QWEN_35B, tokens), gated_experts(QWEN_35B, tokens)]);
     }
     for (model, format) in [(QWEN_35B, FOUR_BITS), (GPT_OSS, MXFP4)] {
         // Some seconds each on a CPU.
@@ -192,17 +195,13 @@ fn experts(model: Dims, format: MatrixFormat, tokens: usize, which: Experts) -> 
     let Dims { experts, experts_per_token: slots, intermediate, hidden, .. } = model;
     let (n, k) = if which == Experts::Up { (intermediate, hidden) } else { (hidden, intermediate) };
     let make = move |s: &mut Setup| {
-        let weight = s.experts(format, experts, n, k)?;
-        let ids = routed(s.copy(), tokens, slots, experts);
-        let used: BTreeSet<u32> = ids.iter().copied().collect();
-        let ids = s.integers(&ids)?.reshape([tokens, slots])?;
-        s.reads(used.len() * stored_bytes(format, n, k));
+        let [weight] = s.experts(format, experts, n, k)?;
+        let schedule = schedule_of(s, model, tokens, stored_bytes(format, n, k))?;
         let x = match which {
             Experts::Up => s.input(s.float(), [tokens, k])?,
             Experts::Down => s.input(s.float(), [tokens, slots, k])?,
         };
         let out = s.output(s.float(), [tokens, slots, n])?;
-        let schedule = ops::expert_schedule(&mut s.device().stream(), &ids, experts)?;
         call(move |stream| ops::expert_matmul_into(stream, &x, &weight, &schedule, None, Precision::Reduced, &out))
     };
     let per_slot = if which == Experts::Up { "" } else { " a slot" };
@@ -210,6 +209,50 @@ fn experts(model: Dims, format: MatrixFormat, tokens: usize, which: Experts) -> 
     let flops = 2 * tokens * slots * n * k;
     let rows = tokens * slots / experts;
     Case::new("expert_matmul", model.name, shape, make).flops(arithmetic(format, rows), flops)
+}
+
+/// Where some tokens go. Each expert that one goes to has so many bytes read.
+fn schedule_of(s: &mut Setup, model: Dims, tokens: usize, bytes: usize) -> Result<ExpertSchedule> {
+    let Dims { experts, experts_per_token: slots, .. } = model;
+    let ids = routed(s.copy(), tokens, slots, experts);
+    let used: BTreeSet<u32> = ids.iter().copied().collect();
+    s.reads(used.len() * bytes);
+    let ids = s.integers(&ids)?.reshape([tokens, slots])?;
+    ops::expert_schedule(&mut s.device().stream(), &ids, experts)
+}
+
+/// Gate and up projection of experts, and what they do next, in launches of their own.
+fn experts_then_glu(model: Dims, tokens: usize) -> Case {
+    let Dims { experts, experts_per_token: slots, intermediate: n, hidden: k, .. } = model;
+    let make = move |s: &mut Setup| {
+        let [gate, up] = s.experts(FOUR_BITS, experts, n, k)?;
+        let schedule = schedule_of(s, model, tokens, 2 * stored_bytes(FOUR_BITS, n, k))?;
+        let x = s.input(s.float(), [tokens, k])?;
+        let (a, b) = (s.output(s.float(), [tokens, slots, n])?, s.space(s.float(), [tokens, slots, n])?);
+        call(move |stream| {
+            ops::expert_matmul_into(stream, &x, &gate, &schedule, None, Precision::Reduced, &a)?;
+            ops::expert_matmul_into(stream, &x, &up, &schedule, None, Precision::Reduced, &b)?;
+            ops::glu_into(stream, Gate::Silu, &a, &b, &a)
+        })
+    };
+    let shape = format!("{tokens} x {slots} of {experts} x 2 of [{n}, {k}] {FOUR_BITS}, then glu");
+    Case::new("expert_matmul", model.name, shape, make)
+        .flops(arithmetic(FOUR_BITS, tokens * slots / experts), 4 * tokens * slots * n * k)
+}
+
+/// All in one launch.
+fn gated_experts(model: Dims, tokens: usize) -> Case {
+    let Dims { experts, experts_per_token: slots, intermediate: n, hidden: k, .. } = model;
+    let make = move |s: &mut Setup| {
+        let [gate, up] = s.experts(FOUR_BITS, experts, n, k)?;
+        let schedule = schedule_of(s, model, tokens, 2 * stored_bytes(FOUR_BITS, n, k))?;
+        let (x, out) = (s.input(s.float(), [tokens, k])?, s.output(s.float(), [tokens, slots, n])?);
+        let (silu, precision) = (Gate::Silu, Precision::Reduced);
+        call(move |stream| ops::expert_matmul_glu_into(stream, &x, &gate, &up, &schedule, silu, precision, &out))
+    };
+    let shape = format!("silu, {tokens} x {slots} of {experts} x 2 of [{n}, {k}] {FOUR_BITS}");
+    Case::new("expert_matmul_glu", model.name, shape, make)
+        .flops(arithmetic(FOUR_BITS, tokens * slots / experts), 4 * tokens * slots * n * k)
 }
 
 /// Experts of some tokens, each with `slots` different ones by chance.

@@ -5,6 +5,7 @@ use std::fmt::Write;
 /// The headers a kernel may `#include`, by name.
 const HEADERS: &[(&str, &str)] = &[
     ("attention.h", include_str!("attention.h")),
+    ("experts.h", include_str!("experts.h")),
     ("gate.h", include_str!("gate.h")),
     ("hadamard.h", include_str!("hadamard.h")),
     ("math.h", include_str!("math.h")),
@@ -22,6 +23,7 @@ const HEADERS: &[(&str, &str)] = &[
     ("rope.h", include_str!("rope.h")),
     ("rows.h", include_str!("rows.h")),
     ("silicide.h", include_str!("silicide.h")),
+    ("sums.h", include_str!("sums.h")),
     ("walk.h", include_str!("walk.h")),
 ];
 

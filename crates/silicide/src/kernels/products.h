@@ -1,9 +1,8 @@
 // The weights that `matmul` takes at once, the one that a threadgroup works on, and what becomes of its sums.
 //
-// Where the host names the FUNCTION of a gate there is one product, with rows of two weights in turn: two neighbouring sums
-// make an element, FUNCTION of the first times the second. Elsewhere a sum and what is added to it make one.
+// For a gate there is one product, with rows of two weights in turn. Elsewhere a sum and what is added to it make an element.
 
-#include "gate.h"
+#include "sums.h"
 
 #define PRODUCT_BUFFERS                            \
     device const SCALAR* x [[buffer(0)]],          \
@@ -27,14 +26,6 @@
     device SCALAR* out2 [[buffer(18)]]
 #define PRODUCTS PRODUCT_BUFFERS, constant Params& p [[buffer(19)]]
 
-#ifdef FUNCTION
-constant constexpr uint SUMS = 2;  // that make an element
-typedef InTurn Weight;
-#else
-constant constexpr uint SUMS = 1;
-typedef Stored Weight;
-#endif
-
 // What is added to a sum before it is rounded. It is picked where sums are stored: loops before that have no registers for it.
 struct Added {
   device const SCALAR* bias;
@@ -57,18 +48,16 @@ struct Product {
 
   // An element that is not rounded yet.
   float element(uint i, uint column, thread const float* sums, Added added) const {
-#ifdef FUNCTION
-    return activate(Gate::FUNCTION, sums[0]) * sums[1];
-#else
-    float sum = sums[0];
+    float sum = element_of(sums);
+#ifndef FUNCTION
     if (added.has_bias) {
       sum += float(added.bias[column]);
     }
     if (added.has_residual) {
       sum += float(added.residual[ulong(i) * added.residual_stride + column]);
     }
-    return sum;
 #endif
+    return sum;
   }
 
   void store(uint i, uint column, thread const float* sums, Added added) const {

@@ -62,7 +62,7 @@ pub use compare::{Compare, compare, compare_into};
 pub use copy::{concat, copy, copy_into};
 pub use cumsum::{Cumsum, cumsum, cumsum_into};
 pub use embedding::embedding;
-pub use expert_matmul::{ExpertWeight, expert_matmul, expert_matmul_into};
+pub use expert_matmul::{ExpertWeight, expert_matmul, expert_matmul_glu, expert_matmul_glu_into, expert_matmul_into};
 pub use expert_schedule::{ExpertSchedule, expert_schedule};
 pub use fill::{arange, full, full_into};
 pub use gated_delta_gates::{DecayRate, GatedDeltaGates, gated_delta_gates, gated_delta_gates_into};

@@ -170,13 +170,14 @@ fn defines(source: &KernelSource) -> BTreeSet<String> {
     // One type beside each format: which is beside which changes nothing in a reader.
     let types = if source.name.ends_with(".cu") { &DType::FLOATS[1..] } else { &DType::FLOATS[..] };
     let scalars = types.iter().copied().cycle();
-    formats
-        .map(matmul::reader)
-        .collect::<BTreeSet<_>>()
-        .into_iter()
-        .zip(scalars)
-        .map(|(reader, scalar)| matmul::defines(&reader, scalar, scalar == DType::BF16))
-        .collect()
+    let readers = formats.map(matmul::reader).collect::<BTreeSet<_>>();
+    let plain =
+        readers.iter().zip(scalars).map(|(reader, scalar)| matmul::defines(reader, scalar, scalar == DType::BF16));
+    // Some of them for two weights.
+    let gates = plain.clone().step_by(4).zip(Gate::NAMES.iter().cycle());
+    let gated = gates.map(|(defines, gate)| format!("{defines}\n#define FUNCTION {gate}"));
+    let both = includes(&["experts.h", "products.h"]);
+    plain.chain(gated.filter(|_| both)).collect()
 }
 
 #[test]

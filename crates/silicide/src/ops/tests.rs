@@ -275,6 +275,10 @@ fn other_ops_write_to_memory_of_their_own() {
         ("compare", compare_into(stream, Compare::Less, &rows, 0.0, &flags)),
         ("copy", copy_into(stream, &rows, &rows)),
         ("expert_matmul", expert_matmul_into(stream, &x, &experts, &schedule, None, Precision::F32, &columns)),
+        ("expert_matmul_glu", {
+            let (gate, precision) = (Gate::Silu, Precision::F32);
+            expert_matmul_glu_into(stream, &x, &experts, &experts, &schedule, gate, precision, &columns)
+        }),
         ("gather, x", gather_into(stream, &rows, &slots, &rows.slice(0, 4..8).unwrap())),
         (
             "gather, ids",

@@ -1,4 +1,4 @@
-//! Rows are gathered by expert, multiplied expert by expert in one go, and put back.
+//! Rows are gathered by expert, multiplied expert by expert in one go, by both stacks where there are two, and put back.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -8,6 +8,7 @@ use crate::Float;
 use crate::device::cpu::scratch::with_scratch;
 use crate::device::cpu::vector::{narrow, vectorized, widen};
 use crate::device::cpu::{Call, View};
+use crate::ops::glu::cpu::multiply_gated;
 use crate::ops::matmul::cpu::{Factor, Method, PackLayout, Precision, Rows, RowsMut, matmul};
 
 /// What parameters cannot hold.
@@ -15,6 +16,8 @@ pub(super) struct Context {
     /// Of each expert; their packed forms follow each other.
     pub(super) layout: Arc<PackLayout>,
     pub(super) precision: Precision,
+    /// The code of a [`Gate`](crate::ops::Gate) where there is a second stack.
+    pub(super) gate: Option<u32>,
 }
 
 impl Context {
@@ -39,7 +42,7 @@ struct Part {
 
 pub(super) fn run<T: Float>(call: &Call) {
     let p: Params = call.params();
-    let Context { layout, precision } = call.context();
+    let Context { layout, precision, gate } = call.context();
     let ids = call.slice::<u32>(1);
     let (order, tiles): (&[u32], &[u32]) =
         if p.is_grouped != 0 { (call.slice::<u32>(2), call.slice::<u32>(3)) } else { (&[], &[]) };
@@ -49,13 +52,14 @@ pub(super) fn run<T: Float>(call: &Call) {
         call,
         layout,
         precision: *precision,
+        gate: *gate,
         order,
         x: call.view::<T>(0),
-        weights: call.slice::<u8>(4),
+        weights: [call.slice::<u8>(4), if gate.is_some() { call.slice::<u8>(7) } else { &[] }],
         bias: if p.has_bias != 0 { call.slice::<T>(5) } else { &[] },
         out: call.view::<T>(6),
     };
-    let block = (BLOCK / (n + k)).max(1);
+    let block = (BLOCK / (n * work.products() + k)).max(1);
     let mut parts = Vec::new();
     let mut add = |expert: usize, places: Range<usize>| {
         if expert >= experts {
@@ -97,10 +101,11 @@ struct Work<'a, T> {
     call: &'a Call<'a>,
     layout: &'a PackLayout,
     precision: Precision,
+    gate: Option<u32>,
     /// The pair at each place; empty where they are the same.
     order: &'a [u32],
     x: View<'a, T>,
-    weights: &'a [u8],
+    weights: [&'a [u8]; 2],
     bias: &'a [T],
     out: View<'a, T>,
 }
@@ -108,6 +113,11 @@ struct Work<'a, T> {
 impl<T: Float> Work<'_, T> {
     fn pair(&self, place: usize) -> usize {
         self.order.get(place).map_or(place, |&pair| pair as usize)
+    }
+
+    /// Products of a pair.
+    fn products(&self) -> usize {
+        if self.gate.is_some() { 2 } else { 1 }
     }
 
     fn clear(&self, places: Range<usize>) {
@@ -126,7 +136,7 @@ impl<T: Float> Work<'_, T> {
         // Where all pairs are one token's, and it has one row for all, that row is read once.
         let one_row = self.p.is_grouped == 0 && self.p.slots_of_x == self.p.pairs;
         let x_rows = if one_row { 1 } else { places.len() };
-        with_scratch(x_rows * k + places.len() * n, |scratch: &mut [f32]| {
+        with_scratch(x_rows * k + places.len() * n * self.products(), |scratch: &mut [f32]| {
             let (wide_x, wide_out) = scratch.split_at_mut(x_rows * k);
             let rows = View::over(&mut *wide_x);
             pool.parallel_ranges(x_rows, self.call.grain(k), &|range| {
@@ -142,25 +152,27 @@ impl<T: Float> Work<'_, T> {
                 );
             });
             let x = Rows::new(wide_x, x_rows, k, k).expect("the scratch is as long");
-            let (mut rest, mut first) = (&mut *wide_out, 0);
+            let mut rest = &mut *wide_out;
             let size = self.layout.bytes();
-            let mut factors: Vec<Factor> = parts
-                .iter()
-                .map(|part| {
+            let mut factors: Vec<Factor> = Vec::with_capacity(parts.len() * self.products());
+            for weights in &self.weights[..self.products()] {
+                let mut first = 0;
+                for part in parts {
                     let m = part.places.len();
                     let (out, after) = std::mem::take(&mut rest).split_at_mut(m * n);
                     rest = after;
                     let rows = if one_row { 0..1 } else { first..first + m };
                     first += m;
-                    Factor {
+                    factors.push(Factor {
                         layout: self.layout,
-                        weight: &self.weights[part.expert * size..][..size],
+                        weight: &weights[part.expert * size..][..size],
                         rows,
                         out: RowsMut::new(out, m, n, n).expect("the scratch is as long"),
-                    }
-                })
-                .collect();
+                    });
+                }
+            }
             matmul(pool, self.call.features, self.precision, x, &mut factors).expect("shapes were checked");
+            let (wide_out, ups) = wide_out.split_at_mut(places.len() * n);
             let wide_out = View::over(wide_out);
             pool.parallel_ranges(places.len(), self.call.grain(n), &|range| {
                 vectorized(
@@ -174,6 +186,9 @@ impl<T: Float> Work<'_, T> {
                             };
                             if let Some(bias) = self.bias.get(expert * n..(expert + 1) * n) {
                                 wide.iter_mut().zip(bias).for_each(|(o, b)| *o += b.to_f32());
+                            }
+                            if let Some(gate) = self.gate {
+                                multiply_gated(gate, wide, &ups[row * n..][..n]);
                             }
                             narrow(wide, out);
                         }

@@ -3,6 +3,7 @@
 use super::Params;
 use crate::kernels::{KernelParams, KernelSource};
 use crate::matrix::MatrixFormat;
+use crate::ops::Gate;
 use crate::ops::expert_schedule::{ExpertSchedule, Grouped};
 use crate::ops::matmul::{Precision, ROWS, SIMDGROUPS};
 use crate::quant::QuantFormat;
@@ -12,7 +13,7 @@ use crate::{DType, Tensor};
 pub(super) struct GpuForm {
     pub(super) source: &'static KernelSource,
     pub(super) entry: &'static str,
-    /// Output features.
+    /// Of the weight, of both in turn where there are two.
     pub(super) rows: u32,
     /// Pairs, the most.
     pub(super) pairs: u32,
@@ -43,8 +44,8 @@ impl GpuForm {
     }
 
     /// A form of `kernel.cu` for few pairs of an expert, with so many tiles of pairs.
-    fn units(entry: &'static str, pairs: u32, tiles: u32, p: &Params) -> GpuForm {
-        let (tiles, turns) = (tiles * p.n.div_ceil(TILE), p.k.div_ceil(COLUMNS));
+    fn units(entry: &'static str, pairs: u32, tiles: u32, (n, k): (u32, u32)) -> GpuForm {
+        let (tiles, turns) = (tiles * n.div_ceil(TILE), k.div_ceil(COLUMNS));
         // As many simdgroups as run at once on a large GPU. Where there are more, shorter ones leave fewer processors idle in the end, as long
         // as each has four turns.
         let wanted = match tiles {
@@ -68,13 +69,14 @@ impl GpuForm {
 const TILE: u32 = 16;
 const COLUMNS: u32 = 128;
 
-/// The form of `kernel.cu` that takes the product, or why none does.
+/// The form of `kernel.cu` that takes the product with `rows` rows of an expert, or why none does.
 pub(super) fn tensor_cores(
     x: &Tensor,
     format: MatrixFormat,
     whole: bool,
     schedule: &ExpertSchedule,
     p: &Params,
+    rows: u32,
     precision: Precision,
 ) -> Result<GpuForm, &'static str> {
     if !x.device().kind().is_nvidia() {
@@ -94,8 +96,8 @@ pub(super) fn tensor_cores(
     }
     let tiles = p.pairs.min(p.experts);
     Ok(match schedule.grouped().map(|g| g.rows) {
-        None | Some(..=8) => GpuForm::units("expert_matmul_units_8", 8, tiles, p),
-        Some(..=16) => GpuForm::units("expert_matmul_units_16", 16, tiles, p),
+        None | Some(..=8) => GpuForm::units("expert_matmul_units_8", 8, tiles, (rows, p.k)),
+        Some(..=16) => GpuForm::units("expert_matmul_units_16", 16, tiles, (rows, p.k)),
         Some(..=32) => GpuForm::tensor("expert_matmul_tensor_32", 32),
         Some(..=64) => GpuForm::tensor("expert_matmul_tensor_64", 64),
         Some(_) => GpuForm::tensor("expert_matmul_tensor_128", 128),
@@ -111,9 +113,11 @@ fn is_packed(format: MatrixFormat, x: DType) -> bool {
     }
 }
 
+const PARAMS: &[&str] = &[Gate::DECLARATION, Params::DECLARATION];
+
 pub(in crate::ops) static SOURCE: KernelSource =
-    KernelSource { name: "expert_matmul", params: &[Params::DECLARATION], body: include_str!("kernel.metal") };
+    KernelSource { name: "expert_matmul", params: PARAMS, body: include_str!("kernel.metal") };
 
 /// What NVIDIA GPUs have of their own.
 pub(in crate::ops) static NVIDIA: KernelSource =
-    KernelSource { name: "expert_matmul/kernel.cu", params: &[Params::DECLARATION], body: include_str!("kernel.cu") };
+    KernelSource { name: "expert_matmul/kernel.cu", params: PARAMS, body: include_str!("kernel.cu") };

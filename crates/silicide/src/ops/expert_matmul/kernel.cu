@@ -1,25 +1,10 @@
 // expert_matmul on NVIDIA's tensor cores, for x in a type of 16 bits. Weights are rounded to this type, sums are f32. kernel.metal is the
 // check.
 
+#include "experts.h"
 #include "matrix.h"
 #include "nvidia.h"
 #include "packed.h"
-
-#define EXPERTS                                        \
-    device const SCALAR* x [[buffer(0)]],              \
-    device const uint* ids [[buffer(1)]],              \
-    device const uint* order [[buffer(2)]],            \
-    device const uint* tiles [[buffer(3)]],            \
-    device const uchar* codes [[buffer(4)]],           \
-    device const uchar* scales [[buffer(5)]],          \
-    device const uchar* biases [[buffer(6)]],          \
-    device const SCALAR* bias [[buffer(7)]],           \
-    device SCALAR* out [[buffer(8)]],                  \
-    constant Params& p [[buffer(9)]],                  \
-    uint3 group [[threadgroup_position_in_grid]],      \
-    uint thread_index [[thread_index_in_threadgroup]], \
-    uint lane [[thread_index_in_simdgroup]],           \
-    uint simdgroup [[simdgroup_index_in_threadgroup]]
 
 constant constexpr uint WARPS = 8;  // simdgroups of a threadgroup
 
@@ -81,12 +66,13 @@ inline void find_pairs(
   threadgroup_barrier(mem_flags::mem_threadgroup);
 }
 
-// Zeros for `rows` output features of pairs that have no expert.
+// Zeros for pairs that have no expert, where others have what `rows` rows of the weight give.
 inline void store_zeros(
     threadgroup const uint* pairs, uint count, device SCALAR* out, constant Params& p, uint first_row, uint rows, uint thread_index) {
-  rows = first_row < p.n ? min(rows, p.n - first_row) : 0;
-  for (uint i = thread_index; i < count * rows; i += WARPS * 32) {
-    out[ulong(pairs[i / rows]) * p.out_stride + first_row + i % rows] = SCALAR(0.0f);
+  uint first = first_row / SUMS;
+  uint columns = first < p.n ? min(rows / SUMS, p.n - first) : 0;
+  for (uint i = thread_index; i < count * columns; i += WARPS * 32) {
+    out[ulong(pairs[i / columns]) * p.out_stride + first + i % columns] = SCALAR(0.0f);
   }
 }
 
@@ -109,10 +95,11 @@ kernel void expert_matmul_units(EXPERTS) {
   uint t = lane % 4;
   uint g = lane / 4;
   uint row = first_row + simdgroup / p.splits * ROWS + g;
-  Stored weight = {codes, scales, biases, p.code_stride, p.k, p.group_size};
+  uint rows = p.n * SUMS;
+  Weight weight = WEIGHT;
   Reader readers[2];
   for (uint h = 0; h < 2; ++h) {
-    readers[h] = Reader::at(weight, min(found.expert, p.experts - 1) * p.n + min(row + h * 8, p.n - 1));
+    readers[h] = reader_of(weight, min(found.expert, p.experts - 1) * rows + min(row + h * 8, rows - 1));
   }
   uint units = p.k / UNIT;
   uint steps = (units + 7) / 8;
@@ -180,16 +167,20 @@ kernel void expert_matmul_units(EXPERTS) {
     }
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
-  for (uint i = thread_index; i < tiles_here * found.count * ROWS; i += WARPS * 32) {
-    uint place = i / ROWS % found.count;
-    uint tile = i / ROWS / found.count;
-    uint column = first_row + tile * ROWS + i % ROWS;
+  constexpr uint ELEMENTS = ROWS / SUMS;
+  for (uint i = thread_index; i < tiles_here * found.count * ELEMENTS; i += WARPS * 32) {
+    uint place = i / ELEMENTS % found.count;
+    uint tile = i / ELEMENTS / found.count;
+    uint row = i % ELEMENTS * SUMS;
+    uint column = (first_row + tile * ROWS + row) / SUMS;
     if (column < p.n) {
-      float sum = p.has_bias ? float(bias[ulong(found.expert) * p.n + column]) : 0.0f;
+      float joined[SUMS] = {p.has_bias ? float(bias[ulong(found.expert) * p.n + column]) : 0.0f};
       for (uint s = tile * p.splits; s < (tile + 1) * p.splits; ++s) {
-        sum += partials[(s * MOST + place) * PITCH + i % ROWS];
+        for (uint j = 0; j < SUMS; ++j) {
+          joined[j] += partials[(s * MOST + place) * PITCH + row + j];
+        }
       }
-      out[ulong(pairs[place]) * p.out_stride + column] = SCALAR(sum);
+      out[ulong(pairs[place]) * p.out_stride + column] = SCALAR(element_of(joined));
     }
   }
 }
@@ -249,8 +240,11 @@ kernel void expert_matmul_tensor(EXPERTS, threadgroup uchar* dynamic [[threadgro
   };
   uint w_row = thread_index / 2;
   uint w_unit = thread_index % 2 * 2;
-  Stored weight = {codes, scales, biases, p.code_stride, p.k, p.group_size};
-  Reader reader = Reader::at(weight, found.expert * p.n + min(first_row + w_row, p.n - 1));
+  Weight weight = WEIGHT;
+  // Eight rows of each of two weights in turn, so that a thread has the sums of two elements that lie side by side.
+  uint in_turn = SUMS == 1 ? w_row : w_row / 16 * 16 + w_row % 8 * 2 + w_row / 8 % 2;
+  uint rows = p.n * SUMS;
+  Reader reader = reader_of(weight, found.expert * rows + min(first_row + in_turn, rows - 1));
   auto fetch_w = [&](uint step) { return Packed<Reader>::load(reader, step * 4 + w_unit, units); };
   auto store_w = [&](Packed<Reader> from, uint step) {
     threadgroup SCALAR* tile = staged_w + step % 2 * (TILE_N * TILE_K);
@@ -323,13 +317,13 @@ kernel void expert_matmul_tensor(EXPERTS, threadgroup uchar* dynamic [[threadgro
   }
 
   bool together = p.out_stride % 2 == 0 && ulong(out) % 4 == 0;
-  for (uint j = 0; j < 4; ++j) {
-    uint row = first_row + n + j * 8 + lane % 4 * 2;
-    if (row >= p.n) {
+  for (uint j = 0; j < 4; j += SUMS) {
+    uint column = (first_row + n + j * 8) / SUMS + lane % 4 * 2;
+    if (column >= p.n) {
       continue;
     }
-    bool second = row + 1 < p.n;
-    device const SCALAR* offsets = bias + ulong(found.expert) * p.n + row;
+    bool second = column + 1 < p.n;
+    device const SCALAR* offsets = bias + ulong(found.expert) * p.n + column;
     float offset[2] = {p.has_bias ? float(offsets[0]) : 0.0f, p.has_bias && second ? float(offsets[1]) : 0.0f};
     for (uint i = 0; i < ROWS / 16; ++i) {
       for (uint h = 0; h < 2; ++h) {
@@ -337,15 +331,18 @@ kernel void expert_matmul_tensor(EXPERTS, threadgroup uchar* dynamic [[threadgro
         if (place >= found.count) {
           continue;
         }
-        device SCALAR* to = out + ulong(pairs[place]) * p.out_stride + row;
-        float low = sums[i][j][h * 2] + offset[0];
-        float high = sums[i][j][h * 2 + 1] + offset[1];
+        device SCALAR* to = out + ulong(pairs[place]) * p.out_stride + column;
+        float elements[2];
+        for (uint e = 0; e < 2; ++e) {
+          float of_one[2] = {sums[i][j][h * 2 + e], sums[i][j + SUMS - 1][h * 2 + e]};
+          elements[e] = element_of(of_one) + offset[e];
+        }
         if (together && second) {
-          *(device uint*)to = pack_two(low, high);
+          *(device uint*)to = pack_two(elements[0], elements[1]);
         } else {
-          to[0] = SCALAR(low);
+          to[0] = SCALAR(elements[0]);
           if (second) {
-            to[1] = SCALAR(high);
+            to[1] = SCALAR(elements[1]);
           }
         }
       }

@@ -1,6 +1,8 @@
 //! Products with the weights of experts: each token with those that it was routed to.
 
 mod cpu;
+#[cfg(test)]
+mod glu_tests;
 mod gpu;
 #[cfg(test)]
 mod tests;
@@ -15,6 +17,7 @@ pub(super) use self::gpu::{NVIDIA, SOURCE};
 use crate::device::{Gpu, Launch, Stream};
 use crate::kernels::kernel_params;
 use crate::matrix::{Matrix, MatrixFormat};
+use crate::ops::Gate;
 use crate::ops::check::{Rows, check, float_entry, size};
 use crate::ops::expert_schedule::ExpertSchedule;
 use crate::ops::matmul::{Form, MatrixParts, Precision, UNIT, parts, splits};
@@ -171,37 +174,113 @@ pub fn expert_matmul_into(
     precision: Precision,
     out: &Tensor,
 ) -> Result<()> {
+    launch(OP, stream, x, (weight, None), schedule, bias, precision, out)
+}
+
+/// `activation(G[ids[t, s]] x) * (U[ids[t, s]] x)` for two stacks of one shape and format, where `x` is `x[t]` or
+/// `x[t, s]`: the first half of gated experts, in one launch. Sums and the activation are f32, rounded once.
+///
+/// `x`, the schedule and the result are as for [`expert_matmul`]; there are no biases.
+///
+/// # Errors
+///
+/// [`Error::Argument`](crate::Error::Argument) where shapes or types do not fit, or the stacks differ in shape or format.
+///
+/// ```
+/// use silicide::ops::{self, ExpertWeight, Gate, Precision};
+/// use silicide::{Device, Matrix};
+/// # fn main() -> silicide::Result<()> {
+/// let device = Device::cpu();
+/// let stream = &mut device.stream();
+/// // Two experts of one row each.
+/// let stack = |rows| ExpertWeight::stacked(&Matrix::from_tensor(&device.tensor::<f32>(rows, [2, 2])?)?, 2);
+/// let (gate, up) = (stack(&[4.0, 0.0, 8.0, 0.0])?, stack(&[0.0, 3.0, 0.0, 5.0])?);
+/// let x = device.tensor(&[10.0f32, 1.0], [1, 2])?;
+/// let ids = device.tensor(&[1u32, 0], [1, 2])?;
+/// let schedule = ops::expert_schedule(stream, &ids, 2)?;
+/// let y = ops::expert_matmul_glu(stream, &x, &gate, &up, &schedule, Gate::Silu, Precision::F32)?;
+/// assert_eq!(y.to_vec::<f32>(stream)?, [400.0, 120.0]);
+/// # Ok(())
+/// # }
+/// ```
+pub fn expert_matmul_glu(
+    stream: &mut Stream,
+    x: &Tensor,
+    gate: &ExpertWeight,
+    up: &ExpertWeight,
+    schedule: &ExpertSchedule,
+    activation: Gate,
+    precision: Precision,
+) -> Result<Tensor> {
+    let out = stream.empty(x.dtype(), [schedule.tokens(), schedule.slots(), gate.rows])?;
+    expert_matmul_glu_into(stream, x, gate, up, schedule, activation, precision, &out)?;
+    Ok(out)
+}
+
+/// [`expert_matmul_glu`] into `out`, which shares no memory with another tensor here.
+pub fn expert_matmul_glu_into(
+    stream: &mut Stream,
+    x: &Tensor,
+    gate: &ExpertWeight,
+    up: &ExpertWeight,
+    schedule: &ExpertSchedule,
+    activation: Gate,
+    precision: Precision,
+    out: &Tensor,
+) -> Result<()> {
+    let alike = |w: &ExpertWeight| (w.experts, w.rows, w.columns, w.format);
+    check(GLU, alike(gate) == alike(up), || {
+        format!("up: got {up:?}, wanted the gate's {gate:?}; take the two products by expert_matmul, then glu")
+    })?;
+    launch(GLU, stream, x, (gate, Some((up, activation))), schedule, None, precision, out)
+}
+
+/// Launches products with a stack, or with two of them as `glu`.
+fn launch(
+    op: &'static str,
+    stream: &mut Stream,
+    x: &Tensor,
+    (weight, glu): (&ExpertWeight, Option<(&ExpertWeight, Gate)>),
+    schedule: &ExpertSchedule,
+    bias: Option<&Tensor>,
+    precision: Precision,
+    out: &Tensor,
+) -> Result<()> {
     let (tokens, slots) = (schedule.tokens(), schedule.slots());
     let ExpertWeight { experts, rows, columns, .. } = *weight;
-    check(OP, weight.device() == stream.device(), || {
-        format!("weight: it is on device {:?}, the stream on another {:?}", weight.device(), stream.device())
-    })?;
-    check(OP, schedule.experts() == experts, || {
+    for weight in [Some(weight), glu.map(|(up, _)| up)].into_iter().flatten() {
+        check(op, weight.device() == stream.device(), || {
+            format!("weight: it is on device {:?}, the stream on another {:?}", weight.device(), stream.device())
+        })?;
+    }
+    check(op, schedule.experts() == experts, || {
         format!("schedule: got one for {} experts, wanted the weight's {experts}", schedule.experts())
     })?;
     let shared = x.shape()[..] == [tokens, columns];
-    check(OP, x.dtype().is_float() && (shared || x.shape()[..] == [tokens, slots, columns]), || {
+    check(op, x.dtype().is_float() && (shared || x.shape()[..] == [tokens, slots, columns]), || {
         format!("x: got {x:?}, wanted floats [{tokens}, {columns}] or [{tokens}, {slots}, {columns}]")
     })?;
     let dtype = x.dtype();
-    check(OP, out.dtype() == dtype && out.shape()[..] == [tokens, slots, rows], || {
+    check(op, out.dtype() == dtype && out.shape()[..] == [tokens, slots, rows], || {
         format!("out: got {out:?}, wanted {dtype} [{tokens}, {slots}, {rows}]")
     })?;
     if let Some(bias) = bias {
-        check(OP, bias.dtype() == dtype && bias.shape()[..] == [experts, rows] && bias.is_contiguous(), || {
+        check(op, bias.dtype() == dtype && bias.shape()[..] == [experts, rows] && bias.is_contiguous(), || {
             format!("bias: got {bias:?}, wanted {dtype} [{experts}, {rows}], contiguous")
         })?;
     }
     if out.elements() == 0 {
         return Ok(());
     }
-    let (x_rows, out_rows) = (Rows::of(OP, "x", x)?, Rows::of(OP, "out", out)?);
-    size(OP, "weight", experts * rows)?;
+    let (x_rows, out_rows) = (Rows::of(op, "x", x)?, Rows::of(op, "out", out)?);
+    // Rows of the weight that make an element.
+    let sums = if glu.is_some() { 2 } else { 1 };
+    size(op, "weight", experts * rows * sums)?;
     let grouped = schedule.grouped();
     let params = Params {
         code_stride: 0,
-        pairs: size(OP, "ids", tokens * slots)?,
-        experts: size(OP, "weight", experts)?,
+        pairs: size(op, "ids", tokens * slots)?,
+        experts: size(op, "weight", experts)?,
         n: out_rows.len,
         k: x_rows.len,
         slots_of_x: if shared { slots as u32 } else { 1 },
@@ -209,14 +288,14 @@ pub fn expert_matmul_into(
         x_stride: if x_rows.len == 0 { 0 } else { x_rows.stride },
         out_stride: out_rows.stride,
         group_size: 0,
-        splits: splits(out_rows.len, x_rows.len),
+        splits: splits(out_rows.len * sums as u32, x_rows.len),
         has_bias: bias.is_some().into(),
         is_grouped: grouped.is_some().into(),
     };
-    let flops = 2 * tokens * slots * rows * columns;
-    let read = weight.bytes() / experts * experts.min(tokens * slots) + x.elements() * dtype.size();
+    let flops = 2 * tokens * slots * rows * sums * columns;
+    let read = weight.bytes() / experts * experts.min(tokens * slots) * sums + x.elements() * dtype.size();
     let launch = |params: &Params| {
-        Launch::new(OP, params)
+        Launch::new(op, params)
             .read(x)
             .read(schedule.ids())
             .read_optional(grouped.map(|g| &g.order))
@@ -225,11 +304,17 @@ pub fn expert_matmul_into(
     match &weight.form {
         Form::Packed { layout, bytes } => {
             let features = stream.device().as_cpu().map(|cpu| cpu.features()).expect("only the CPU packs");
-            let context = Arc::new(cpu::Context { layout: layout.clone(), precision });
+            let gate = glu.map(|(_, gate)| gate.code());
+            let context = Arc::new(cpu::Context { layout: layout.clone(), precision, gate });
+            let up = glu.map(|(up, _)| match &up.form {
+                Form::Packed { bytes, .. } => bytes,
+                Form::Stored(_) => unreachable!("the CPU's weights are packed"),
+            });
             let launch = launch(&params)
                 .read(bytes)
                 .read_optional(bias)
                 .write(out)
+                .read_optional(up)
                 .reads_bytes(read)
                 .flops(flops)
                 .context(&context)
@@ -239,18 +324,22 @@ pub fn expert_matmul_into(
         Form::Stored(matrix) => {
             let whole = x_rows.len.is_multiple_of(UNIT) && x.vectors_align(4);
             let MatrixParts { defines, group_size } = parts(matrix, dtype, whole);
-            let mut params = Params { code_stride: size(OP, "weight", matrix.code_stride())?, group_size, ..params };
-            let (form, why) = match gpu::tensor_cores(x, weight.format, whole, schedule, &params, precision) {
+            let mut params = Params { code_stride: size(op, "weight", matrix.code_stride())?, group_size, ..params };
+            let all_rows = params.n * sums as u32;
+            let (form, why) = match gpu::tensor_cores(x, weight.format, whole, schedule, &params, all_rows, precision) {
                 Ok(form) => (form, ""),
                 Err(why) => (GpuForm::plain(grouped, params.splits), why),
             };
             params.splits = form.splits;
-            let launch = launch(&params)
-                .read(matrix.codes())
-                .read_optional(matrix.scales())
-                .read_optional(matrix.biases())
-                .read_optional(bias)
-                .write(out)
+            let stored = |launch: Launch, matrix: &Matrix| {
+                launch.read(matrix.codes()).read_optional(matrix.scales()).read_optional(matrix.biases())
+            };
+            let mut launch = stored(launch(&params), matrix).read_optional(bias).write(out);
+            if let Some((up, _)) = glu {
+                let Form::Stored(matrix) = &up.form else { unreachable!("a GPU's weights are stored") };
+                launch = stored(launch, matrix);
+            }
+            let launch = launch
                 .reads_bytes(read)
                 .flops(flops)
                 .threadgroup_memory(form.threadgroup_memory)
@@ -260,10 +349,10 @@ pub fn expert_matmul_into(
                 |_| unreachable!("the stream is a GPU's"),
                 || Gpu {
                     source: form.source,
-                    defines,
+                    defines: defines + &glu.map_or_else(String::new, |(_, gate)| gate.define()),
                     entry: form.entry.into(),
                     threadgroups: [
-                        params.n.div_ceil(form.rows),
+                        all_rows.div_ceil(form.rows),
                         grouped.map_or(params.pairs, |g| g.tiles.dim(0) as u32),
                         grouped.map_or(1, |g| (g.rows as u32).div_ceil(form.pairs)),
                     ],
@@ -275,9 +364,10 @@ pub fn expert_matmul_into(
 }
 
 const OP: &str = "expert_matmul";
+const GLU: &str = "expert_matmul_glu";
 
 kernel_params! {
-    /// Weights are n rows of k; strides in elements, the weight's in bytes.
+    /// Weights are n rows of k, of either stack where there are two; strides in elements, the weight's in bytes.
     struct Params {
         code_stride: u32,
         pairs: u32,

@@ -14,21 +14,28 @@ use crate::testing::{
 use crate::{DType, DeviceKind};
 
 /// Not grouped, in tiles of either size, and in larger ones, which the plain forms take in parts.
-const FORMS: [Option<usize>; 4] = [None, Some(FEW), Some(MANY), Some(70)];
+pub(super) const FORMS: [Option<usize>; 4] = [None, Some(FEW), Some(MANY), Some(70)];
 
-struct Case {
-    experts: usize,
-    tokens: usize,
-    slots: usize,
-    dtype: DType,
+#[derive(Clone, Copy)]
+pub(super) struct Case {
+    pub(super) experts: usize,
+    pub(super) tokens: usize,
+    pub(super) slots: usize,
+    pub(super) dtype: DType,
     /// Whether the slots of a token share a row of x.
-    shared: bool,
-    bias: bool,
+    pub(super) shared: bool,
+    pub(super) bias: bool,
 }
 
 impl Case {
+    /// An expert for each pair; one in ten has none.
+    pub(super) fn ids(&self, random: &mut Random) -> Vec<u32> {
+        let id = |_| if random.below(10) == 0 { self.experts as u32 } else { random.below(self.experts) as u32 };
+        (0..self.tokens * self.slots).map(id).collect()
+    }
+
     /// Rows of `x` as views with gaps, which begin on 16 bytes where rows of this type can go to tensor cores.
-    fn x(&self, device: &Device, x: &[f32], k: usize, random: &mut Random) -> Tensor {
+    pub(super) fn x(&self, device: &Device, x: &[f32], k: usize, random: &mut Random) -> Tensor {
         let rows = if self.shared { [self.tokens, 1] } else { [self.tokens, self.slots] };
         let x = match self.dtype == DType::F32 || !k.is_multiple_of(32) {
             true => random.tensor(device, self.dtype, x, [rows[0], rows[1], k]),
@@ -53,9 +60,7 @@ fn check_products(
     let &Case { experts, tokens, slots, dtype, shared, bias } = case;
     let (n, k, pairs) = (stack.rows / experts, stack.columns, tokens * slots);
     let weight = ExpertWeight::stacked(&stack.on(device), experts).unwrap();
-    // One in ten is of no expert.
-    let ids: Vec<u32> =
-        (0..pairs).map(|_| if random.below(10) == 0 { experts as u32 } else { random.below(experts) as u32 }).collect();
+    let ids = case.ids(random);
     let ids_t = device.tensor(&ids, [tokens, slots]).unwrap();
     let rows = if shared { tokens } else { pairs };
     let x = rounded(dtype, &random.values(rows * k));

@@ -38,7 +38,7 @@ fn added(sums: &[(f64, f64)], bias: Option<&[f32]>, residual: Option<&[f32]>, dt
 }
 
 /// `activation(g) * u`, and how far a result may be from it.
-fn gated(gate: Gate, g: &[(f64, f64)], u: &[(f64, f64)], dtype: DType) -> Vec<(f64, f64)> {
+pub(in crate::ops) fn gated(gate: Gate, g: &[(f64, f64)], u: &[(f64, f64)], dtype: DType) -> Vec<(f64, f64)> {
     let one = |(&(g, g_slack), &(u, u_slack)): (&(f64, f64), &(f64, f64))| {
         let (result, activated) = (glu_reference(gate, g, u), glu_reference(gate, g, 1.0));
         // No activation is steeper than that.

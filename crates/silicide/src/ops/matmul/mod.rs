@@ -2,7 +2,7 @@
 
 pub mod cpu;
 #[cfg(test)]
-mod epilogue_tests;
+pub(super) mod epilogue_tests;
 pub(super) mod few;
 mod gpu;
 mod host;
