@@ -11,6 +11,9 @@
 //! integer divisions by zero, loops without end. Threadgroup memory starts as NaN. A [`Schedule::seed`] shuffles the order
 //! of threadgroups and threads, so that what depends on luck shows.
 //!
+//! With [`CompileOptions::nvidia`] a kernel may use what NVIDIA GPUs have beside Metal's language, tensor cores and asynchronous
+//! copies; a copy is done when its thread waits for it, and no sooner.
+//!
 //! # Example
 //!
 //! ```

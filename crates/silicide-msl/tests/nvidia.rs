@@ -4,7 +4,7 @@ mod common;
 
 use common::{Job, bytes, have_clang, rejected};
 use half::{bf16, f16};
-use silicide_msl::{CompileOptions, Error, FaultKind, Library, MAX_NVIDIA_THREADGROUP_BYTES};
+use silicide_msl::{CompileOptions, CudaOptions, Error, FaultKind, Library, MAX_NVIDIA_THREADGROUP_BYTES, cuda_kernel};
 
 /// Compiles kernel `f`, whose body is given and begins at line 9.
 fn kernel(body: &str) -> Library {
@@ -143,4 +143,14 @@ fn only_where_it_is_asked_for() {
     assert!(message.contains("an NVIDIA GPU allows 232448"), "{message}");
     let Err(Error::Usage(message)) = run(&common::compile(&source("y[t] = 0;")), 1 << 16) else { panic!("no error") };
     assert!(message.contains("Metal allows 32768"), "{message}");
+}
+
+/// The launch's own threadgroup memory is CUDA's, of which a kernel has one piece.
+#[test]
+fn threadgroup_arguments_reach_cuda() {
+    let kernel = cuda_kernel(&source("y[t] = s[t];"), "f", 32, &CudaOptions::default()).unwrap();
+    assert!(kernel.text.contains("extern __shared__ uint4 __msl_dynamic[]; threadgroup uint * s ="), "{}", kernel.text);
+    let second = source("y[t] = s[t];").replace("threadgroup(0)", "threadgroup(1)");
+    let error = cuda_kernel(&second, "f", 32, &CudaOptions::default()).unwrap_err().to_string();
+    assert!(error.contains("[[threadgroup(1)]]: an NVIDIA GPU has one such argument, 0"), "{error}");
 }
