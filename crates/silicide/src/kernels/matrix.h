@@ -15,6 +15,11 @@ struct Unit {
   float minimum;
 };
 
+struct Factors {
+  float scale;
+  float minimum;
+};
+
 // What the host binds and passes. Codes start on 16 bytes.
 struct Stored {
   device const uchar* codes;
@@ -62,6 +67,8 @@ struct Dense {
     u.minimum = 0.0f;
     return u;
   }
+
+  Factors factors(uint) const { return {1.0f, 0.0f}; }
 };
 
 // Rows of two matrices of one shape in turn, as of one with twice as many.

@@ -33,10 +33,13 @@ struct Affine {
       }
       u.values[i / 4][i % 4] = float(code & ((1u << BITS) - 1));
     }
-    u.scale = float(scales[unit >> shift]);
-    u.minimum = float(biases[unit >> shift]);
+    Factors f = factors(unit);
+    u.scale = f.scale;
+    u.minimum = f.minimum;
     return u;
   }
+
+  Factors factors(uint unit) const { return {float(scales[unit >> shift]), float(biases[unit >> shift])}; }
 
   // Groups are of 32 and more, so a unit of an even width starts on as many bytes as its loads want.
   static uint4 load_words(device const uchar* at) {
@@ -123,10 +126,12 @@ struct SmallFloats {
   Unit load(uint unit) const {
     Unit u;
     Code::load(codes + ulong(unit) * Code::BYTES, u.values);
-    u.scale = Scale::scale(scales[unit / (GROUP / UNIT)]);
+    u.scale = factors(unit).scale;
     u.minimum = 0.0f;
     return u;
   }
+
+  Factors factors(uint unit) const { return {Scale::scale(scales[unit / (GROUP / UNIT)]), 0.0f}; }
 };
 
 typedef SmallFloats<E2m1, E8m0, 32> Mxfp4;

@@ -5,6 +5,7 @@ use std::fmt::Write;
 /// The headers a kernel may `#include`, by name.
 const HEADERS: &[(&str, &str)] = &[
     ("attention.h", include_str!("attention.h")),
+    ("codes.h", include_str!("codes.h")),
     ("experts.h", include_str!("experts.h")),
     ("gate.h", include_str!("gate.h")),
     ("hadamard.h", include_str!("hadamard.h")),

@@ -41,7 +41,7 @@ const SOURCES: &[&KernelSource] = &[
     &matmul::SOURCE,
     &matmul::NVIDIA,
     &matmul::few::SOURCE,
-    &matmul::units::SOURCE,
+    &matmul::groups::SOURCE,
     &matmul::wgmma::SOURCE,
     &matmul::peak::SOURCE,
     &matmul::peak::NVIDIA,
@@ -164,7 +164,7 @@ fn defines(source: &KernelSource) -> BTreeSet<String> {
     // Two forms share the formats out.
     let taken = |format: &MatrixFormat| match source.name == matmul::few::SOURCE.name {
         true => matmul::few::bits(*format).is_some(),
-        false => source.name != matmul::units::SOURCE.name || matmul::few::bits(*format).is_none(),
+        false => source.name != matmul::groups::SOURCE.name || matmul::few::bits(*format).is_none(),
     };
     let formats = quantized_formats().into_iter().chain(dense).filter(taken);
     // One type beside each format: which is beside which changes nothing in a reader.

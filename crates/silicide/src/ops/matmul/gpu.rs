@@ -1,6 +1,6 @@
 //! The forms for GPUs.
 
-use super::{AT_ONCE, Form, GLU, OP, Params, Placed, Precision, few, flops, params, units, wgmma};
+use super::{AT_ONCE, Form, GLU, OP, Params, Placed, Precision, few, flops, groups, params, wgmma};
 use crate::device::{Gpu, Launch, Stream};
 use crate::kernels::{KernelParams, KernelSource};
 use crate::matrix::{Matrix, MatrixFormat};
@@ -215,7 +215,7 @@ fn tensor_cores(
     if !whole || !x.vectors_align(8) {
         return Err("tensor cores want rows of x that are aligned to 16 bytes");
     }
-    let few = few::form(device, p, products).or_else(|| units::form(device, x.dtype(), p, products));
+    let few = few::form(device, p, products).or_else(|| groups::form(device, x.dtype(), p, products));
     if let Some(form) = few {
         return Ok(form);
     }
@@ -223,10 +223,7 @@ fn tensor_cores(
     let few =
         if matches!(products[0].matrix.format(), MatrixFormat::Quantized(QuantFormat::Ggml(_), _)) { 16 } else { 8 };
     match precision {
-        _ if p.m == 1 => Err("for one row of x tensor cores take affine codes of 4 or 8 bits only"),
-        _ if p.m <= few => {
-            Err("for few rows of x tensor cores want 256 columns at a time, and elements that 16 bits hold")
-        }
+        _ if p.m <= few => Err("for few rows of x tensor cores want elements that 16 bits hold, in aligned rows"),
         Precision::F32 => Err("tensor cores would round the weight to 16 bits"),
         Precision::Reduced => Ok(GpuForm::tensor_many(p)),
     }

@@ -9,7 +9,7 @@ mod host;
 pub(super) mod peak;
 #[cfg(test)]
 pub(super) mod tests;
-pub(super) mod units;
+pub(super) mod groups;
 pub(super) mod wgmma;
 
 use std::fmt;
