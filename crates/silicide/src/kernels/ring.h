@@ -1,17 +1,31 @@
 // Where a launch that writes tokens puts them in a cache. The host defines RING where a position is in row position % capacity.
 
-// The row of a token; `capacity` or more for none. All lanes of a simdgroup take part.
-inline uint row_to_write(device const uint* positions, uint token, uint tokens, uint capacity, uint lane) {
-  uint row = positions[token];
+// The newest of a launch's positions in a ring. All threads of a threadgroup take part, whose simdgroups `shared` has a place for.
+inline int newest_position(
+    device const uint* positions, uint tokens, threadgroup int* shared, uint thread_index, uint threads, uint lane) {
+  int newest = -1;
+#ifdef RING
+  for (uint i = thread_index; i < tokens; i += threads) {
+    newest = max(newest, as_type<int>(positions[i]));
+  }
+  newest = simd_max(newest);
+  if (lane == 0) {
+    shared[thread_index / 32] = newest;
+  }
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  for (uint i = 0; i < threads / 32; ++i) {
+    newest = max(newest, shared[i]);
+  }
+#endif
+  return newest;
+}
+
+// The row of a position; `capacity` or more for none.
+inline uint row_of(uint position, int newest, uint capacity) {
 #ifdef RING
   // What a newer token of this launch lies over is not written.
-  int latest = -1;
-  for (uint i = lane; i < tokens; i += 32) {
-    latest = max(latest, as_type<int>(positions[i]));
-  }
-  latest = simd_max(latest);
-  int position = as_type<int>(row);
-  row = position < 0 || uint(latest - position) >= capacity ? capacity : row % capacity;
+  int at = as_type<int>(position);
+  return at < 0 || uint(newest - at) >= capacity ? capacity : position % capacity;
 #endif
-  return row;
+  return position;
 }

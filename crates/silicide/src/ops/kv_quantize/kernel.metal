@@ -21,6 +21,7 @@ kernel void kv_quantize(
     uint thread_index [[thread_index_in_threadgroup]],
     uint lane [[thread_index_in_simdgroup]],
     uint simdgroup [[simdgroup_index_in_threadgroup]]) {
+  threadgroup int newest_of[SIMDGROUPS];
   threadgroup float midpoints[256];
   threadgroup uchar staged[SIMDGROUPS * 32 * PER_LANE];
   for (uint i = thread_index; i < 1u << p.bits; i += 32 * SIMDGROUPS) {
@@ -31,7 +32,8 @@ kernel void kv_quantize(
   uint row = group * SIMDGROUPS + simdgroup;
   uint token = row / p.heads;
   uint head = row % p.heads;
-  uint slot = row_to_write(positions, min(token, p.rows / p.heads - 1), p.rows / p.heads, p.capacity, lane);
+  int newest = newest_position(positions, p.rows / p.heads, newest_of, thread_index, 32 * SIMDGROUPS, lane);
+  uint slot = row_of(positions[min(token, p.rows / p.heads - 1)], newest, p.capacity);
   // The lanes of a row that is not there, or that has no slot, work on zeros: barriers and sums need all of them.
   bool present = row < p.rows && slot < p.capacity;
   x += present ? ulong(token) * p.row_strides[0] + ulong(head) * p.row_strides[1] : 0;

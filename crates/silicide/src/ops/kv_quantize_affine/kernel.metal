@@ -18,15 +18,18 @@ kernel void kv_quantize_affine(
     device S* biases [[buffer(4)]],
     constant Params& p [[buffer(5)]],
     uint threadgroup_index [[threadgroup_position_in_grid]],
+    uint thread_index [[thread_index_in_threadgroup]],
     uint lane [[thread_index_in_simdgroup]],
     uint simdgroup [[simdgroup_index_in_threadgroup]]) {
+  threadgroup int newest_of[SIMDGROUPS];
   uint groups = p.dim / GROUP;
   uint index = threadgroup_index * SIMDGROUPS + simdgroup;
   uint row = index / groups;
   uint group = index % groups;
   uint token = row / p.heads;
   uint head = row % p.heads;
-  uint slot = row_to_write(positions, min(token, p.rows / p.heads - 1), p.rows / p.heads, p.capacity, lane);
+  int newest = newest_position(positions, p.rows / p.heads, newest_of, thread_index, 32 * SIMDGROUPS, lane);
+  uint slot = row_of(positions[min(token, p.rows / p.heads - 1)], newest, p.capacity);
   // A simdgroup goes as one.
   if (row >= p.rows || slot >= p.capacity) {
     return;

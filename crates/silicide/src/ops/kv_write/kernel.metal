@@ -1,9 +1,11 @@
-// kv_write: a thread takes a packet of a head, of the keys and of the values. Threadgroups are packets by heads by tokens;
+// kv_write: a thread takes a packet of a head, of the keys and of the values, then that of a later token. Threads are packets by heads by
+// tokens;
 // the host says in WHOLE that heads are whole packets, which lie aligned in every tensor, and defines RING or PAGES where the
 // cache is one.
 
 #include "silicide.h"
 #include "packet.h"
+#include "ring.h"
 
 template <typename T, typename C>
 kernel void kv_write(
@@ -15,51 +17,49 @@ kernel void kv_write(
     device C* value_cache [[buffer(5)]],
     constant Params& p [[buffer(6)]],
     uint3 group [[threadgroup_position_in_grid]],
+    uint3 threadgroups [[threadgroups_per_grid]],
     uint3 thread_index [[thread_position_in_threadgroup]],
+    uint flat_index [[thread_index_in_threadgroup]],
     uint lane [[thread_index_in_simdgroup]],
     uint3 threads [[threads_per_threadgroup]]) {
   constexpr uint N = WHOLE ? (sizeof(T) + sizeof(C) == 8 ? 4 : 8) : 1;
-  uint token = group.x * threads.z + thread_index.z;
+  threadgroup int newest_of[8];
+  int newest = newest_position(slots, p.tokens, newest_of, flat_index, threads.x * threads.y * threads.z, lane);
   uint head = group.y * threads.y + thread_index.y;
-#ifdef RING
-  int latest = -1;
-  for (uint i = lane; i < p.tokens; i += 32) {
-    latest = max(latest, as_type<int>(slots[i]));
-  }
-  latest = simd_max(latest);
-#endif
-  if (token >= p.tokens || head >= p.heads) {
+  if (head >= p.heads) {
     return;
   }
-  uint slot = slots[token];
-#ifdef RING
-  // What a newer token of this launch lies over is not written.
-  int position = as_type<int>(slot);
-  slot = position < 0 || uint(latest - position) >= p.capacity ? p.capacity : slot % p.capacity;
-#endif
-  if (slot >= p.capacity) {
-    return;
-  }
+  keys += ulong(head) * p.k_strides[1];
+  values += ulong(head) * p.v_strides[1];
+  key_cache += ulong(head) * p.k_cache_strides[1];
+  value_cache += ulong(head) * p.v_cache_strides[1];
+  uint step = threadgroups.x * threads.z;
+  for (uint token = group.x * threads.z + thread_index.z; token < p.tokens; token += step) {
+    uint slot = row_of(slots[token], newest, p.capacity);
+    if (slot >= p.capacity) {
+      continue;
+    }
+    device C* key_row = key_cache;
+    device C* value_row = value_cache;
 #ifdef PAGES
-  uint page = table[slot / p.page_size];
-  if (page >= p.pages) {
-    return;
-  }
-  slot %= p.page_size;
-  key_cache += ulong(page) * p.page_strides[0];
-  value_cache += ulong(page) * p.page_strides[1];
+    uint page = table[slot / p.page_size];
+    if (page >= p.pages) {
+      continue;
+    }
+    slot %= p.page_size;
+    key_row += ulong(page) * p.page_strides[0];
+    value_row += ulong(page) * p.page_strides[1];
 #endif
-  keys += ulong(token) * p.k_strides[0] + ulong(head) * p.k_strides[1];
-  values += ulong(token) * p.v_strides[0] + ulong(head) * p.v_strides[1];
-  key_cache += ulong(slot) * p.k_cache_strides[0] + ulong(head) * p.k_cache_strides[1];
-  value_cache += ulong(slot) * p.v_cache_strides[0] + ulong(head) * p.v_cache_strides[1];
-  for (uint i = thread_index.x * N; i < p.dim; i += threads.x * N) {
-    Packet<T, N> key = Packet<T, N>::load(keys + i);
-    Packet<T, N> value = Packet<T, N>::load(values + i);
-    Packet<C, N> stored_key = converted<C>(key);
-    Packet<C, N> stored_value = converted<C>(value);
-    stored_key.store(key_cache + i);
-    stored_value.store(value_cache + i);
+    key_row += ulong(slot) * p.k_cache_strides[0];
+    value_row += ulong(slot) * p.v_cache_strides[0];
+    for (uint i = thread_index.x * N; i < p.dim; i += threads.x * N) {
+      Packet<T, N> key = Packet<T, N>::load(keys + ulong(token) * p.k_strides[0] + i);
+      Packet<T, N> value = Packet<T, N>::load(values + ulong(token) * p.v_strides[0] + i);
+      Packet<C, N> stored_key = converted<C>(key);
+      Packet<C, N> stored_value = converted<C>(value);
+      stored_key.store(key_row + i);
+      stored_value.store(value_row + i);
+    }
   }
 }
 

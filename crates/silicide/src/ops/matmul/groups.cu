@@ -45,25 +45,26 @@ constant constexpr uint COLUMNS = L::COLUMNS;
 constant constexpr bool EVEN = L::CODES % 16 == 0;  // rows begin on 16 bytes
 constant constexpr uint CHUNKS = EVEN ? L::CODES / 16 : (L::CODES + 30) / 16;
 constant constexpr uint PITCH = (CHUNKS | 1) * 16;
-constant constexpr uint FACTORS = L::SCALE * (L::BIASES ? 8 : 16);  // bytes of a row's scales, in the smallest groups that there are
+constant constexpr uint FACTORS = L::SCALE * (COLUMNS / C::GROUP);  // bytes of a row's scales, in the smallest groups that there are
+constant constexpr uint GROUPS = COLUMNS / C::GROUP;
+
 constant constexpr uint SCALES = ROWS * PITCH;
 constant constexpr uint BIASES = SCALES + ROWS * FACTORS;
 constant constexpr uint BYTES = BIASES + (L::BIASES ? ROWS * FACTORS : 0);
 
 // Scales of a stage as floats, and minimums. Rows are apart so that four neighbours of eight rows lie in different banks.
-constant constexpr uint GROUPS = COLUMNS / C::GROUP;
 constant constexpr uint FLOATS = GROUPS + 4;  // of a row
 constant constexpr uint MINIMUMS = ROWS * FLOATS;
 constant constexpr uint SCALED = !L::SCALED ? 0 : Reader::HAS_MINIMUM ? 2 * MINIMUMS : MINIMUMS;
 
 // Where the next stage to ask for lies.
 struct Ahead {
-  Weight weight;
-  uint row;    // of its tile the first
-  uint rows;   // that there are
-  uint last;   // of its weight's the last, if it is here
-  uint tile;   // the next
-  uint stage;  // of this one
+  device const uchar* codes[SUMS];  // of the first row, and of the second where rows are of two weights in turn
+  uint rows;                        // that there are
+  bool ends;                        // whether the last of these is its weight's
+  device const uchar* scales;       // of the lane's row, or its biases
+  uint tile;                        // the next
+  uint stage;                       // of this one
 };
 
 // Eight rows of x an octet.
@@ -87,85 +88,91 @@ kernel void matmul_tensor_groups(
   uint first_token = group.y * 8 * OCTETS;
   uint stages = (p.k + COLUMNS - 1) / COLUMNS;
   uint group_size = L::group(p.group_size);
+  uint t = lane % 4;
+  uint r = lane / 4;
   auto codes_of = [&](Weight weight, uint row) {
     return holder_of(weight, row).codes + ulong(row / SUMS) * holder_of(weight, row).code_stride;
   };
-  Ahead ahead = {{}, 0, 0, 0, tile, stages};
+  Ahead ahead = {{}, 0, false, nullptr, tile, stages};
   auto enter = [&]() {
     if (ahead.tile < end) {
       Product product = PICK_PRODUCT(ahead.tile);
-      ahead.weight = product.weight;
-      ahead.row = product.block * ROWS;
-      ahead.rows = min(product.rows() - ahead.row, ROWS);
-      ahead.last = product.n - ahead.row / SUMS - 1;
+      uint first = product.block * ROWS;
+      ahead.rows = min(product.rows() - first, ROWS);
+      ahead.ends = first + ahead.rows == product.rows();
+      for (uint i = 0; i < SUMS; ++i) {
+        ahead.codes[i] = codes_of(product.weight, first + i) + simdgroup * L::CODES;
+      }
+      if constexpr (L::SCALE != 0) {
+        uint row = first + min(lane % ROWS, ahead.rows - 1);
+        Stored holder = holder_of(product.weight, row);
+        ulong at = (ulong(row / SUMS) * p.k + simdgroup * COLUMNS) / group_size * L::SCALE;
+        ahead.scales = (lane < ROWS ? holder.scales : holder.biases) + at;
+      }
       ahead.tile += 1;
       ahead.stage = simdgroup;
     }
   };
   auto fetch = [&](uint slot) {
     if (ahead.stage < stages) {
-      Shared to = shared_address(staged + slot * BYTES);
+      threadgroup uchar* stage = staged + slot * BYTES;
       uint columns = min(p.k - ahead.stage * COLUMNS, COLUMNS);
       uint bytes = columns == COLUMNS ? L::CODES : columns / 16 * (L::CODES * 16 / COLUMNS);
-      for (uint i = 0; i < (ROWS * CHUNKS + 31) / 32; ++i) {
-        uint at = i * 32 + lane;
-        uint row = at / CHUNKS;
-        uint chunk = at % CHUNKS;
-        if (row < ahead.rows) {
-          device const uchar* from = codes_of(ahead.weight, ahead.row + row) + ahead.stage * L::CODES;
-          if (EVEN) {
-            if (chunk * 16 < bytes) {
-              copy_some(to + row * PITCH + chunk * 16, from + chunk * 16, 16);
-            }
-          } else {
-            uint before = uint(ulong(from)) & 15;
-            if (chunk * 16 < before + bytes) {
-              uint there = min(before + bytes - chunk * 16, 16u);
-              device const uchar* start = from - before + chunk * 16;
-              uint place = row * PITCH + chunk * 16;
-              if (there < 16 && row / SUMS == ahead.last && ahead.stage + 1 == stages) {
-                // The copy below may touch all sixteen bytes, and here the weight ends. Blocks have even sizes.
-                for (uint b = 0; b < there; b += 2) {
-                  *(threadgroup ushort*)(staged + slot * BYTES + place + b) = *(device const ushort*)(start + b);
-                }
-              } else {
-                copy_some(to + place, start, there);
+      auto row_at = [&](uint row) { return ahead.codes[row % SUMS] + row / SUMS * p.code_stride; };
+      if (!EVEN && ahead.ends && ahead.stage + 1 == stages) {
+        // Chunks may reach past the end of the weight. Blocks have even sizes.
+        for (uint row = 0; row < ahead.rows; ++row) {
+          device const ushort* from = (device const ushort*)row_at(row);
+          threadgroup ushort* to = (threadgroup ushort*)(stage + row * PITCH + (uint(ulong(from)) & 15));
+          for (uint i = lane; i < bytes / 2; i += 32) {
+            to[i] = from[i];
+          }
+        }
+      } else {
+        // Lanes side by side copy chunks side by side; where rows begin anywhere, four lanes a row, which finds each row's begin less often.
+        constexpr uint LANES = EVEN ? CHUNKS : 4;
+#pragma unroll
+        for (uint i = 0; i < (EVEN ? (ROWS * CHUNKS + 31) / 32 : ROWS / 8); ++i) {
+          uint row = (i * 32 + lane) / LANES;
+          uint first = (i * 32 + lane) % LANES;
+          if (row < ahead.rows) {
+            device const uchar* from = row_at(row);
+            uint before = EVEN ? 0 : uint(ulong(from)) & 15;
+            from = from - before + first * 16;
+            Shared to = shared_address(stage) + row * PITCH + first * 16;
+#pragma unroll
+            for (uint chunk = 0; chunk < CHUNKS; chunk += LANES) {
+              if ((first + chunk) * 16 < before + bytes) {
+                copy_some(to + chunk * 16, from + chunk * 16, 16);
               }
             }
           }
         }
       }
+      for (uint i = 0; i < SUMS; ++i) {
+        ahead.codes[i] += WARPS * L::CODES;
+      }
       if constexpr (L::SCALE != 0) {
-        uint groups = p.k / group_size;
         uint mine = COLUMNS / group_size * L::SCALE;
-        auto scales_of = [&](uint row, bool biases) {
-          uint from = ahead.row + min(row, ahead.rows - 1);
-          Stored holder = holder_of(ahead.weight, from);
-          return (biases ? holder.biases : holder.scales) + ulong(from / SUMS) * (groups * L::SCALE) + ahead.stage * mine;
-        };
-        if (p.k % COLUMNS == 0) {
-          if (lane < ROWS || L::BIASES) {
-            device const uchar* at = scales_of(lane % ROWS, lane >= ROWS);
-            Shared there = to + (lane < ROWS ? SCALES : BIASES) + lane % ROWS * mine;
-            if (mine % 16 == 0) {
-              for (uint i = 0; i < mine; i += 16) {
-                copy_cached<16>(there + i, at + i);
-              }
-            } else if (mine % 8 == 0) {
-              copy_cached<8>(there, at);
-            } else {
-              copy_cached<4>(there, at);
+        if (lane < ROWS || L::BIASES) {
+          threadgroup uchar* to = stage + (lane < ROWS ? SCALES : BIASES) + lane % ROWS * mine;
+          if (p.k % COLUMNS != 0) {
+            // Rows of scales lie anywhere, and the last stage has fewer.
+            typedef conditional_t<L::SCALE == 1, uchar, conditional_t<L::SCALE == 2, ushort, uint>> Scale;
+            for (uint i = 0; i < columns / group_size; ++i) {
+              ((threadgroup Scale*)to)[i] = ((device const Scale*)ahead.scales)[i];
             }
-          }
-        } else {
-          // Rows of scales lie anywhere, and the last stage has fewer.
-          uint count = columns / group_size * L::SCALE;
-          for (uint i = lane; i < ROWS * (L::BIASES ? 2 : 1) * count; i += 32) {
-            uint row = i / count;
-            threadgroup uchar* there = staged + slot * BYTES + (row < ROWS ? SCALES : BIASES) + row % ROWS * mine;
-            there[i % count] = scales_of(row % ROWS, row >= ROWS)[i % count];
+          } else if (mine % 16 == 0) {
+            for (uint i = 0; i < mine; i += 16) {
+              copy_cached<16>(shared_address(to) + i, ahead.scales + i);
+            }
+          } else if (mine % 8 == 0) {
+            copy_cached<8>(shared_address(to), ahead.scales);
+          } else {
+            copy_cached<4>(shared_address(to), ahead.scales);
           }
         }
+        ahead.scales += WARPS * mine;
       }
       ahead.stage += WARPS;
       if (ahead.stage >= stages) {
@@ -177,23 +184,28 @@ kernel void matmul_tensor_groups(
   if (simdgroup < stages) {
     enter();
   }
-  fetch(0);
+  for (uint i = 0; i < DEPTH - 1; ++i) {
+    fetch(i);
+  }
   wait_for_inputs();
 
   // Rows of x past the last are as the last, and their products are not stored. Their columns are asked for one group ahead.
-  uint t = lane % 4;
-  uint r = lane / 4;
   device const SCALAR* x_rows[OCTETS];
   for (uint o = 0; o < OCTETS; ++o) {
     x_rows[o] = x + ulong(min(first_token + o * 8 + r, p.m - 1)) * p.x_stride;
   }
-  uint beside[OCTETS][C::GROUP / 8];
-  auto look = [&](uint stage, uint group) {
+  uint beside[2][OCTETS][C::GROUP / 8];
+  auto look = [&](uint place, uint stage, uint group) {
     for (uint o = 0; o < OCTETS; ++o) {
-      columns_beside<Reader>(x_rows[o] + stage * COLUMNS + group * C::GROUP, t, beside[o]);
+      columns_beside<Reader>(x_rows[o] + stage * COLUMNS + group * C::GROUP, t, beside[place][o]);
     }
   };
-  look(min(simdgroup, stages - 1), 0);
+  // The first two groups of a stage, if it has more than one.
+  auto look_at = [&](uint stage) {
+    look(0, stage, 0);
+    look(1, stage, stage * COLUMNS + C::GROUP < p.k ? 1 : 0);
+  };
+  look_at(min(simdgroup, stages - 1));
   Kept kept = Kept::of(simd_broadcast(p.k >> 31, 0));
   uint all[4] = {ONES, ONES, ONES, ONES};
   uint slot = 0;
@@ -203,11 +215,11 @@ kernel void matmul_tensor_groups(
     uint first_row = product.block * ROWS;
     float sums[OCTETS][4] = {};
     for (uint at = simdgroup; at < stages; at += WARPS) {
-      wait_for_copies<0>();
+      wait_for_copies<DEPTH - 2>();
       simdgroup_barrier(mem_flags::mem_threadgroup);
-      fetch(slot ^ 1);
+      fetch((slot + DEPTH - 1) % DEPTH);
       threadgroup uchar* stage = staged + slot * BYTES;
-      slot ^= 1;
+      slot = (slot + 1) % DEPTH;
       auto reader_at = [&](uint row) {
         uint before = EVEN ? 0 : uint(ulong(codes_of(product.weight, first_row + row) + at * L::CODES)) & 15;
         Stored here = {as_device(stage + before), as_device(stage + SCALES), as_device(stage + BIASES), PITCH, COLUMNS, group_size};
@@ -216,71 +228,84 @@ kernel void matmul_tensor_groups(
       if (L::SCALED) {
         for (uint i = 0; i < ROWS * GROUPS / 32; ++i) {
           uint row = lane % ROWS;
-          uint place = row * FLOATS + i * 2 + lane / ROWS;
+          uint g = i * 2 + lane / ROWS;
           Reader reader = reader_at(row);
-          Factors f = reader.factors((i * 2 + lane / ROWS) * (C::GROUP / UNIT));
-          factors[place] = f.scale;
+          Factors f = reader.factors(g * (C::GROUP / UNIT));
+          factors[row * FLOATS + g] = f.scale;
           if (Reader::HAS_MINIMUM) {
-            factors[MINIMUMS + place] = fma(float(C::OFFSET), f.scale, f.minimum);
+            factors[MINIMUMS + row * FLOATS + g] = fma(float(C::OFFSET), f.scale, f.minimum);
           }
         }
         simdgroup_barrier(mem_flags::mem_threadgroup);
       }
       Reader readers[2] = {reader_at(r), reader_at(r + 8)};
-      uint here = (p.k - at * COLUMNS) / C::GROUP;
-      float4 scales[2];
-      float4 minimums[2];
-#pragma unroll
-      for (uint g = 0; g < GROUPS; ++g) {
-        if (g > 0 && g >= here) {
-          break;
-        }
-        uint b[OCTETS][C::GROUP / 8];
-        for (uint o = 0; o < OCTETS; ++o) {
-          for (uint i = 0; i < C::GROUP / 8; ++i) {
-            b[o][i] = beside[o][i];
-          }
-          put_in_order<Reader>(b[o]);
-        }
-        if (g + 1 < GROUPS && g + 1 < here) {
-          look(at, g + 1);
-        } else {
-          look(at + WARPS < stages ? at + WARPS : simdgroup, 0);
-        }
+      uint next = at + WARPS < stages ? at + WARPS : simdgroup;
+      // `scaled` has the scales and minimums of two rows.
+      auto multiply_group = [&](uint g, thread const uint (&columns)[OCTETS][C::GROUP / 8], float4 scaled) {
         uint w[2][C::GROUP / 8];
         for (uint h = 0; h < 2; ++h) {
           C::pairs(readers[h], g, t, kept, w[h]);
         }
-        if (L::SCALED && g % 4 == 0) {
-          for (uint h = 0; h < 2; ++h) {
-            threadgroup const float* from = factors + (h * 8 + r) * FLOATS + g;
-            scales[h] = *(threadgroup const float4*)from;
-            if (Reader::HAS_MINIMUM) {
-              minimums[h] = *(threadgroup const float4*)(from + MINIMUMS);
-            }
-          }
-        }
         for (uint o = 0; o < OCTETS; ++o) {
+          uint b[C::GROUP / 8];
+          for (uint i = 0; i < C::GROUP / 8; ++i) {
+            b[i] = columns[o][i];
+          }
+          put_in_order<Reader>(b);
           float ones[4] = {};
           float codes[4] = {};
           for (uint i = 0; i < C::GROUP / 8; i += 2) {
             uint a[4] = {w[0][i], w[1][i], w[0][i + 1], w[1][i + 1]};
-            multiply(L::SCALED ? codes : sums[o], a, b[o] + i);
+            multiply(L::SCALED ? codes : sums[o], a, b + i);
             if (Reader::HAS_MINIMUM) {
-              multiply(ones, all, b[o] + i);
+              multiply(ones, all, b + i);
             }
           }
           if (L::SCALED) {
             for (uint e = 0; e < 4; ++e) {
-              sums[o][e] = fma(scales[e / 2][g % 4], codes[e], sums[o][e]);
+              sums[o][e] = fma(scaled[e / 2], codes[e], sums[o][e]);
               if (Reader::HAS_MINIMUM) {
-                sums[o][e] = fma(minimums[e / 2][g % 4], ones[e], sums[o][e]);
+                sums[o][e] = fma(scaled[2 + e / 2], ones[e], sums[o][e]);
               }
             }
           }
         }
+      };
+      threadgroup const float* mine = factors + r * FLOATS;
+      uint here = min(p.k - at * COLUMNS, COLUMNS) / C::GROUP;
+      if (here == GROUPS) {
+        float4 four[4] = {};
+#pragma unroll
+        for (uint g = 0; g < GROUPS; ++g) {
+          if (L::SCALED && g % 4 == 0) {
+            for (uint h = 0; h < 2; ++h) {
+              threadgroup const float* from = mine + h * 8 * FLOATS + g;
+              four[h] = *(threadgroup const float4*)from;
+              if (Reader::HAS_MINIMUM) {
+                four[2 + h] = *(threadgroup const float4*)(from + MINIMUMS);
+              }
+            }
+          }
+          multiply_group(g, beside[g % 2], float4(four[0][g % 4], four[1][g % 4], four[2][g % 4], four[3][g % 4]));
+          if (g + 2 < GROUPS) {
+            look(g % 2, at, g + 2);
+          }
+        }
+      } else {
+#pragma unroll 1
+        for (uint g = 0; g < here; ++g) {
+          float4 scaled = float4(0.0f);
+          for (uint h = 0; h < 2 && L::SCALED; ++h) {
+            scaled[h] = mine[h * 8 * FLOATS + g];
+            scaled[2 + h] = Reader::HAS_MINIMUM ? mine[h * 8 * FLOATS + MINIMUMS + g] : 0.0f;
+          }
+          look(0, at, g);
+          multiply_group(g, beside[0], scaled);
+        }
       }
+      look_at(next);
     }
+
     // Joins the simdgroups. A turn's part is read before the barrier of the next turn, and written again after it.
     threadgroup float* partial = partials + turn % 2 * (WARPS * PART);
     for (uint o = 0; o < OCTETS; ++o) {

@@ -20,7 +20,8 @@ pub(super) fn form(device: &Device, x: DType, p: &Params, products: &[Product]) 
             let factors = match format {
                 QuantFormat::Affine { .. } => 2 * 8 * scales.size() as u32,
                 QuantFormat::Ggml(_) => 0,
-                _ => 16,
+                QuantFormat::Nvfp4 => 16,
+                _ => 8,
             };
             (codes, factors, factors_of(format))
         }
@@ -42,6 +43,9 @@ pub(super) fn form(device: &Device, x: DType, p: &Params, products: &[Product]) 
     let chunks = if even { codes / 16 } else { (codes + 30) / 16 };
     let stage = TILE * ((chunks | 1) * 16 + factors);
     let part = 4 * (TILE + 4) * tokens;
+    let memory = 8 * (DEPTH * stage + 4 * TILE * floats + 2 * part);
+    // Four threadgroups of a processor have registers enough where theirs are of eight rows, without minimums.
+    let at_once = if p.m <= 8 && 4 * memory <= MEMORY { 4 } else { 2 };
     Some(GpuForm {
         source: &SOURCE,
         entry,
@@ -49,13 +53,12 @@ pub(super) fn form(device: &Device, x: DType, p: &Params, products: &[Product]) 
         tokens,
         threads: 256,
         splits: 1,
-        threadgroup_memory: 8 * (DEPTH * stage + 4 * floats + 2 * part),
-        // As many as run at once.
-        at_most: 2 * device.processors().unwrap_or(1) / p.m.div_ceil(tokens),
+        threadgroup_memory: memory,
+        at_most: at_once * device.processors().unwrap_or(1),
     })
 }
 
-/// Scales of a stage's rows as floats, and minimums, with gaps between rows.
+/// Scales of a row of a stage as floats, and minimums, and the gaps between rows.
 const fn factors_of(format: QuantFormat) -> u32 {
     use GgmlFormat::{Q2_K, Q3_K, Q4_1, Q4_K, Q5_1, Q5_K, Q6_K};
     let groups = match format {
@@ -63,13 +66,15 @@ const fn factors_of(format: QuantFormat) -> u32 {
         _ => 8,
     };
     let minimum = matches!(format, QuantFormat::Affine { .. } | QuantFormat::Ggml(Q4_1 | Q5_1 | Q2_K | Q4_K | Q5_K));
-    TILE * (groups + 4) * if minimum { 2 } else { 1 }
+    (groups + 4) * if minimum { 2 } else { 1 }
 }
 
 /// Rows of a tile; columns of a stage of a quantised format, and stages of a simdgroup; `groups.cu` has the same.
 const TILE: u32 = 16;
 const COLUMNS: u32 = 256;
 const DEPTH: u32 = 2;
+/// Threadgroup memory of a processor, less what each threadgroup has besides.
+const MEMORY: u32 = (228 - 4) << 10;
 
 pub(in crate::ops) static SOURCE: KernelSource =
     KernelSource { name: "matmul/groups.cu", params: PARAMS, body: include_str!("groups.cu") };
