@@ -20,6 +20,7 @@ const HEADERS: &[(&str, &str)] = &[
     ("packet.h", include_str!("packet.h")),
     ("product.h", include_str!("product.h")),
     ("products.h", include_str!("products.h")),
+    ("quantized_attention.h", include_str!("quantized_attention.h")),
     ("ring.h", include_str!("ring.h")),
     ("rope.h", include_str!("rope.h")),
     ("rows.h", include_str!("rows.h")),

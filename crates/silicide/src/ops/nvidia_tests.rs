@@ -46,6 +46,7 @@ const SOURCES: &[&KernelSource] = &[
     &matmul::peak::SOURCE,
     &matmul::peak::NVIDIA,
     &quantized_attention::SOURCE,
+    &quantized_attention::nvidia::DECODE,
     &penalize::SOURCE,
     &reduce::SOURCE,
     &resize::SOURCE,
@@ -137,8 +138,8 @@ fn defines(source: &KernelSource) -> BTreeSet<String> {
         let caches = ["", "#define RING\n", "#define PAGES\n"].into_iter().zip([true, true, false]);
         return caches.map(|(cache, whole)| format!("{cache}{}", rows::whole(whole))).collect();
     }
-    if source.name == "quantized_attention" {
-        return quantized_attention::some_defines();
+    if source.name.starts_with("quantized_attention") {
+        return quantized_attention::some_defines(source.name.ends_with(".cu"));
     }
     if source.name == "router" {
         return [1, 4, 128].map(|n| format!("#define PER_LANE {n}")).into();

@@ -18,6 +18,7 @@ constant constexpr uint CHUNKS = DIM / 8;                       // of sixteen by
 constant constexpr uint PITCH = (CHUNKS + 7) / 8 * 8;           // of a row of a tile, in chunks
 constant constexpr uint TILE = KEYS * PITCH * 16;               // bytes
 constant constexpr uint STEPS = DIM / 16;
+constant constexpr uint SUMS_PITCH = DIM + 4;                   // of sums of a head: so that those of lanes lie in different banks
 
 // The place of a chunk in a tile: so that eight rows at one column lie in different banks.
 inline uint chunk_at(uint row, uint chunk) { return (row * PITCH + (chunk ^ (row % 8))) * 16; }
@@ -57,14 +58,6 @@ kernel void attention_decode(
   uint start = min(range.x + group.z * chunk, range.y);
   uint end = min(start + chunk, range.y);
 
-  uint mine[TILES][STEPS][2];
-  for (uint n = 0; n < TILES; ++n) {
-    uint head = n * 8 + lane / 4;
-    for (uint i = 0; i < STEPS * 2; ++i) {
-      device const SCALAR* from = q + ulong(min(head, heads - 1)) * p.q_strides[1] + i * 8 + lane % 4 * 2;
-      mine[n][i / 2][i % 2] = head < heads ? *(device const uint*)from : 0;
-    }
-  }
   auto first_key = [&](uint turn) { return start + (turn * SIMDGROUPS + simdgroup) * KEYS; };
   auto fetch = [&](uint turn) {
     uint base = first_key(turn);
@@ -82,6 +75,18 @@ kernel void attention_decode(
     end_copies();
   };
 
+  for (uint turn = 0; turn + 1 < STAGES; ++turn) {
+    fetch(turn);
+  }
+  uint mine[TILES][STEPS][2];
+  for (uint n = 0; n < TILES; ++n) {
+    uint head = n * 8 + lane / 4;
+    for (uint i = 0; i < STEPS * 2; ++i) {
+      device const SCALAR* from = q + ulong(min(head, heads - 1)) * p.q_strides[1] + i * 8 + lane % 4 * 2;
+      mine[n][i / 2][i % 2] = head < heads ? *(device const uint*)from : 0;
+    }
+  }
+
   float sum_v[TILES][STEPS][4];
   float maximum[TILES][2];
   float sum[TILES][2];
@@ -96,7 +101,7 @@ kernel void attention_decode(
         sum[n][c] = 0.0f;
       }
     }
-    for (uint turn = 0; turn + 1 < STAGES; ++turn) {
+    for (uint turn = 0; halves == 1 && turn + 1 < STAGES; ++turn) {
       fetch(turn);
     }
     for (uint turn = 0; first_key(turn) < end; ++turn) {
@@ -200,7 +205,7 @@ kernel void attention_decode(
       }
       for (uint i = 0; i < STEPS; ++i) {
         for (uint r = 0; r < 2; ++r) {
-          joined[(simdgroup * TILES * 8 + head) * DIM + i * 16 + r * 8 + lane / 4] = sum_v[n][i][r * 2 + c];
+          joined[(simdgroup * TILES * 8 + head) * SUMS_PITCH + i * 16 + r * 8 + lane / 4] = sum_v[n][i][r * 2 + c];
         }
       }
     }
@@ -222,7 +227,7 @@ kernel void attention_decode(
       uint at = s * TILES * 8 + h;
       float part = share(maxima[at], highest);
       all += sums[at] * part;
-      element += joined[at * DIM + d] * part;
+      element += joined[at * SUMS_PITCH + d] * part;
     }
     if (whole) {
       out[ulong(h) * p.out_strides[1] + d] = SCALAR(all == 0.0f ? 0.0f : element / all);

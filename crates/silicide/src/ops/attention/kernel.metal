@@ -202,18 +202,20 @@ kernel void attention(
   }
 }
 
-// Joins the parts of one query and head, 64 at most: a lane weighs two of them, for all elements.
+// Joins the parts of one query and head, 64 at most, for 64 elements. A lane weighs two parts for all; a simdgroup sums every
+// so-manieth part.
 kernel void attention_join(
     device const float* partial [[buffer(0)]],
     device const float* sinks [[buffer(1)]],
     device SCALAR* out [[buffer(2)]],
     constant Params& p [[buffer(3)]],
-    uint2 group [[threadgroup_position_in_grid]],
-    uint thread_index [[thread_index_in_threadgroup]],
-    uint2 threads [[threads_per_threadgroup]],
-    uint lane [[thread_index_in_simdgroup]]) {
+    uint3 group [[threadgroup_position_in_grid]],
+    uint lane [[thread_index_in_simdgroup]],
+    uint simdgroup [[simdgroup_index_in_threadgroup]]) {
+  threadgroup float joined[SIMDGROUPS * 64];
   uint query = group.x;
   uint head = group.y;
+  uint first = group.z * 64;
   device const float* from = partial + (ulong(query) * p.q_heads + head) * p.parts * (p.dim + 2);
   float maxima[2] = {-INFINITY, -INFINITY};
   float sums[2] = {0.0f, 0.0f};
@@ -222,6 +224,14 @@ kernel void attention_join(
     if (part < p.parts) {
       maxima[i] = from[part * (p.dim + 2) + p.dim];
       sums[i] = from[part * (p.dim + 2) + p.dim + 1];
+    }
+  }
+  // Asked for before weights are known.
+  float elements[64 / SIMDGROUPS][2];
+  for (uint i = 0; i < 64 / SIMDGROUPS; ++i) {
+    uint part = min(i * SIMDGROUPS + simdgroup, p.parts - 1);
+    for (uint j = 0; j < 2; ++j) {
+      elements[i][j] = from[part * (p.dim + 2) + min(first + j * 32 + lane, p.dim - 1)];
     }
   }
   float highest = greater(maxima[0], maxima[1]);
@@ -236,17 +246,23 @@ kernel void attention_join(
   if (p.has_sinks) {
     all += share(sinks[head], highest);
   }
-  out += ulong(query) * p.out_strides[0] + ulong(head) * p.out_strides[1];
-  // All lanes go as long as one has an element, since they tell one another the weights.
-  for (uint base = 0; base < p.dim; base += threads.x) {
-    uint d = min(base + thread_index, p.dim - 1);
+  float joint[2] = {0.0f, 0.0f};
+  for (uint i = 0; i < 64 / SIMDGROUPS; ++i) {
+    uint part = i * SIMDGROUPS + simdgroup;
+    float weight = simd_shuffle(part < 32 ? weights[0] : weights[1], part % 32);
+    for (uint j = 0; j < 2; ++j) {
+      joint[j] += part < p.parts ? elements[i][j] * weight : 0.0f;
+    }
+  }
+  joined[simdgroup * 64 + lane] = joint[0];
+  joined[simdgroup * 64 + 32 + lane] = joint[1];
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  uint d = simdgroup * 32 + lane;
+  if (d < 64 && first + d < p.dim) {
     float element = 0.0f;
-    for (uint part = 0; part < p.parts; ++part) {
-      float weight = simd_shuffle(part < 32 ? weights[0] : weights[1], part % 32);
-      element += from[part * (p.dim + 2) + d] * weight;
+    for (uint s = 0; s < SIMDGROUPS; ++s) {
+      element += joined[s * 64 + d];
     }
-    if (base + thread_index < p.dim) {
-      out[d] = SCALAR(all == 0.0f ? 0.0f : element / all);
-    }
+    out[ulong(query) * p.out_strides[0] + ulong(head) * p.out_strides[1] + first + d] = SCALAR(all == 0.0f ? 0.0f : element / all);
   }
 }

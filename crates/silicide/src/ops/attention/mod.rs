@@ -314,7 +314,7 @@ pub fn attention_into(
     let joined = Launch::new(OP, &params).read(&partial).read_optional(sinks).write(out);
     stream.launch(launch(&params).read_optional(None).write(&partial), NO_CPU, || few)?;
     stream.launch(joined, NO_CPU, || {
-        gpu("attention_join", [params.queries, params.q_heads, 1], dim.next_multiple_of(32).min(256))
+        gpu("attention_join", [params.queries, params.q_heads, dim.div_ceil(64)], 32 * SIMDGROUPS)
     })
 }
 

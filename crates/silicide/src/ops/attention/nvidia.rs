@@ -45,10 +45,11 @@ const KEYS: u32 = 16;
 impl Decode {
     /// None where more heads share keys than two tiles have.
     pub(super) fn of(p: &Params) -> Option<Decode> {
-        // One threadgroup for each processor of a large GPU is the fastest; as elsewhere the queries have no say.
-        const ENOUGH: u32 = 128;
+        // As many threadgroups as a large GPU runs at once are the fastest: one on a processor of wide heads, two of others. As
+        // elsewhere the queries have no say.
+        let enough = if p.dim > 128 { 128 } else { 256 };
         let keys = if p.window == 0 { p.keys } else { p.window.min(p.keys) };
-        let parts = (ENOUGH / p.kv_heads).min(keys.div_ceil(SIMDGROUPS * KEYS)).clamp(1, super::MOST_PARTS);
+        let parts = (enough / p.kv_heads).min(keys.div_ceil(SIMDGROUPS * KEYS)).clamp(1, super::MOST_PARTS);
         let heads = p.q_heads / p.kv_heads;
         (heads <= 16).then(|| Decode { parts, ..Decode::shaped(p.dim, heads) })
     }
@@ -62,7 +63,7 @@ impl Decode {
     /// Bytes that the stages take, and at the end the sums of all simdgroups.
     pub(super) fn threadgroup_memory(&self) -> u32 {
         let tile = KEYS * self.dim.next_multiple_of(64) * 2;
-        let sums = self.tiles * 8 * self.dim * 4;
+        let sums = self.tiles * 8 * (self.dim + 4) * 4;
         SIMDGROUPS * (self.stages * 2 * tile).max(sums)
     }
 

@@ -1,6 +1,7 @@
 //! Attention over keys and values that are stored as codes.
 
 mod cpu;
+pub(super) mod nvidia;
 #[cfg(test)]
 mod tests;
 
@@ -41,7 +42,8 @@ pub enum QuantizedRows<'a> {
 ///
 /// Up to 16 queries read the codes themselves, and no row past the keys that they see: on the CPU once for four queries and
 /// all their heads, on a GPU once for a query and up to 8 of the heads that share a head of keys (4 where `head_dim` is above
-/// 256). Scores and sums are f32, whatever the type of `q`, and a query's result does not depend on the other queries. More
+/// 256). Scores and sums are f32, whatever the type of `q`, and a query's result does not depend on the other queries; tensor
+/// cores of NVIDIA GPUs multiply pairs of f16, which have 22 bits of queries and weights. More
 /// queries than that have the whole cache dequantised into a temporary of `q`'s type, `head_dim` elements a row, for
 /// [`attention`](super::attention) to read; give it the rows in use alone, where many more are free. Its elements are rounded
 /// to that type once more, so for f16 and bf16 the two forms differ by that.
@@ -196,21 +198,32 @@ pub fn quantized_attention_into(
         return stream
             .launch(launch, float_entry!(q.dtype(), T => cpu::run::<T>), || unreachable!("the stream is the CPU's"));
     }
+    let codes = [k_form.code, v_form.code];
     let form = GpuForm::of(&params);
-    let params = Params { parts: form.parts, ..params };
-    let aligned = k.pairs_align() && v.pairs_align();
+    let aligned = |bytes| k.codes_align(bytes) && v.codes_align(bytes);
+    let tensor = nvidia::Decode::of(stream.device(), &params, codes, aligned(16));
+    let parts = tensor.as_ref().map_or(form.parts, |t| t.parts);
+    let params = Params { parts, ..params };
     let gpu = |entry: &str, threadgroups| Gpu {
         source: &SOURCE,
-        defines: defines(q.dtype(), [k_form.code, v_form.code], &form, aligned, cache),
+        defines: defines(q.dtype(), codes, &form, aligned(8), cache),
         entry: entry.into(),
         threadgroups,
         threads: [32 * SIMDGROUPS, 1, 1],
     };
-    let shape = [queries, q_heads, form.parts, dim as u32 + 2].map(|n| n as usize);
+    let shape = [queries, q_heads, parts, dim as u32 + 2].map(|n| n as usize);
     let partial = stream.empty(DType::F32, shape)?;
-    let parts = launch(&params).write(&partial);
+    let launch = launch(&params).write(&partial);
     let joined = Launch::new(OP, &params).read(&partial).read_optional(sinks).read_optional(v.signs()).write(out);
-    stream.launch(parts, NO_CPU, || gpu("quantized_attention", [queries, heads * form.tiles, form.parts]))?;
+    match tensor {
+        Some(tensor) => stream.launch(launch.threadgroup_memory(tensor.threadgroup_memory()), NO_CPU, || Gpu {
+            source: &nvidia::DECODE,
+            defines: tensor.defines(q.dtype(), cache),
+            threads: [tensor.threads(), 1, 1],
+            ..gpu("quantized_attention_decode", [queries, heads * tensor.tiles, parts])
+        })?,
+        None => stream.launch(launch, NO_CPU, || gpu("quantized_attention", [queries, heads * form.tiles, parts]))?,
+    }
     stream.launch(joined, NO_CPU, || gpu("quantized_attention_join", [queries, q_heads, 1]))
 }
 
@@ -230,10 +243,10 @@ impl<'a> QuantizedRows<'a> {
         }
     }
 
-    /// Whether pairs of words of a row lie aligned.
-    fn pairs_align(&self) -> bool {
+    /// Whether as many bytes of a row lie aligned.
+    fn codes_align(&self, bytes: usize) -> bool {
         let codes = self.arguments()[0];
-        codes.vectors_align(8 / codes.dtype().size())
+        codes.vectors_align(bytes / codes.dtype().size())
     }
 
     /// The elements, `[capacity, heads, head_dim]`.
@@ -264,7 +277,7 @@ impl Form {
                 Ok(Form {
                     heads: form.heads,
                     capacity: form.capacity,
-                    code: Code { bits: form.bits, scale: rows.scales.dtype(), rotated: false },
+                    code: Code { bits: form.bits, scale: rows.scales.dtype(), rotated: false, group: form.group_size },
                     side: Side {
                         code_strides: form.code_strides,
                         scale_strides: form.scale_strides,
@@ -286,7 +299,7 @@ impl Form {
                 Ok(Form {
                     heads: p.heads,
                     capacity: p.capacity,
-                    code: Code { bits: p.bits, scale: DType::F32, rotated: true },
+                    code: Code { bits: p.bits, scale: DType::F32, rotated: true, group: p.dim / p.norms },
                     side: Side {
                         code_strides: p.code_strides,
                         scale_strides: [p.norm_strides[0], p.norm_strides[1]],
@@ -311,6 +324,8 @@ pub(super) struct Code {
     /// The type of scales.
     pub(super) scale: DType,
     pub(super) rotated: bool,
+    /// Elements of a row that share a scale.
+    pub(super) group: u32,
 }
 
 /// How a GPU shares the work out; `kernel.metal` says what the numbers are.
@@ -336,8 +351,6 @@ impl GpuForm {
         // So many threadgroups keep a large GPU busy; a part has enough keys to be worth its sums.
         const ENOUGH: u32 = 512;
         const LEAST_KEYS: u32 = 128;
-        /// `quantized_attention_join` takes no more.
-        const MOST_PARTS: u32 = 64;
         let form = GpuForm::new(p.dim, p.q_heads / p.kv_heads);
         let keys = if p.window == 0 { p.keys } else { p.window.min(p.keys) };
         // The number of queries has no say, so that one gives what a few give.
@@ -348,15 +361,9 @@ impl GpuForm {
 
 /// What `kernel.metal` is compiled with.
 pub(super) fn defines(q: DType, codes: [Code; 2], form: &GpuForm, aligned: bool, cache: CacheLayout) -> String {
-    let side = |name: &str, code: Code| {
-        let Code { bits, scale, rotated } = code;
-        format!("#define {name}_BITS {bits}\n#define {name}_SCALE {}\n#define {name}_ROTATED {rotated}\n", scale.msl())
-    };
     format!(
-        "{}{}{}#define SCALAR {}\n#define LANES {}\n#define CHUNKS {}\n#define ROWS {}\n#define ALIGNED {aligned}",
-        cache.define(),
-        side("K", codes[0]),
-        side("V", codes[1]),
+        "{}#define SCALAR {}\n#define LANES {}\n#define CHUNKS {}\n#define ROWS {}\n#define ALIGNED {aligned}",
+        defines_of(codes, cache),
         q.msl(),
         form.lanes,
         form.chunks,
@@ -364,10 +371,19 @@ pub(super) fn defines(q: DType, codes: [Code; 2], form: &GpuForm, aligned: bool,
     )
 }
 
+/// What every kernel is compiled with.
+fn defines_of(codes: [Code; 2], cache: CacheLayout) -> String {
+    let side = |name: &str, code: Code| {
+        let Code { bits, scale, rotated, .. } = code;
+        format!("#define {name}_BITS {bits}\n#define {name}_SCALE {}\n#define {name}_ROTATED {rotated}\n", scale.msl())
+    };
+    format!("{}{}{}", cache.define(), side("K", codes[0]), side("V", codes[1]))
+}
+
 /// A few of the many forms, in which each number is at least once.
 #[cfg(test)]
-pub(super) fn some_defines() -> std::collections::BTreeSet<String> {
-    let code = |bits, scale, rotated| Code { bits, scale, rotated };
+pub(super) fn some_defines(tensor: bool) -> std::collections::BTreeSet<String> {
+    let code = |bits, scale, rotated| Code { bits, scale, rotated, group: 64 };
     let codes = [
         code(8, DType::F16, false),
         code(4, DType::BF16, false),
@@ -380,8 +396,12 @@ pub(super) fn some_defines() -> std::collections::BTreeSet<String> {
     let forms = [(64, 1), (128, 4), (256, 8), (512, 8), (96, 3), (128, 7), (256, 2)];
     let all = codes.iter().zip(codes.iter().rev()).zip(forms).zip(0..);
     all.map(|(((&k, &v), (dim, sharing)), i)| {
-        let cache = if i % 3 == 1 { CacheLayout::Ring } else { CacheLayout::Rows };
-        defines(DType::FLOATS[i % 3], [k, v], &GpuForm::new(dim, sharing), i % 2 == 0, cache)
+        let (q, cache) = (DType::FLOATS[i % 3], if i % 3 == 1 { CacheLayout::Ring } else { CacheLayout::Rows });
+        if tensor {
+            let dim = if i % 3 == 0 { 256 } else { 128 };
+            return nvidia::Decode::shaped(dim, sharing, [k, v]).defines(q, cache);
+        }
+        defines(q, [k, v], &GpuForm::new(dim, sharing), i % 2 == 0, cache)
     })
     .collect()
 }
@@ -392,6 +412,8 @@ const OP: &str = "quantized_attention";
 const MAX_HEAD_DIM: usize = 512;
 /// Queries that read codes.
 const FEW: u32 = 16;
+/// `quantized_attention_join` takes no more.
+const MOST_PARTS: u32 = 64;
 /// Of a threadgroup; `kernel.metal` has the same.
 const SIMDGROUPS: u32 = 8;
 

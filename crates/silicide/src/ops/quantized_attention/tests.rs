@@ -325,6 +325,18 @@ fn takes_many_keys() {
     });
 }
 
+/// So many heads leave no parts: a simdgroup of an NVIDIA GPU takes keys more than once, and maxima and scales change as it does.
+#[test]
+fn takes_many_keys_in_one_part() {
+    on_every_device(|stream| {
+        if stream.device().kind().is_nvidia() {
+            let v = Store::Affine { bits: 4, group_size: 64, scales: 0 };
+            let many = Case { queries: 1, keys: 300, kv_heads: 128, group: 1, shows: Shows::From(290), ..PLAIN };
+            check_case(stream, &Case { k: ROTATED, v, dtype: 1, ..many });
+        }
+    });
+}
+
 /// More queries than read codes.
 #[test]
 fn takes_many_queries() {

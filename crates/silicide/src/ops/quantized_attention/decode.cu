@@ -1,0 +1,534 @@
+// quantized_attention of few queries on NVIDIA's tensor cores: the parts of the keys. kernel.metal is its check, and joins them.
+//
+// A threadgroup computes ROWS of the heads that share a head of keys and values, for one query and one part of the keys that it
+// sees. A simdgroup takes every so-manieth sixteen of keys, whose codes come by asynchronous copies, STAGES - 1 ahead. Scores are
+// [keys, heads], sums of values [elements, heads], so that a lane has the same heads of both.
+//
+// All products are of f16 and are summed in f32. An affine code is a subnormal as it is: 2^-24 for each unit, and as much times 16 for
+// every other code of 4 bits, which need not be shifted. A level is looked up as two halves that make it up, which lie as two elements
+// side by side. Queries and weights are brought near 1 by powers of two and are two halves as well: those of up to four heads are
+// columns of one product. Scales of keys multiply sums over a group of elements, scales of values the weights.
+//
+// The host defines QUERY, the type of queries; SCALAR, half; K_BITS, K_SCALE, K_ROTATED and K_GROUP of keys and the same of values:
+// the bits of a code, the type of scales, whether codes number levels behind a rotation, and how many elements share a scale; DIM,
+// ROWS, SIMDGROUPS and STAGES; and what quantized_attention.h names.
+
+#include "silicide.h"
+#include "hadamard.h"
+#include "nvidia.h"
+#include "quantized_attention.h"
+
+constant constexpr float LOG2_E = 1.44269504f;
+constant constexpr uint KEYS = 16;
+constant constexpr uint STEPS = DIM / 16;
+constant constexpr uint K_GROUPS = DIM / K_GROUP;
+constant constexpr uint V_GROUPS = DIM / V_GROUP;
+constant constexpr uint K_TILE = KEYS * DIM * K_BITS / 8;  // bytes
+constant constexpr uint V_TILE = KEYS * DIM * V_BITS / 8;
+constant constexpr uint STAGE = K_TILE + V_TILE;
+constant constexpr uint K_LEVELS = K_ROTATED ? 1u << K_BITS : 0;
+constant constexpr uint V_LEVELS = V_ROTATED ? 1u << V_BITS : 0;
+constant constexpr bool ONE_TABLE = K_LEVELS == V_LEVELS;
+constant constexpr bool PACKED = ROWS <= 4;
+// Whether the first half of a query is all of it.
+constant constexpr bool EXACT = !K_ROTATED && sizeof(QUERY) == 2;
+constant constexpr uint Q_HALVES = PACKED || EXACT ? 1 : 2;
+constant constexpr uint V_HALVES = PACKED ? 1 : 2;
+constant constexpr float WEIGHT = 4096.0f;  // what weights are multiplied by, so that few are subnormal
+constant constexpr uint PADDED = PACKED ? 4 : 8;
+constant constexpr uint PITCH = DIM + 4;  // of sums of a head
+
+// A chunk of sixteen bytes lies at its place exclusive-or this, so that eight rows at one column lie in different banks.
+template <uint CHUNKS>
+inline uint swizzle(uint row) {
+  return CHUNKS & (CHUNKS - 1) ? 0 : ((row & 1) << 2 | (row & 2) | (row >> 2 & 1)) & (CHUNKS - 1);
+}
+
+// Asks for sixteen rows of codes, which are those that `row_of` names.
+template <uint BITS, typename F>
+inline void copy_tile(Shared to, device const uint* codes, uint stride, uint lane, F row_of) {
+  constexpr uint CHUNKS = DIM * BITS / 128;
+  for (uint n = 0; n < (KEYS * CHUNKS + 31) / 32; ++n) {
+    uint i = n * 32 + lane;
+    uint row = i / CHUNKS;
+    uint c = i % CHUNKS;
+    if (KEYS * CHUNKS % 32 == 0 || i < KEYS * CHUNKS) {
+      copy_sixteen(to + (row * CHUNKS + (c ^ swizzle<CHUNKS>(row))) * 16, (device const uchar*)codes + c * 16 + ulong(row_of(row)) * (stride * 4), true);
+    }
+  }
+}
+
+// The bits of the eight elements `eighth` of a row of a tile.
+template <uint BITS>
+inline uint2 load_eight(threadgroup const uchar* tile, uint row, uint eighth) {
+  constexpr uint CHUNKS = DIM * BITS / 128;
+  uint byte = eighth * BITS;
+  threadgroup const uchar* from = tile + row * (CHUNKS * 16);
+  if constexpr (BITS == 4 || BITS == 8) {
+    from += (byte / 16 ^ swizzle<CHUNKS>(row)) * 16 + byte % 16;
+    return BITS == 4 ? uint2(*(threadgroup const uint*)from, 0) : *(threadgroup const uint2*)from;
+  } else {
+    uint low = ((threadgroup const uint*)from)[byte / 4];
+    uint high = ((threadgroup const uint*)from)[byte / 4 + 1];
+    uint shift = byte % 4 * 8;
+    return shift == 0 ? uint2(low, high) : uint2(low >> shift | high << (32 - shift), high >> shift);
+  }
+}
+
+// Two codes as subnormals: codes i and i + 4 of a word of eight, i and i + 2 of a word of four. Of eight, odd ones are times 16.
+template <uint BITS>
+inline uint two_codes(uint word, uint i) {
+  if (BITS == 4) {
+    return (i < 2 ? word : word >> 8) & (i % 2 == 0 ? 0x000f000fu : 0x00f000f0u);
+  }
+  return (i == 0 ? word : word >> 8) & 0x00ff00ffu;
+}
+
+// Bytes 0 and 1 of both, and bytes 2 and 3 of both.
+inline uint low_halves(uint a, uint b) { return pick_bytes(a, b, 0x5410); }
+inline uint high_halves(uint a, uint b) { return pick_bytes(a, b, 0x7632); }
+
+// The transpose of an 8x8 matrix of 16 bits, by shuffles: with movmatrix this kernel does not end on Hopper.
+inline uint turned(uint rows, uint lane) {
+  uint from = lane % 4 * 8 + lane / 8;
+  uint first = simd_shuffle(rows, ushort(from));
+  uint second = simd_shuffle(rows, ushort(from + 4));
+  return pick_bytes(first, second, lane / 4 % 2 == 0 ? 0x5410 : 0x7632);
+}
+
+// x as two halves.
+inline uint halves_of(float x) { return pack_two(x, x - unpack_two(pack_two(x, x)).x); }
+
+// 2^(exponent - 127), and 2^(127 - exponent).
+inline float power(uint exponent) { return as_type<float>(exponent << 23); }
+inline float inverse_power(uint exponent) { return as_type<float>((254 - exponent) << 23); }
+
+// The scales and biases of two rows, or scales alone.
+template <typename S, uint GROUPS, bool ROTATED>
+struct Factors {
+  S scales[2][GROUPS];
+  S biases[2][ROTATED ? 1 : GROUPS];
+
+  static void load(thread S* to, device const S* from) {
+    if constexpr (GROUPS == 1) {
+      *to = *from;
+    } else {
+      *(thread vec<S, GROUPS>*)to = *(device const vec<S, GROUPS>*)from;
+    }
+  }
+  void load(uint r, device const S* scale, device const S* bias, uint apart) {
+    if constexpr (ROTATED) {
+      for (uint i = 0; i < GROUPS; ++i) {
+        scales[r][i] = scale[i * apart];
+      }
+    } else {
+      load(scales[r], scale);
+      load(biases[r], bias);
+    }
+  }
+};
+
+kernel void quantized_attention_decode(
+    device const QUERY* q [[buffer(0)]],
+    device const uint* k_codes [[buffer(1)]],
+    device const K_SCALE* k_scales [[buffer(2)]],
+    device const K_SCALE* k_biases [[buffer(3)]],
+    device const uint* v_codes [[buffer(4)]],
+    device const V_SCALE* v_scales [[buffer(5)]],
+    device const V_SCALE* v_biases [[buffer(6)]],
+    device const uint* k_signs [[buffer(7)]],
+    device const uint* positions [[buffer(8)]],
+    device float* partial [[buffer(9)]],
+    constant Params& p [[buffer(10)]],
+    threadgroup uchar* dynamic [[threadgroup(0)]],
+    uint3 group [[threadgroup_position_in_grid]],
+    uint3 groups [[threadgroups_per_grid]],
+    uint lane [[thread_index_in_simdgroup]],
+    uint simdgroup [[simdgroup_index_in_threadgroup]]) {
+  threadgroup float queries[PADDED * DIM];
+  threadgroup float query_sums[PADDED * K_GROUPS];
+  threadgroup uint exponents[PADDED];
+  threadgroup float maxima[SIMDGROUPS * 8];
+  threadgroup float sums[SIMDGROUPS * 8];
+  threadgroup uchar* staged = dynamic + simdgroup * (STAGES * STAGE);
+  threadgroup uint* k_levels = (threadgroup uint*)(dynamic + SIMDGROUPS * STAGES * STAGE);
+  threadgroup uint* v_levels = ONE_TABLE ? k_levels : k_levels + 32 * K_LEVELS;
+
+  uint query = group.x;
+  uint sharing = p.q_heads / p.kv_heads;
+  uint tiles = (sharing + ROWS - 1) / ROWS;
+  uint kv_head = group.y / tiles;
+  uint first_row = group.y % tiles * ROWS;
+  uint first_head = kv_head * sharing + first_row;
+  uint rows = min(uint(ROWS), sharing - first_row);
+  q += ulong(query) * p.q_strides[0] + ulong(first_head) * p.q_strides[1];
+  k_codes += ulong(kv_head) * p.k.code_strides[1];
+  k_scales += ulong(kv_head) * p.k.scale_strides[1];
+  v_codes += ulong(kv_head) * p.v.code_strides[1];
+  v_scales += ulong(kv_head) * p.v.scale_strides[1];
+  uint thread_index = simdgroup * 32 + lane;
+
+  // Of what is visible this part has a share in whole turns.
+  uint3 range = visible(p, positions, query, lane);
+  constexpr uint STEP = SIMDGROUPS * KEYS;
+  uint chunk = ((range.y - range.x + groups.z - 1) / groups.z + STEP - 1) / STEP * STEP;
+  uint start = min(range.x + group.z * chunk, range.y);
+  uint end = min(start + chunk, range.y);
+#ifdef RING
+  uint oldest_row = range.z % p.keys;
+#endif
+  auto row_of = [&](uint key) {
+    uint row = min(key, end - 1);
+#ifdef RING
+    row = oldest_row + (row - range.z);
+    row = row >= p.keys ? row - p.keys : row;
+#endif
+    return row;
+  };
+  auto first_key = [&](uint turn) { return start + (turn * SIMDGROUPS + simdgroup) * KEYS; };
+  auto fetch = [&](uint turn) {
+    uint base = first_key(turn);
+    if (base < end) {
+      Shared to = shared_address(staged + turn % STAGES * STAGE);
+      copy_tile<K_BITS>(to, k_codes, p.k.code_strides[0], lane, [&](uint i) { return row_of(base + i); });
+      copy_tile<V_BITS>(to + K_TILE, v_codes, p.v.code_strides[0], lane, [&](uint i) { return row_of(base + i); });
+    }
+    end_copies();
+  };
+  for (uint turn = 0; turn + 1 < STAGES; ++turn) {
+    fetch(turn);
+  }
+
+  auto fill = [&](threadgroup uint* levels, uint count, auto* from) {
+    for (uint i = thread_index; i < count * 32; i += 32 * SIMDGROUPS) {
+      levels[i] = halves_of(float(from[i / 32]));
+    }
+  };
+  if (K_ROTATED) {
+    fill(k_levels, K_LEVELS, k_biases);
+  } else {
+    k_biases += ulong(kv_head) * p.k.bias_strides[1];
+  }
+  if (!V_ROTATED) {
+    v_biases += ulong(kv_head) * p.v.bias_strides[1];
+  } else if (!ONE_TABLE) {
+    fill(v_levels, V_LEVELS, v_biases);
+  }
+
+  // A row of queries a simdgroup, turned as the keys were.
+  if (simdgroup < PADDED) {
+    float values[DIM / 32];
+    for (uint i = 0; i < DIM / 32; ++i) {
+      values[i] = simdgroup < rows ? float(q[ulong(simdgroup) * p.q_strides[1] + lane + 32 * i]) : 0.0f;
+    }
+    if (K_ROTATED) {
+      for (uint i = 0; i < DIM / 32; ++i) {
+        bool negative = p.k.has_signs && negative_sign(k_signs, lane + 32 * i);
+        values[i] *= negative ? -p.rotation_scale : p.rotation_scale;
+      }
+      hadamard_registers(values, DIM / 32);
+      hadamard_lanes(values, lane, 32);
+    }
+    float most = 0.0f;
+    float group_sums[K_GROUPS] = {};
+    for (uint i = 0; i < DIM / 32; ++i) {
+      queries[simdgroup * DIM + lane + 32 * i] = values[i];
+      most = max(most, abs(values[i]));
+      group_sums[i / (K_GROUP / 32)] += values[i];
+    }
+    most = simd_max(most);
+    for (uint i = 0; i < K_GROUPS; ++i) {
+      group_sums[i] = simd_sum(group_sums[i]);
+    }
+    if (lane == 0) {
+      exponents[simdgroup] = clamp(as_type<uint>(most) >> 23, 1u, 229u);
+      for (uint i = 0; i < K_GROUPS; ++i) {
+        query_sums[simdgroup * K_GROUPS + i] = group_sums[i] * (p.scale * LOG2_E);
+      }
+    }
+  }
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+
+  uint t = lane % 4;
+  uint g = lane / 4;
+  // Those of the columns of scores that this lane has.
+  float unit[2];
+  float sum_q[2][K_GROUPS];
+  for (uint c = 0; c < 2; ++c) {
+    uint head = (2 * t + c) % PADDED;
+    unit[c] = power(exponents[head]) * (K_ROTATED ? p.k.from_unit : 16777216.0f) * (p.scale * LOG2_E);
+    for (uint i = 0; i < K_GROUPS; ++i) {
+      sum_q[c][i] = query_sums[head * K_GROUPS + i];
+    }
+  }
+  uint mine[Q_HALVES][DIM / 8];
+  for (uint i = 0; i < DIM / 8; ++i) {
+    // The pair i % 4 of those that eight codes make.
+    uint pair = i % 4;
+    uint first = K_ROTATED ? 2 * pair : K_BITS == 4 ? pair : pair / 2 * 4 + pair % 2;
+    uint second = first + (K_ROTATED ? 1 : K_BITS == 4 ? 4 : 2);
+    uint at = g % PADDED * DIM + (i / 4 * 4 + t) * 8;
+    float factor = inverse_power(exponents[g % PADDED]) * (!K_ROTATED && K_BITS == 4 && pair % 2 == 1 ? 0.0625f : 1.0f);
+    float2 x = float2(queries[at + first], queries[at + second]) * factor;
+    uint high = pack_two(x.x, x.y);
+    float2 rest = x - unpack_two(high);
+    uint low = EXACT ? high : pack_two(rest.x, rest.y);
+    mine[0][i] = PACKED && g >= 4 ? low : high;
+    if (Q_HALVES == 2) {
+      mine[Q_HALVES - 1][i] = low;
+    }
+  }
+
+  // Row i of a tile of scores is key i / 2 + i % 2 * 4 of eight: so rows that are read at once lie in different banks.
+  uint first_row_key = g / 2 + g % 2 * 4;
+  // Asked for as soon as those of the turn before are used up.
+  Factors<K_SCALE, K_GROUPS, K_ROTATED> k_factors;
+  Factors<V_SCALE, V_GROUPS, V_ROTATED> v_factors;
+  auto look = [&](auto& factors, uint turn, auto* scales, auto* biases, constant Side& side) {
+    uint base = first_key(turn);
+    if (base < end) {
+      for (uint r = 0; r < 2; ++r) {
+        ulong row = row_of(base + first_row_key + r * 8);
+        factors.load(r, scales + row * side.scale_strides[0], biases + row * side.bias_strides[0], side.scale_stride);
+      }
+    }
+  };
+  look(k_factors, 0, k_scales, k_biases, p.k);
+  look(v_factors, 0, v_scales, v_biases, p.v);
+
+  float sum_v[STEPS][4] = {};
+  float sum_bias[V_GROUPS][2] = {};
+  float maximum[2] = {-INFINITY, -INFINITY};
+  float sum[2] = {};
+  uint exponent = 1;  // that scales of values have at most so far
+  float limit = power(2);
+  for (uint turn = 0; first_key(turn) < end; ++turn) {
+    wait_for_copies<STAGES - 2>();
+    simdgroup_barrier(mem_flags::mem_threadgroup);
+    fetch(turn + STAGES - 1);
+    threadgroup const uchar* keys = staged + turn % STAGES * STAGE;
+    threadgroup const uchar* values = keys + K_TILE;
+
+    float scores[4] = {};
+    for (uint i = 0; i < K_GROUPS; ++i) {
+      float dots[4] = {};
+      for (uint j = i * (K_GROUP / 32); j < (i + 1) * (K_GROUP / 32); ++j) {
+        uint2 words[2];
+        for (uint r = 0; r < 2; ++r) {
+          words[r] = load_eight<K_BITS>(keys, first_row_key + r * 8, j * 4 + t);
+        }
+        if constexpr (K_ROTATED) {
+          for (uint pair = 0; pair < 4; ++pair) {
+            uint a[4];
+            for (uint e = 0; e < 4; ++e) {
+              a[e] = k_levels[code_of<K_BITS>(words[e % 2], pair * 2 + e / 2) * 32 + lane];
+            }
+            for (uint h = 0; h < Q_HALVES; ++h) {
+              uint two = mine[h][j * 4 + pair];
+              uint b[2] = {low_halves(two, two), high_halves(two, two)};
+              multiply(dots, a, b);
+            }
+          }
+        } else {
+          for (uint pair = 0; pair < 4; pair += 2) {
+            uint a[4];
+            for (uint e = 0; e < 4; ++e) {
+              uint at = pair + e / 2;
+              a[e] = K_BITS == 4 ? two_codes<K_BITS>(words[e % 2].x, at)
+                                 : two_codes<K_BITS>(at < 2 ? words[e % 2].x : words[e % 2].y, at % 2);
+            }
+            for (uint h = 0; h < Q_HALVES; ++h) {
+              multiply(dots, a, mine[h] + j * 4 + pair);
+            }
+          }
+        }
+      }
+      for (uint e = 0; e < 4; ++e) {
+        scores[e] = fma(float(k_factors.scales[e / 2][i]) * unit[e % 2], dots[e], scores[e]);
+        if (!K_ROTATED) {
+          scores[e] = fma(float(k_factors.biases[e / 2][i]), sum_q[e % 2][i] * (PACKED && !EXACT && t >= 2 ? 0.0f : 1.0f), scores[e]);
+        }
+      }
+    }
+
+    look(k_factors, turn + 1, k_scales, k_biases, p.k);
+
+    // Scores are by the logarithm of 2. A score that is NaN is the greatest of none, but has its say in the sums.
+    float kept[2];
+    for (uint c = 0; c < 2; ++c) {
+      float most = maximum[c];
+      for (uint r = 0; r < 2; ++r) {
+        float score = scores[r * 2 + c];
+        if (PACKED && !EXACT) {
+          score += simd_shuffle_xor(score, ushort(2));
+        }
+        if (p.softcap != 0.0f) {
+          float cap = p.softcap * LOG2_E;
+          score = cap * metal::precise::tanh(score / cap);
+        }
+        score = first_key(turn) + first_row_key + r * 8 < end ? score : -INFINITY;
+        scores[r * 2 + c] = score;
+        most = max(most, score);
+      }
+      for (uint other = 4; other < 32; other *= 2) {
+        most = max(most, simd_shuffle_xor(most, ushort(other)));
+      }
+      float above = most == -INFINITY ? 0.0f : most;
+      kept[c] = power_of_two(maximum[c] - above);
+      maximum[c] = most;
+      sum[c] *= kept[c];
+      for (uint r = 0; r < 2; ++r) {
+        float weight = power_of_two(scores[r * 2 + c] - above);
+        scores[r * 2 + c] = weight;
+        sum[c] += weight;
+      }
+    }
+
+    for (uint i = 0; i < V_GROUPS * 2 && !V_ROTATED; ++i) {
+      float sum = sum_bias[i / 2][i % 2] * kept[i % 2];
+      for (uint r = 0; r < 2; ++r) {
+        sum = fma(scores[r * 2 + i % 2], float(v_factors.biases[r][i / 2]), sum);
+      }
+      sum_bias[i / 2][i % 2] = sum;
+    }
+    float largest = 0.0f;
+    for (uint i = 0; i < V_GROUPS * 2; ++i) {
+      largest = max(largest, abs(float(v_factors.scales[i % 2][i / 2])));
+    }
+    if (simd_any(largest >= limit)) {
+      // A scale that is not finite has no say: its products are not finite either.
+      uint before = exponent;
+      for (uint i = 0; i < V_GROUPS * 2; ++i) {
+        uint of = as_type<uint>(abs(float(v_factors.scales[i % 2][i / 2]))) >> 23;
+        exponent = max(exponent, of == 255 ? 0 : min(of, 253u));
+      }
+      exponent = simd_max(exponent);
+      limit = power(exponent + 1);
+      for (uint c = 0; c < 2; ++c) {
+        kept[c] *= exponent - before < 127 ? inverse_power(127 + exponent - before) : 0.0f;
+      }
+    }
+    if (simd_any(kept[0] != 1.0f || kept[1] != 1.0f)) {
+      for (uint i = 0; i < STEPS * 4; ++i) {
+        sum_v[i / 4][i % 4] *= kept[i % 2];
+      }
+    }
+
+    for (uint i = 0; i < V_GROUPS; ++i) {
+      // Of keys as rows of scores are, of heads as columns: columns and rows of what multiplies values.
+      uint weights[V_HALVES][2];
+      for (uint r = 0; r < 2; ++r) {
+        float scale = float(v_factors.scales[r][i]) * inverse_power(exponent);
+        float2 x = float2(scores[r * 2], scores[r * 2 + 1]) * WEIGHT * scale;
+        uint high = pack_two(x.x, x.y);
+        float2 rest = x - unpack_two(high);
+        uint low = pack_two(rest.x, rest.y);
+        weights[0][r] = turned(PACKED && t >= 2 ? low : high, lane);
+        if (V_HALVES == 2) {
+          weights[V_HALVES - 1][r] = turned(low, lane);
+        }
+      }
+      for (uint j = i * (V_GROUP / 64); j < (i + 1) * (V_GROUP / 64); ++j) {
+        uint2 words[4];
+        for (uint k = 0; k < 4; ++k) {
+          words[k] = load_eight<V_BITS>(values, t + k * 4, j * 8 + g);
+        }
+        if constexpr (V_ROTATED) {
+          for (uint step = 0; step < 4; ++step) {
+            for (uint r = 0; r < 2; ++r) {
+              uint a[4];
+              for (uint e = 0; e < 4; ++e) {
+                a[e] = v_levels[code_of<V_BITS>(words[r * 2 + e / 2], step * 2 + e % 2) * 32 + lane];
+              }
+              for (uint h = 0; h < V_HALVES; ++h) {
+                uint two = weights[h][r];
+                uint b[2] = {low_halves(two, two), high_halves(two, two)};
+                multiply(sum_v[j * 4 + step], a, b);
+              }
+            }
+          }
+        } else {
+          // Of two keys side by side.
+          uint both[2][4];
+          for (uint r = 0; r < 2; ++r) {
+            both[r][0] = low_halves(words[r * 2].x, words[r * 2 + 1].x);
+            both[r][1] = high_halves(words[r * 2].x, words[r * 2 + 1].x);
+            both[r][2] = low_halves(words[r * 2].y, words[r * 2 + 1].y);
+            both[r][3] = high_halves(words[r * 2].y, words[r * 2 + 1].y);
+          }
+          constexpr uint EACH = 16 / V_BITS;
+          for (uint step = 0; step < 4; ++step) {
+            uint a[4];
+            for (uint e = 0; e < 4; ++e) {
+              uint code = step * 2 + e % 2;
+              a[e] = two_codes<V_BITS>(both[e / 2][code / EACH], code % EACH);
+            }
+            for (uint h = 0; h < V_HALVES; ++h) {
+              multiply(sum_v[j * 4 + step], a, weights[h]);
+            }
+          }
+        }
+      }
+    }
+    look(v_factors, turn + 1, v_scales, v_biases, p.v);
+  }
+  wait_for_copies<0>();
+
+  // The stages are used up; their memory joins the simdgroups.
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  threadgroup float* joined = (threadgroup float*)dynamic;
+  for (uint c = 0; c < 2; ++c) {
+    for (uint other = 4; other < 32; other *= 2) {
+      sum[c] += simd_shuffle_xor(sum[c], ushort(other));
+      for (uint i = 0; i < V_GROUPS; ++i) {
+        sum_bias[i][c] += simd_shuffle_xor(sum_bias[i][c], ushort(other));
+      }
+    }
+  }
+  for (uint c = 0; c < 2; ++c) {
+    uint column = simdgroup * 8 + 2 * t + c;
+    if (g == 0) {
+      maxima[column] = maximum[c] / LOG2_E;
+      sums[column] = sum[c];
+    }
+    for (uint i = 0; i < STEPS; ++i) {
+      for (uint r = 0; r < 2; ++r) {
+        float factor = V_ROTATED ? p.v.from_unit / WEIGHT : V_BITS == 4 && r == 1 ? 1048576.0f / WEIGHT : 16777216.0f / WEIGHT;
+        float element = sum_v[i][r * 2 + c] * factor * power(exponent);
+        // Of columns that are one head one has the biases.
+        bool biased = !V_ROTATED && !(PACKED && t >= 2);
+        joined[column * PITCH + i * 16 + r * 8 + g] = element + (biased ? sum_bias[i / (V_GROUP / 16)][c] : 0.0f);
+      }
+    }
+  }
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+
+  // Of each part its sums, then the greatest score and the sum of weights.
+  for (uint i = thread_index; i < rows * DIM; i += SIMDGROUPS * 32) {
+    uint h = i / DIM;
+    uint d = i % DIM;
+    // Elements lie as lanes had them.
+    uint at = d / 64 * 64 + d % 8 / 2 * 16 + d % 2 * 8 + d / 8 % 8;
+    float highest = -INFINITY;
+    for (uint s = 0; s < SIMDGROUPS; ++s) {
+      highest = greater(highest, maxima[s * 8 + h]);
+    }
+    float all = 0.0f;
+    float element = 0.0f;
+    for (uint s = 0; s < SIMDGROUPS; ++s) {
+      float part = share(maxima[s * 8 + h], highest);
+      float one = joined[(s * 8 + h) * PITCH + at];
+      if (PACKED) {
+        one += joined[(s * 8 + h + 4) * PITCH + at];
+      }
+      all += sums[s * 8 + h] * part;
+      element += one * part;
+    }
+    device float* to = partial + ((ulong(query) * p.q_heads + first_head + h) * groups.z + group.z) * (DIM + 2);
+    to[d] = element;
+    if (d == 0) {
+      to[DIM] = highest;
+      to[DIM + 1] = all;
+    }
+  }
+}
