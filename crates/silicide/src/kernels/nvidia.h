@@ -46,7 +46,7 @@ inline void load_transposed(thread uint* m, Shared row) {
 // The transpose of an 8x8 matrix of 16 bits.
 inline uint transpose(uint rows) {
   uint columns;
-  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(columns) : "r"(rows));
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(columns) : "r"(rows));
   return columns;
 }
 

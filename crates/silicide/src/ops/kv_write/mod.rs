@@ -151,9 +151,11 @@ pub fn kv_write_with(
         let n = packet(keys.dtype()).max(packet(key_cache.dtype()));
         let aligned = packets_align(keys.dim(2), n, &[keys, values, key_cache, value_cache].map(Some));
         let width = if aligned { params.dim / n as u32 } else { params.dim };
+        let mut threads = block(width, params.heads, params.tokens);
         // Whole simdgroups look for the newest token of a ring, which many threadgroups would do again and again.
-        let width = if params.ring == 0 { width } else { width.next_multiple_of(32) };
-        let threads = block(width, params.heads, params.tokens);
+        if params.ring != 0 && threads.iter().product::<u32>() % 32 != 0 {
+            threads = block(width.next_multiple_of(32), params.heads, params.tokens);
+        }
         let most = if params.ring == 0 { u32::MAX } else { 512 };
         Gpu {
             source: &SOURCE,

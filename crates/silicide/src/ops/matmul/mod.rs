@@ -5,11 +5,11 @@ pub mod cpu;
 pub(super) mod epilogue_tests;
 pub(super) mod few;
 mod gpu;
+pub(super) mod groups;
 mod host;
 pub(super) mod peak;
 #[cfg(test)]
 pub(super) mod tests;
-pub(super) mod groups;
 pub(super) mod wgmma;
 
 use std::fmt;
