@@ -196,8 +196,8 @@ inline void put_in_order(thread uint* pairs) {
     for (uint i = 0; i < C::GROUP / 16; ++i) {
       uint first = STEP == 2 ? pairs[i] : pairs[i * 2];
       uint second = STEP == 2 ? pairs[i + 2] : pairs[i * 2 + 1];
-      apart[i * 2] = pick_bytes(first, second, 0x5410);
-      apart[i * 2 + 1] = pick_bytes(first, second, 0x7632);
+      apart[i * 2] = low_halves(first, second);
+      apart[i * 2 + 1] = high_halves(first, second);
     }
     for (uint i = 0; i < C::GROUP / 8; ++i) {
       pairs[i] = apart[i];

@@ -129,3 +129,7 @@ inline float power_of_two(float x) {
   return y;
 }
 #endif
+
+// Bytes 0 and 1 of both, and bytes 2 and 3 of both.
+inline uint low_halves(uint a, uint b) { return pick_bytes(a, b, 0x5410); }
+inline uint high_halves(uint a, uint b) { return pick_bytes(a, b, 0x7632); }

@@ -9,10 +9,10 @@ inline uint twice(SCALAR x) { return uint(as_type<ushort>(x)) * 0x10001u; }
 
 // From pairs of elements i and i + 4 of eight to pairs of neighbours.
 inline void store_neighbours(thread const uint* apart, thread uint* to) {
-  to[0] = pick_bytes(apart[0], apart[1], 0x5410);
-  to[1] = pick_bytes(apart[2], apart[3], 0x5410);
-  to[2] = pick_bytes(apart[0], apart[1], 0x7632);
-  to[3] = pick_bytes(apart[2], apart[3], 0x7632);
+  to[0] = low_halves(apart[0], apart[1]);
+  to[1] = low_halves(apart[2], apart[3]);
+  to[2] = high_halves(apart[0], apart[1]);
+  to[3] = high_halves(apart[2], apart[3]);
 }
 
 template <typename R>

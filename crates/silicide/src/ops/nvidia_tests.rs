@@ -157,7 +157,7 @@ fn defines(source: &KernelSource) -> BTreeSet<String> {
         return functions.iter().map(|name| define(true, name)).chain([define(false, first)]).collect();
     }
     let includes = |headers: &[&str]| headers.iter().any(|h| source.body.contains(&format!("\"{h}\"")));
-    if !includes(&["matrix.h", "product.h"]) {
+    if !includes(&["codes.h", "matrix.h", "product.h"]) {
         let packed = includes(&["packet.h", "rows.h", "rope.h"]);
         return if packed { [true, false].map(rows::whole).into() } else { [String::new()].into() };
     }

@@ -27,10 +27,6 @@ constant constexpr uint BITS = Coded<Reader>::BITS;
 constant constexpr bool HALF = is_same_v<SCALAR, half>;
 constant constexpr float OFFSET = BITS == 8 ? -128.0f : HALF ? 0.0f : 128.0f;
 
-// Bytes 0 and 1 of both, and bytes 2 and 3 of both.
-inline uint low_halves(uint a, uint b) { return pick_bytes(a, b, 0x5410); }
-inline uint high_halves(uint a, uint b) { return pick_bytes(a, b, 0x7632); }
-
 // Masks of a pair of codes. They are kept in registers, so that an instruction has room for its other constant: `zero` is zero, which
 // the compiler must not see.
 struct Masks {

@@ -233,7 +233,7 @@ kernel void matmul_tensor_groups(
           Factors f = reader.factors(g * (C::GROUP / UNIT));
           factors[row * FLOATS + g] = f.scale;
           if (Reader::HAS_MINIMUM) {
-            factors[MINIMUMS + row * FLOATS + g] = fma(float(C::OFFSET), f.scale, f.minimum);
+            factors[MINIMUMS + row * FLOATS + g] = C::OFFSET == 0 ? f.minimum : fma(float(C::OFFSET), f.scale, f.minimum);
           }
         }
         simdgroup_barrier(mem_flags::mem_threadgroup);

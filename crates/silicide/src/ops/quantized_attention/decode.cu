@@ -53,7 +53,8 @@ inline void copy_tile(Shared to, device const uint* codes, uint stride, uint lan
     uint row = i / CHUNKS;
     uint c = i % CHUNKS;
     if (KEYS * CHUNKS % 32 == 0 || i < KEYS * CHUNKS) {
-      copy_sixteen(to + (row * CHUNKS + (c ^ swizzle<CHUNKS>(row))) * 16, (device const uchar*)codes + c * 16 + ulong(row_of(row)) * (stride * 4), true);
+      device const uint* from = codes + ulong(row_of(row)) * stride + c * 4;
+      copy_some(to + (row * CHUNKS + (c ^ swizzle<CHUNKS>(row))) * 16, from, 16);
     }
   }
 }
@@ -83,10 +84,6 @@ inline uint two_codes(uint word, uint i) {
   }
   return (i == 0 ? word : word >> 8) & 0x00ff00ffu;
 }
-
-// Bytes 0 and 1 of both, and bytes 2 and 3 of both.
-inline uint low_halves(uint a, uint b) { return pick_bytes(a, b, 0x5410); }
-inline uint high_halves(uint a, uint b) { return pick_bytes(a, b, 0x7632); }
 
 // The transpose of an 8x8 matrix of 16 bits, by shuffles: with movmatrix this kernel does not end on Hopper.
 inline uint turned(uint rows, uint lane) {
@@ -346,7 +343,8 @@ kernel void quantized_attention_decode(
       for (uint e = 0; e < 4; ++e) {
         scores[e] = fma(float(k_factors.scales[e / 2][i]) * unit[e % 2], dots[e], scores[e]);
         if (!K_ROTATED) {
-          scores[e] = fma(float(k_factors.biases[e / 2][i]), sum_q[e % 2][i] * (PACKED && !EXACT && t >= 2 ? 0.0f : 1.0f), scores[e]);
+          float whole = PACKED && !EXACT && t >= 2 ? 0.0f : sum_q[e % 2][i];
+          scores[e] = fma(float(k_factors.biases[e / 2][i]), whole, scores[e]);
         }
       }
     }
@@ -493,8 +491,8 @@ kernel void quantized_attention_decode(
     }
     for (uint i = 0; i < STEPS; ++i) {
       for (uint r = 0; r < 2; ++r) {
-        float factor = V_ROTATED ? p.v.from_unit / WEIGHT : V_BITS == 4 && r == 1 ? 1048576.0f / WEIGHT : 16777216.0f / WEIGHT;
-        float element = sum_v[i][r * 2 + c] * factor * power(exponent);
+        float unit = V_ROTATED ? p.v.from_unit : V_BITS == 4 && r == 1 ? 1048576.0f : 16777216.0f;
+        float element = sum_v[i][r * 2 + c] * (unit / WEIGHT) * power(exponent);
         // Of columns that are one head one has the biases.
         bool biased = !V_ROTATED && !(PACKED && t >= 2);
         joined[column * PITCH + i * 16 + r * 8 + g] = element + (biased ? sum_bias[i / (V_GROUP / 16)][c] : 0.0f);
