@@ -119,33 +119,37 @@ kernel void matmul_tensor_groups(
       uint columns = min(p.k - ahead.stage * COLUMNS, COLUMNS);
       uint bytes = columns == COLUMNS ? L::CODES : columns / 16 * (L::CODES * 16 / COLUMNS);
       auto row_at = [&](uint row) { return ahead.codes[row % SUMS] + row / SUMS * p.code_stride; };
-      if (!EVEN && ahead.ends && ahead.stage + 1 == stages) {
-        // Chunks may reach past the end of the weight. Blocks have even sizes.
-        for (uint row = 0; row < ahead.rows; ++row) {
-          device const ushort* from = (device const ushort*)row_at(row);
-          threadgroup ushort* to = (threadgroup ushort*)(stage + row * PITCH + (uint(ulong(from)) & 15));
-          for (uint i = lane; i < bytes / 2; i += 32) {
-            to[i] = from[i];
+      // Chunks of sixteen bytes may reach past the end of a row, but not of the weight.
+      bool is_end = !EVEN && ahead.ends && ahead.stage + 1 == stages;
+      // Lanes side by side copy chunks side by side; where rows begin anywhere, four lanes a row, which finds each row's begin less often.
+      constexpr uint LANES = EVEN ? CHUNKS : 4;
+#pragma unroll
+      for (uint i = 0; i < (EVEN ? (ROWS * CHUNKS + 31) / 32 : ROWS / 8); ++i) {
+        uint row = (i * 32 + lane) / LANES;
+        uint first = (i * 32 + lane) % LANES;
+        if (row < ahead.rows) {
+          device const uchar* from = row_at(row);
+          uint before = EVEN ? 0 : uint(ulong(from)) & 15;
+          uint past = before + bytes;
+          past = is_end && row + SUMS >= ahead.rows ? past & ~15u : past;
+          from = from - before + first * 16;
+          Shared to = shared_address(stage) + row * PITCH + first * 16;
+#pragma unroll
+          for (uint chunk = 0; chunk < CHUNKS; chunk += LANES) {
+            if ((first + chunk) * 16 < past) {
+              copy_some(to + chunk * 16, from + chunk * 16, 16);
+            }
           }
         }
-      } else {
-        // Lanes side by side copy chunks side by side; where rows begin anywhere, four lanes a row, which finds each row's begin less often.
-        constexpr uint LANES = EVEN ? CHUNKS : 4;
-#pragma unroll
-        for (uint i = 0; i < (EVEN ? (ROWS * CHUNKS + 31) / 32 : ROWS / 8); ++i) {
-          uint row = (i * 32 + lane) / LANES;
-          uint first = (i * 32 + lane) % LANES;
-          if (row < ahead.rows) {
-            device const uchar* from = row_at(row);
-            uint before = EVEN ? 0 : uint(ulong(from)) & 15;
-            from = from - before + first * 16;
-            Shared to = shared_address(stage) + row * PITCH + first * 16;
-#pragma unroll
-            for (uint chunk = 0; chunk < CHUNKS; chunk += LANES) {
-              if ((first + chunk) * 16 < before + bytes) {
-                copy_some(to + chunk * 16, from + chunk * 16, 16);
-              }
-            }
+      }
+      if (is_end) {
+        // The rest of the last row, two bytes a lane: blocks have even sizes.
+        for (uint row = ahead.rows - SUMS; row < ahead.rows; ++row) {
+          device const uchar* from = row_at(row);
+          uint before = uint(ulong(from)) & 15;
+          uint at = ((before + bytes) & ~15u) + lane * 2;
+          if (at < before + bytes) {
+            *(threadgroup ushort*)(stage + row * PITCH + at) = *(device const ushort*)(from - before + at);
           }
         }
       }
