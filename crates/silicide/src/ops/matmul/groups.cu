@@ -160,13 +160,7 @@ kernel void matmul_tensor_groups(
         uint mine = COLUMNS / group_size * L::SCALE;
         if (lane < ROWS || L::BIASES) {
           threadgroup uchar* to = stage + (lane < ROWS ? SCALES : BIASES) + lane % ROWS * mine;
-          if (p.k % COLUMNS != 0) {
-            // Rows of scales lie anywhere, and the last stage has fewer.
-            typedef conditional_t<L::SCALE == 1, uchar, conditional_t<L::SCALE == 2, ushort, uint>> Scale;
-            for (uint i = 0; i < columns / group_size; ++i) {
-              ((threadgroup Scale*)to)[i] = ((device const Scale*)ahead.scales)[i];
-            }
-          } else if (mine % 16 == 0) {
+          if (mine % 16 == 0) {
             for (uint i = 0; i < mine; i += 16) {
               copy_cached<16>(shared_address(to) + i, ahead.scales + i);
             }

@@ -34,6 +34,8 @@ pub(super) fn form(device: &Device, x: DType, p: &Params, products: &[Product]) 
         || p.k == 0
         || !p.k.is_multiple_of(32)
         || even && !p.code_stride.is_multiple_of(16)
+        // Scales that lie apart come a stage at a time.
+        || factors != 0 && !p.k.is_multiple_of(COLUMNS)
         // Rows that begin anywhere cost more to bring than one row of x is worth.
         || !even && p.m == 1
         || !products.iter().all(|p| aligned(p.matrix))
