@@ -162,6 +162,11 @@ impl Device {
         self.0.processors()
     }
 
+    /// Bytes of threadgroup memory that kernels written for NVIDIA GPUs may have, those that they declare included; none elsewhere.
+    pub(crate) fn nvidia_threadgroup_memory(&self) -> u32 {
+        self.0.nvidia_threadgroup_memory()
+    }
+
     /// What kind of device it is.
     pub fn kind(&self) -> DeviceKind {
         self.0.kind()
@@ -308,6 +313,10 @@ pub(crate) trait Executor: Send + Sync {
     /// See [`Device::processors`].
     fn processors(&self) -> Option<u32> {
         None
+    }
+    /// See [`Device::nvidia_threadgroup_memory`].
+    fn nvidia_threadgroup_memory(&self) -> u32 {
+        0
     }
     fn as_cpu(&self) -> Option<&cpu::Cpu> {
         None

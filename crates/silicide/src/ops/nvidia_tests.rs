@@ -96,7 +96,7 @@ fn defines(source: &KernelSource) -> BTreeSet<String> {
             let shapes = [(64, 8), (80, 1), (128, 4), (128, 16), (256, 6), (192, 12)];
             let shapes = shapes.map(|(dim, heads)| match source.name == attention::nvidia::PREFILL.name {
                 true => attention::nvidia::prefill_defines(dim),
-                false => attention::nvidia::Decode::shaped(dim, heads).defines(),
+                false => attention::nvidia::Decode::shaped(dim, heads, 227 << 10).defines(),
             });
             return variants.cycle().zip(shapes).map(|(variant, shape)| variant.defines() + &shape).collect();
         }

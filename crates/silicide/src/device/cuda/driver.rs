@@ -51,6 +51,8 @@ pub(super) struct Driver {
     /// Such as (9, 0).
     pub(super) capability: (u32, u32),
     pub(super) processors: u32,
+    /// Bytes that a threadgroup can have.
+    pub(super) threadgroup_memory: u32,
     pub(super) total_memory: usize,
     /// Such as 13000 for 13.0.
     pub(super) version: u32,
@@ -91,11 +93,12 @@ impl Driver {
                 )));
             }
             let processors = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+            let threadgroup_memory = attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
             let mut total_memory = 0;
             check(sys::cuDeviceTotalMem_v2(&mut total_memory, device), "cuDeviceTotalMem")?;
             let context = Context::of(device)?;
             let (lane, version) = (Lane::new()?, version as u32);
-            Ok(Driver { lane, context, name, capability, processors, total_memory, version })
+            Ok(Driver { lane, context, name, capability, processors, threadgroup_memory, total_memory, version })
         }
     }
 

@@ -155,6 +155,10 @@ impl Executor for Cuda {
         Some(self.shared.driver.processors)
     }
 
+    fn nvidia_threadgroup_memory(&self) -> u32 {
+        self.shared.driver.threadgroup_memory
+    }
+
     fn queue(&self) -> Box<dyn Queue> {
         Box::new(CudaQueue { shared: self.shared.clone() })
     }

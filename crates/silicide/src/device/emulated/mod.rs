@@ -83,6 +83,10 @@ impl Executor for Emulated {
         // So few that threadgroups which stay find work.
         self.shared.kind.is_nvidia().then_some(2)
     }
+
+    fn nvidia_threadgroup_memory(&self) -> u32 {
+        if self.shared.kind.is_nvidia() { silicide_msl::MAX_NVIDIA_THREADGROUP_BYTES as u32 } else { 0 }
+    }
 }
 
 impl Shared {

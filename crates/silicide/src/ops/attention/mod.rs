@@ -261,7 +261,8 @@ pub fn attention_into(
         threads: [threads, 1, 1],
     };
     let tensor_cores = nvidia::fits(stream.device(), q, k, v, &params);
-    if form.tiled && tensor_cores {
+    let memory = stream.device().nvidia_threadgroup_memory();
+    if form.tiled && tensor_cores && nvidia::prefill_memory(dim) <= memory {
         let launch = launch(&params).read_optional(None).write(out).choice("attention_prefill", "");
         return stream.launch(launch.threadgroup_memory(nvidia::prefill_memory(dim)), NO_CPU, || Gpu {
             source: &nvidia::PREFILL,
@@ -287,7 +288,7 @@ pub fn attention_into(
         let threadgroups = [query_tiles, params.q_heads, 1];
         return stream.launch(launch, NO_CPU, || gpu("attention_tiled", threadgroups, 128));
     }
-    let tensor = if tensor_cores { nvidia::Decode::of(&params) } else { None };
+    let tensor = if tensor_cores { nvidia::Decode::of(&params, memory) } else { None };
     let parts = tensor.as_ref().map_or(form.parts, |t| t.parts);
     let params = Params { parts, ..params };
     let (memory, few) = match &tensor {

@@ -41,22 +41,27 @@ pub(super) const THREADS: u32 = 128;
 const SIMDGROUPS: u32 = THREADS / 32;
 /// Keys that a simdgroup takes at a time.
 const KEYS: u32 = 16;
+/// Bytes that the kernel declares, at most.
+const DECLARED: u32 = 1 << 10;
 
 impl Decode {
-    /// None where more heads share keys than two tiles have.
-    pub(super) fn of(p: &Params) -> Option<Decode> {
+    /// None where more heads share keys than two tiles have, or a threadgroup of so much memory holds no stages.
+    pub(super) fn of(p: &Params, memory: u32) -> Option<Decode> {
         // As many threadgroups as a large GPU runs at once are the fastest: one on a processor of wide heads, two of others. As
         // elsewhere the queries have no say.
         let enough = if p.dim > 128 { 128 } else { 256 };
         let keys = if p.window == 0 { p.keys } else { p.window.min(p.keys) };
         let parts = (enough / p.kv_heads).min(keys.div_ceil(SIMDGROUPS * KEYS)).clamp(1, super::MOST_PARTS);
         let heads = p.q_heads / p.kv_heads;
-        (heads <= 16).then(|| Decode { parts, ..Decode::shaped(p.dim, heads) })
+        let form = Decode { parts, ..Decode::shaped(p.dim, heads, memory) };
+        (heads <= 16 && form.threadgroup_memory() + DECLARED <= memory).then_some(form)
     }
 
-    pub(in crate::ops) fn shaped(dim: u32, heads: u32) -> Decode {
-        // Two threadgroups, or one of wide heads, fill a processor's memory.
-        let stages = if dim <= 64 { 6 } else { 3 };
+    pub(in crate::ops) fn shaped(dim: u32, heads: u32, memory: u32) -> Decode {
+        // Two threadgroups, or one of wide heads, fill the memory of a processor of Hopper; others have less.
+        let most = if dim <= 64 { 6 } else { 3 };
+        let stage = SIMDGROUPS * 2 * KEYS * dim.next_multiple_of(64) * 2;
+        let stages = (memory.saturating_sub(DECLARED) / stage).clamp(2, most);
         Decode { dim, tiles: heads.div_ceil(8), stages, parts: 1 }
     }
 
@@ -78,3 +83,21 @@ pub(in crate::ops) static DECODE: KernelSource =
 
 pub(in crate::ops) static PREFILL: KernelSource =
     KernelSource { name: "attention/prefill.cu", params: &[Params::DECLARATION], body: include_str!("prefill.cu") };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What processors of compute capability 8.6, 8.0 and 9.0 have.
+    #[test]
+    fn smaller_processors_have_fewer_stages_or_the_plain_form() {
+        for (dim, heads, stages) in [(64, 8, [6, 6, 6]), (128, 4, [3, 3, 3]), (128, 16, [3, 3, 3]), (256, 6, [0, 2, 3])]
+        {
+            for (memory, stages) in [99 << 10, 163 << 10, 227 << 10].into_iter().zip(stages) {
+                let form = Decode::shaped(dim, heads, memory);
+                let fits = form.threadgroup_memory() + DECLARED <= memory;
+                assert_eq!(if fits { form.stages } else { 0 }, stages, "heads of {dim}, {memory} bytes");
+            }
+        }
+    }
+}

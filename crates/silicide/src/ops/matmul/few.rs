@@ -62,14 +62,15 @@ pub(super) fn form(device: &Device, p: &Params, products: &[Product]) -> Option<
     let rows = if pairs { 2 * TILE } else { TILE };
     let stage = rows * (COLUMNS * bits / 8 + 2 * 2 * COLUMNS / group);
     let part = 4 * (rows + 4) * tokens;
-    Some(GpuForm {
+    let memory = simdgroups * (DEPTH * stage + 2 * part);
+    (memory <= device.nvidia_threadgroup_memory()).then_some(GpuForm {
         source: &SOURCE,
         entry,
         rows: TILE,
         tokens,
         threads: 32 * simdgroups,
         splits: 1,
-        threadgroup_memory: simdgroups * (DEPTH * stage + 2 * part),
+        threadgroup_memory: memory,
         at_most: processors * at_once,
     })
 }

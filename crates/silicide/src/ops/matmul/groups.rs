@@ -50,7 +50,7 @@ pub(super) fn form(device: &Device, x: DType, p: &Params, products: &[Product]) 
     let memory = 8 * (DEPTH * stage + 4 * TILE * floats + 2 * part);
     // Four threadgroups of a processor have registers enough where theirs are of eight rows, without minimums.
     let at_once = if p.m <= 8 && 4 * memory <= MEMORY { 4 } else { 2 };
-    Some(GpuForm {
+    (memory <= device.nvidia_threadgroup_memory()).then_some(GpuForm {
         source: &SOURCE,
         entry,
         rows: TILE,

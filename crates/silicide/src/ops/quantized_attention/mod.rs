@@ -399,7 +399,7 @@ pub(super) fn some_defines(tensor: bool) -> std::collections::BTreeSet<String> {
         let (q, cache) = (DType::FLOATS[i % 3], if i % 3 == 1 { CacheLayout::Ring } else { CacheLayout::Rows });
         if tensor {
             let dim = if i % 3 == 0 { 256 } else { 128 };
-            return nvidia::Decode::shaped(dim, sharing, [k, v]).defines(q, cache);
+            return nvidia::Decode::shaped(dim, sharing, [k, v], 227 << 10).defines(q, cache);
         }
         defines(q, [k, v], &GpuForm::new(dim, sharing), i % 2 == 0, cache)
     })

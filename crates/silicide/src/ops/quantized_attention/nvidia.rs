@@ -21,7 +21,8 @@ pub(in crate::ops) struct Decode {
 const KEYS: u32 = 16;
 
 impl Decode {
-    /// None where rows do not lie so that copies take sixteen bytes of them, or have scales that are too near together.
+    /// None where rows do not lie so that copies take sixteen bytes of them, or have scales that are too near together, or where the GPU
+    /// has too little threadgroup memory.
     pub(super) fn of(device: &Device, p: &Params, codes: [Code; 2], aligned: bool) -> Option<Decode> {
         let fits = |code: &Code| code.group >= 64 && (p.dim * code.bits).is_multiple_of(128);
         if !(device.kind().is_nvidia() && matches!(p.dim, 64 | 128 | 256) && aligned && codes.iter().all(fits)) {
@@ -29,13 +30,17 @@ impl Decode {
         }
         // A threadgroup for each processor of a large GPU; the number of queries has no say, so that one gives what a few give.
         const ENOUGH: u32 = 128;
-        let form = Decode::shaped(p.dim, p.q_heads / p.kv_heads, codes);
+        let memory = device.nvidia_threadgroup_memory();
+        let form = Decode::shaped(p.dim, p.q_heads / p.kv_heads, codes, memory);
+        if form.threadgroup_memory() + DECLARED > memory {
+            return None;
+        }
         let keys = if p.window == 0 { p.keys } else { p.window.min(p.keys) };
         let parts = (ENOUGH / (p.kv_heads * form.tiles)).min(keys.div_ceil(form.simdgroups * KEYS));
         Some(Decode { parts: parts.clamp(1, super::MOST_PARTS), ..form })
     }
 
-    pub(in crate::ops) fn shaped(dim: u32, sharing: u32, codes: [Code; 2]) -> Decode {
+    pub(in crate::ops) fn shaped(dim: u32, sharing: u32, codes: [Code; 2], memory: u32) -> Decode {
         let tiles = sharing.div_ceil(8);
         let rows = sharing.div_ceil(tiles);
         // As many as a processor has registers for.
@@ -45,7 +50,8 @@ impl Decode {
             _ => 16,
         };
         let form = Decode { dim, codes, rows, tiles, simdgroups, stages: 0, parts: 1 };
-        let stages = ((MEMORY - form.tables()) / (simdgroups * form.stage())).clamp(2, 4);
+        let room = memory.saturating_sub(DECLARED + form.tables());
+        let stages = (room / (simdgroups * form.stage())).clamp(2, 4);
         Decode { stages, ..form }
     }
 
@@ -84,8 +90,8 @@ impl Decode {
     }
 }
 
-/// Bytes of a processor that stages may take.
-const MEMORY: u32 = 200 << 10;
+/// Bytes that are left to what the kernel declares.
+const DECLARED: u32 = 27 << 10;
 
 pub(in crate::ops) static DECODE: KernelSource = KernelSource {
     name: "quantized_attention/decode.cu",
