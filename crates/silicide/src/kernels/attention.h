@@ -1,13 +1,9 @@
-// What the forms of attention share: where the key and value of a position lie, which a query sees, and what a mask adds.
+// What the forms of attention share: where the key and value of a position lie, and what a mask adds; seen.h has what a query sees.
 //
 // The host defines SCALAR, the type of queries; CACHE, that of keys and values; RING or PAGES where they lie so; MASK, the type of a mask's elements,
 // and MASKED where there is a mask.
 
-// e^(x - most), where nothing was seen nothing.
-inline float share(float x, float most) { return x == -INFINITY ? 0.0f : metal::precise::exp(x - most); }
-
-// The greater; NaN where one is.
-inline float greater(float a, float b) { return a > b || a != a ? a : b; }
+#include "seen.h"
 
 // What a mask adds to a score: negative infinity to that of a key that is not seen.
 template <typename T>
@@ -26,12 +22,7 @@ struct Places {
 inline Places places_of(constant Params& p, device const uint* table, device const uint* positions, uint lane) {
   Places places = {table, 0, 0};
 #ifdef RING
-  int latest = -1;
-  for (uint i = lane; i < p.queries; i += 32) {
-    latest = max(latest, as_type<int>(positions[i]));
-  }
-  uint count = uint(simd_max(latest)) + 1;
-  places.oldest = count > p.keys ? count - p.keys : 0;
+  places.oldest = oldest_position(p, positions, lane);
   places.row_of_oldest = places.oldest % p.keys;
 #endif
   return places;
@@ -54,25 +45,6 @@ inline bool find(constant Params& p, Places places, uint position, thread ulong2
 #endif
   at = ulong2(ulong(row) * p.k_strides[0], ulong(row) * p.v_strides[0]);
   return true;
-#endif
-}
-
-// The positions first..end that a query sees, but for those that a mask hides.
-inline uint2 visible(constant Params& p, Places places, device const uint* positions, uint query) {
-#ifdef RING
-  int position = as_type<int>(positions[query]);
-  uint end = position < 0 ? 0 : uint(position) + 1;
-  uint start = p.window != 0 && end > p.window ? end - p.window : 0;
-  return uint2(min(max(start, places.oldest), end), end);
-#else
-  uint end = p.keys;
-  if (p.mask == 1) {
-    end = p.keys - p.queries + query + 1;
-  } else if (p.mask == 2) {
-    int position = as_type<int>(positions[query]);
-    end = position < 0 ? 0 : min(uint(position) + 1, p.keys);
-  }
-  return uint2(p.window != 0 && end > p.window ? end - p.window : 0, end);
 #endif
 }
 

@@ -52,7 +52,7 @@ kernel void attention_decode(
   out += ulong(query) * p.out_strides[0] + ulong(first_head) * p.out_strides[1];
 
   Places places = places_of(p, table, positions, lane);
-  uint2 range = visible(p, places, positions, query);
+  uint2 range = visible(p, places.oldest, positions, query);
   uint step = SIMDGROUPS * KEYS;
   uint chunk = ((range.y - range.x + groups.z - 1) / groups.z + step - 1) / step * step;
   uint start = min(range.x + group.z * chunk, range.y);

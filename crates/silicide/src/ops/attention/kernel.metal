@@ -66,7 +66,7 @@ kernel void attention(
   out += ulong(query) * p.out_strides[0] + ulong(first_head) * p.out_strides[1];
 
   Places places = places_of(p, table, positions, lane);
-  uint2 range = visible(p, places, positions, query);
+  uint2 range = visible(p, places.oldest, positions, query);
   uint start = range.x;
   uint end = range.y;
   // Of them this part has a share, which is a multiple of what is taken at a time.

@@ -55,7 +55,7 @@ kernel void attention_prefill(
   Places places = places_of(p, table, positions, lane);
   if (thread_index < TILE) {
     uint query = first_query + thread_index;
-    ranges[thread_index] = query < p.queries ? visible(p, places, positions, query) : uint2(0);
+    ranges[thread_index] = query < p.queries ? visible(p, places.oldest, positions, query) : uint2(0);
   }
   for (uint i = thread_index; i < TILE * CHUNKS; i += 128) {
     uint row = i / CHUNKS;

@@ -131,7 +131,7 @@ kernel void attention_tiled(
   stage(tile, q + ulong(first_query + staged) * p.q_strides[0], asks, p.dim, thread_index);
   if (thread_index < TILE) {
     uint query = first_query + thread_index;
-    ranges[thread_index] = query < p.queries ? visible(p, places, positions, query) : uint2(0);
+    ranges[thread_index] = query < p.queries ? visible(p, places.oldest, positions, query) : uint2(0);
   }
   diagonal[lane] = 0.0f;
   diagonal[lane + 32] = 0.0f;

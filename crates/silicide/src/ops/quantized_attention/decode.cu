@@ -166,18 +166,19 @@ kernel void quantized_attention_decode(
   uint thread_index = simdgroup * 32 + lane;
 
   // Of what is visible this part has a share in whole turns.
-  uint3 range = visible(p, positions, query, lane);
+  uint oldest = oldest_position(p, positions, lane);
+  uint2 range = visible(p, oldest, positions, query);
   constexpr uint STEP = SIMDGROUPS * KEYS;
   uint chunk = ((range.y - range.x + groups.z - 1) / groups.z + STEP - 1) / STEP * STEP;
   uint start = min(range.x + group.z * chunk, range.y);
   uint end = min(start + chunk, range.y);
 #ifdef RING
-  uint oldest_row = range.z % p.keys;
+  uint oldest_row = oldest % p.keys;
 #endif
   auto row_of = [&](uint key) {
     uint row = min(key, end - 1);
 #ifdef RING
-    row = oldest_row + (row - range.z);
+    row = oldest_row + (row - oldest);
     row = row >= p.keys ? row - p.keys : row;
 #endif
     return row;

@@ -155,13 +155,14 @@ kernel void quantized_attention(
   }
 
   // Of what is visible this part has a share in whole blocks.
-  uint3 range = visible(p, positions, query, lane);
+  uint oldest = oldest_position(p, positions, lane);
+  uint2 range = visible(p, oldest, positions, query);
   uint chunk = ((range.y - range.x + groups.z - 1) / groups.z + BLOCK - 1) / BLOCK * BLOCK;
   uint start = min(range.x + group.z * chunk, range.y);
   uint end = min(start + chunk, range.y);
 
 #ifdef RING
-  uint oldest_row = range.z % p.keys;
+  uint oldest_row = oldest % p.keys;
 #endif
   // Of the row that this simdgroup makes weights for.
   float maximum = -INFINITY;
@@ -182,7 +183,7 @@ kernel void quantized_attention(
       bool seen = key < end;
       ulong row = min(key, end - 1);
 #ifdef RING
-      row = oldest_row + (row - range.z);
+      row = oldest_row + (row - oldest);
       row = row >= p.keys ? row - p.keys : row;
 #endif
       for (uint c = 0; c < CHUNKS; ++c) {
