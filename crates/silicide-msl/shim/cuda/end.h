@@ -63,7 +63,7 @@ __msl_inline void wait_for_inputs() {
 #endif
 }
 
-#define __msl_entry extern "C" __global__ __launch_bounds__(__msl_threads) void
+#define __msl_entry(LIMIT) extern "C" __global__ __launch_bounds__(LIMIT) void
 #define __msl_kernel static __device__ __forceinline__ void
 
 // NVRTC knows vectors of these names; the text means Metal's.

@@ -1,6 +1,6 @@
 //! Kernels and their instantiations become entries.
 
-use super::{Complaint, Dialect, Entry, Parameter, ParameterKind, Rewriter};
+use super::{Complaint, Dialect, Entry, Parameter, ParameterKind, Rewriter, Template};
 use crate::lex::Kind;
 use crate::tokens::Attribute;
 
@@ -61,12 +61,14 @@ impl<'a> Rewriter<'a> {
         self.edit(open, close, "(const __msl_thread &__msl_t)".into());
         let waits = self.tokens[body..body_end].iter().any(|t| t.text == "wait_for_inputs");
         self.insert_after(body, signature.prologue(self.dialect, waits));
+        let limit = attributes.iter().find(|a| a.name == "max_total_threads_per_threadgroup");
+        let limit = limit.map(|a| self.tokens.spell(a.arguments.0, a.arguments.1));
         let template = start > 0 && self.tokens.is(start - 1, ">");
         if template {
-            self.templates.push((name, signature.parameters));
+            self.templates.push(Template { name, parameters: signature.parameters, limit });
         } else {
             let host = self.host_name(&attributes).unwrap_or_else(|| name.clone());
-            let entry = self.entry(line, host, &name, signature.parameters)?;
+            let entry = self.entry(line, host, &name, signature.parameters, limit)?;
             self.insert_after(body_end - 1, entry);
         }
         Ok((body, body_end))
@@ -79,6 +81,7 @@ impl<'a> Rewriter<'a> {
         name: String,
         function: &str,
         parameters: Vec<Parameter>,
+        limit: Option<String>,
     ) -> Result<String, Complaint> {
         if self.entries.iter().any(|entry| entry.name == name) {
             return Err((line, format!("two kernels are named \"{name}\"")));
@@ -92,8 +95,12 @@ impl<'a> Rewriter<'a> {
             Dialect::Cuda { .. } => {
                 let constants = parameters.iter().find(|p| p.is_inline()).and_then(|p| p.base.as_deref());
                 let (slots, constants) = (slots(&parameters), constants.unwrap_or("__msl_none"));
+                // Its most threads, not those of this launch, say how many registers a thread may have.
+                let threads = "__msl_threads";
+                let limit =
+                    limit.map_or(threads.into(), |limit| format!("{threads} > ({limit}) ? {threads} : ({limit})"));
                 format!(
-                    " __msl_entry {}(const __grid_constant__ __msl_arguments< {slots} , {constants} > a) \
+                    " __msl_entry({limit}) {}(const __grid_constant__ __msl_arguments< {slots} , {constants} > a) \
                      {{ __msl_begin(); {function}(__msl_thread(a.buffers, &a.constants)); }}",
                     symbol(&name)
                 )
@@ -139,11 +146,10 @@ impl<'a> Rewriter<'a> {
         if end == at + 1 || !self.tokens.is(semicolon, ";") {
             return Err(broken());
         }
-        let found = self.templates.iter().find(|(name, _)| name == simple);
-        let Some(parameters) = found.map(|(_, parameters)| parameters.clone()) else {
+        let Some(template) = self.templates.iter().find(|template| template.name == simple).cloned() else {
             return Err((line, format!("kernel \"{host}\": `{simple}` is no kernel template defined above")));
         };
-        let entry = self.entry(line, host, &function, parameters)?;
+        let entry = self.entry(line, host, &function, template.parameters, template.limit)?;
         self.edit(start, semicolon + 1, entry);
         Ok(semicolon + 1)
     }

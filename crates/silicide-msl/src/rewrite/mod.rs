@@ -38,6 +38,15 @@ pub(crate) struct Entry {
     pub(crate) parameters: Vec<Parameter>,
 }
 
+/// A kernel that is a template: what its instantiations take.
+#[derive(Clone)]
+struct Template {
+    name: String,
+    parameters: Vec<Parameter>,
+    /// The most threads of its threadgroups.
+    limit: Option<String>,
+}
+
 /// A bound argument of a kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Parameter {
@@ -111,8 +120,7 @@ struct Rewriter<'a> {
     /// Other type names: scalars and structs.
     plain_types: HashSet<&'a str>,
     edits: Vec<(usize, usize, String)>,
-    /// Kernels that are templates, by name: what their instantiations take.
-    templates: Vec<(String, Vec<Parameter>)>,
+    templates: Vec<Template>,
     entries: Vec<Entry>,
     statics: u32,
 }

@@ -10,12 +10,14 @@ constant constexpr bool HALF = is_same_v<SCALAR, half>;
 
 // Constants that are kept in registers, so that an instruction has room for another: `zero` is zero, which the compiler must not see.
 struct Kept {
-  uint above;  // bytes of codes that become floats
-  uint sign;   // of two small floats
+  uint above;        // bytes of codes that become floats
+  uint above_pairs;  // of two
+  uint sign;         // of two small floats
   uint rest;
 
   static Kept of(uint zero) {
-    return {(HALF ? 0x64646464u : 0x43434343u) | zero, 0x80008000u | zero, (HALF ? 0x0e000e00u : 0x01c001c0u) | zero};
+    return {(HALF ? 0x64646464u : 0x43434343u) | zero, (HALF ? 0x64006400u : 0x43004300u) | zero, 0x80008000u | zero,
+            (HALF ? 0x0e000e00u : 0x01c001c0u) | zero};
   }
 };
 
@@ -186,20 +188,19 @@ inline void columns_beside(device const SCALAR* group, uint t, thread uint* to) 
   }
 }
 
-// Puts them into the order of the codes.
-template <typename R>
+// Puts pairs of neighbours, four or two, into an order.
+template <Order ORDER, uint PAIRS>
 inline void put_in_order(thread uint* pairs) {
-  typedef Codes<R> C;
-  if constexpr (C::ORDER != Order::NEIGHBOURS) {
-    constexpr uint STEP = C::ORDER == Order::EIGHTS ? 2 : 1;
-    uint apart[C::GROUP / 8];
-    for (uint i = 0; i < C::GROUP / 16; ++i) {
+  if constexpr (ORDER != Order::NEIGHBOURS) {
+    constexpr uint STEP = ORDER == Order::EIGHTS ? 2 : 1;
+    uint apart[PAIRS];
+    for (uint i = 0; i < PAIRS / 2; ++i) {
       uint first = STEP == 2 ? pairs[i] : pairs[i * 2];
       uint second = STEP == 2 ? pairs[i + 2] : pairs[i * 2 + 1];
       apart[i * 2] = low_halves(first, second);
       apart[i * 2 + 1] = high_halves(first, second);
     }
-    for (uint i = 0; i < C::GROUP / 8; ++i) {
+    for (uint i = 0; i < PAIRS; ++i) {
       pairs[i] = apart[i];
     }
   }

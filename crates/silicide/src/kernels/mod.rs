@@ -24,8 +24,10 @@ const HEADERS: &[(&str, &str)] = &[
     ("ring.h", include_str!("ring.h")),
     ("rope.h", include_str!("rope.h")),
     ("rows.h", include_str!("rows.h")),
+    ("runs.h", include_str!("runs.h")),
     ("seen.h", include_str!("seen.h")),
     ("silicide.h", include_str!("silicide.h")),
+    ("stages.h", include_str!("stages.h")),
     ("sums.h", include_str!("sums.h")),
     ("walk.h", include_str!("walk.h")),
 ];

@@ -5,8 +5,16 @@ inline int newest_position(
     device const uint* positions, uint tokens, threadgroup int* shared, uint thread_index, uint threads, uint lane) {
   int newest = -1;
 #ifdef RING
-  for (uint i = thread_index; i < tokens; i += threads) {
-    newest = max(newest, as_type<int>(positions[i]));
+  // Eight are asked for together, as each takes long to come.
+  for (uint first = thread_index; first < tokens; first += 8 * threads) {
+    int eight[8];
+    for (uint i = 0; i < 8; ++i) {
+      uint at = first + i * threads;
+      eight[i] = at < tokens ? as_type<int>(positions[at]) : -1;
+    }
+    for (uint i = 0; i < 8; ++i) {
+      newest = max(newest, eight[i]);
+    }
   }
   newest = simd_max(newest);
   if (lane == 0) {

@@ -42,6 +42,7 @@ const SOURCES: &[&KernelSource] = &[
     &matmul::NVIDIA,
     &matmul::few::SOURCE,
     &matmul::groups::SOURCE,
+    &matmul::one::SOURCE,
     &matmul::wgmma::SOURCE,
     &matmul::peak::SOURCE,
     &matmul::peak::NVIDIA,
@@ -157,15 +158,17 @@ fn defines(source: &KernelSource) -> BTreeSet<String> {
         return functions.iter().map(|name| define(true, name)).chain([define(false, first)]).collect();
     }
     let includes = |headers: &[&str]| headers.iter().any(|h| source.body.contains(&format!("\"{h}\"")));
-    if !includes(&["codes.h", "matrix.h", "product.h"]) {
+    if !includes(&["codes.h", "matrix.h", "product.h", "stages.h"]) {
         let packed = includes(&["packet.h", "rows.h", "rope.h"]);
         return if packed { [true, false].map(rows::whole).into() } else { [String::new()].into() };
     }
     let dense = DType::FLOATS.map(MatrixFormat::Dense);
     // Two forms share the formats out.
-    let taken = |format: &MatrixFormat| match source.name == matmul::few::SOURCE.name {
-        true => matmul::few::bits(*format).is_some(),
-        false => source.name != matmul::groups::SOURCE.name || matmul::few::bits(*format).is_none(),
+    let taken = |format: &MatrixFormat| match source.name {
+        name if name == matmul::few::SOURCE.name => matmul::few::bits(*format).is_some(),
+        name if name == matmul::groups::SOURCE.name => matmul::few::bits(*format).is_none(),
+        name if name == matmul::one::SOURCE.name => matches!(format, MatrixFormat::Quantized(..)),
+        _ => true,
     };
     let formats = quantized_formats().into_iter().chain(dense).filter(taken);
     // One type beside each format: which is beside which changes nothing in a reader.
@@ -177,7 +180,7 @@ fn defines(source: &KernelSource) -> BTreeSet<String> {
     // Some of them for two weights.
     let gates = plain.clone().step_by(4).zip(Gate::NAMES.iter().cycle());
     let gated = gates.map(|(defines, gate)| format!("{defines}\n#define FUNCTION {gate}"));
-    let both = includes(&["experts.h", "products.h"]);
+    let both = includes(&["experts.h", "products.h", "stages.h"]);
     plain.chain(gated.filter(|_| both)).collect()
 }
 

@@ -41,6 +41,7 @@ kernel void attention_decode(
     uint simdgroup [[simdgroup_index_in_threadgroup]]) {
   threadgroup float maxima[SIMDGROUPS * TILES * 8];
   threadgroup float sums[SIMDGROUPS * TILES * 8];
+  threadgroup float shares[SIMDGROUPS * TILES * 8];
   Shared staged = shared_address(dynamic) + simdgroup * STAGES * 2 * TILE;
 
   uint query = group.x;
@@ -109,17 +110,19 @@ kernel void attention_decode(
       simdgroup_barrier(mem_flags::mem_threadgroup);
       fetch(turn + STAGES - 1);
       Shared keys = staged + turn % STAGES * 2 * TILE;
-      float scores[TILES][4];
-      for (uint n = 0; n < TILES; ++n) {
-        for (uint e = 0; e < 4; ++e) {
-          scores[n][e] = 0.0f;
-        }
-      }
+      // Two sums go side by side, so that one need not wait for the other.
+      float halves_of[2][TILES][4] = {};
       for (uint i = 0; i < STEPS; ++i) {
         uint a[4];
         load_matrices(a, keys + chunk_at(lane % 16, i * 2 + lane / 16));
         for (uint n = 0; n < TILES; ++n) {
-          multiply(scores[n], a, mine[n][i]);
+          multiply(halves_of[i % 2][n], a, mine[n][i]);
+        }
+      }
+      float scores[TILES][4];
+      for (uint n = 0; n < TILES; ++n) {
+        for (uint e = 0; e < 4; ++e) {
+          scores[n][e] = halves_of[0][n][e] + halves_of[1][n][e];
         }
       }
 
@@ -212,32 +215,44 @@ kernel void attention_decode(
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
 
+  // What the sums of each simdgroup count for.
   bool whole = groups.z == 1;
-  for (uint i = simdgroup * 32 + lane; i < heads * DIM; i += SIMDGROUPS * 32) {
-    uint h = i / DIM;
-    uint d = i % DIM;
-    uint head = first_head + h;
-    float highest = whole && p.has_sinks ? sinks[head] : -INFINITY;
+  auto highest_of = [&](uint h) {
+    float highest = whole && p.has_sinks && h < heads ? sinks[first_head + h] : -INFINITY;
     for (uint s = 0; s < SIMDGROUPS; ++s) {
       highest = greater(highest, maxima[s * TILES * 8 + h]);
     }
-    float all = whole && p.has_sinks ? share(sinks[head], highest) : 0.0f;
-    float element = 0.0f;
+    return highest;
+  };
+  uint thread_index = simdgroup * 32 + lane;
+  if (thread_index < SIMDGROUPS * TILES * 8) {
+    shares[thread_index] = share(maxima[thread_index], highest_of(thread_index % (TILES * 8)));
+  }
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+
+  for (uint i = thread_index * 4; i < heads * DIM; i += SIMDGROUPS * 32 * 4) {
+    uint h = i / DIM;
+    uint d = i % DIM;
+    uint head = first_head + h;
+    float all = 0.0f;
+    float4 four = float4(0.0f);
     for (uint s = 0; s < SIMDGROUPS; ++s) {
       uint at = s * TILES * 8 + h;
-      float part = share(maxima[at], highest);
-      all += sums[at] * part;
-      element += joined[at * SUMS_PITCH + d] * part;
+      all += sums[at] * shares[at];
+      four += *(threadgroup const float4*)(joined + at * SUMS_PITCH + d) * shares[at];
     }
     if (whole) {
-      out[ulong(h) * p.out_strides[1] + d] = SCALAR(all == 0.0f ? 0.0f : element / all);
+      all += p.has_sinks ? share(sinks[head], highest_of(h)) : 0.0f;
+      for (uint j = 0; j < 4; ++j) {
+        out[ulong(h) * p.out_strides[1] + d + j] = SCALAR(all == 0.0f ? 0.0f : four[j] / all);
+      }
       continue;
     }
     device float* to = partial + ((ulong(query) * p.q_heads + head) * groups.z + group.z) * (DIM + 2);
-    to[d] = element;
+    *(device float2*)(to + d) = float2(four.x, four.y);
+    *(device float2*)(to + d + 2) = float2(four.z, four.w);
     if (d == 0) {
-      to[DIM] = highest;
-      to[DIM + 1] = all;
+      *(device float2*)(to + DIM) = float2(highest_of(h), all);
     }
   }
 }

@@ -1,6 +1,5 @@
 // kv_write: a thread takes a packet of a head, of the keys and of the values, then that of a later token. Threads are packets by heads by
-// tokens;
-// the host says in WHOLE that heads are whole packets, which lie aligned in every tensor, and defines RING or PAGES where the
+// tokens; the host says in WHOLE that heads are whole packets, which lie aligned in every tensor, and defines RING or PAGES where the
 // cache is one.
 
 #include "silicide.h"
@@ -33,32 +32,50 @@ kernel void kv_write(
   values += ulong(head) * p.v_strides[1];
   key_cache += ulong(head) * p.k_cache_strides[1];
   value_cache += ulong(head) * p.v_cache_strides[1];
-  uint step = threadgroups.x * threads.z;
-  for (uint token = group.x * threads.z + thread_index.z; token < p.tokens; token += step) {
-    uint slot = row_of(slots[token], newest, p.capacity);
-    if (slot >= p.capacity) {
-      continue;
-    }
-    device C* key_row = key_cache;
-    device C* value_row = value_cache;
-#ifdef PAGES
-    uint page = table[slot / p.page_size];
-    if (page >= p.pages) {
-      continue;
-    }
-    slot %= p.page_size;
-    key_row += ulong(page) * p.page_strides[0];
-    value_row += ulong(page) * p.page_strides[1];
+  // A thread of a ring has many tokens, of which some go together.
+#ifdef RING
+  constexpr uint TOKENS = 4;
+#else
+  constexpr uint TOKENS = 1;
 #endif
-    key_row += ulong(slot) * p.k_cache_strides[0];
-    value_row += ulong(slot) * p.v_cache_strides[0];
+  uint step = threadgroups.x * threads.z;
+  for (uint first = group.x * threads.z + thread_index.z; first < p.tokens; first += TOKENS * step) {
+    bool written[TOKENS];
+    device C* key_rows[TOKENS];
+    device C* value_rows[TOKENS];
+    for (uint t = 0; t < TOKENS; ++t) {
+      uint token = first + t * step;
+      uint slot = token < p.tokens ? row_of(slots[token], newest, p.capacity) : p.capacity;
+      written[t] = slot < p.capacity;
+      key_rows[t] = key_cache;
+      value_rows[t] = value_cache;
+#ifdef PAGES
+      uint page = written[t] ? table[slot / p.page_size] : p.pages;
+      written[t] = page < p.pages;
+      slot %= p.page_size;
+      key_rows[t] += ulong(page) * p.page_strides[0];
+      value_rows[t] += ulong(page) * p.page_strides[1];
+#endif
+      key_rows[t] += ulong(slot) * p.k_cache_strides[0];
+      value_rows[t] += ulong(slot) * p.v_cache_strides[0];
+    }
     for (uint i = thread_index.x * N; i < p.dim; i += threads.x * N) {
-      Packet<T, N> key = Packet<T, N>::load(keys + ulong(token) * p.k_strides[0] + i);
-      Packet<T, N> value = Packet<T, N>::load(values + ulong(token) * p.v_strides[0] + i);
-      Packet<C, N> stored_key = converted<C>(key);
-      Packet<C, N> stored_value = converted<C>(value);
-      stored_key.store(key_row + i);
-      stored_value.store(value_row + i);
+      Packet<T, N> key[TOKENS];
+      Packet<T, N> value[TOKENS];
+      for (uint t = 0; t < TOKENS; ++t) {
+        if (written[t]) {
+          key[t] = Packet<T, N>::load(keys + ulong(first + t * step) * p.k_strides[0] + i);
+          value[t] = Packet<T, N>::load(values + ulong(first + t * step) * p.v_strides[0] + i);
+        }
+      }
+      for (uint t = 0; t < TOKENS; ++t) {
+        if (written[t]) {
+          Packet<C, N> stored_key = converted<C>(key[t]);
+          Packet<C, N> stored_value = converted<C>(value[t]);
+          stored_key.store(key_rows[t] + i);
+          stored_value.store(value_rows[t] + i);
+        }
+      }
     }
   }
 }

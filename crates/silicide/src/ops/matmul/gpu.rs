@@ -1,6 +1,6 @@
 //! The forms for GPUs.
 
-use super::{AT_ONCE, Form, GLU, OP, Params, Placed, Precision, few, flops, groups, params, wgmma};
+use super::{AT_ONCE, Form, GLU, OP, Params, Placed, Precision, few, flops, groups, one, params, wgmma};
 use crate::device::{Gpu, Launch, Stream};
 use crate::kernels::{KernelParams, KernelSource};
 use crate::matrix::{Matrix, MatrixFormat};
@@ -215,8 +215,10 @@ fn tensor_cores(
     if !whole || !x.vectors_align(8) {
         return Err("tensor cores want rows of x that are aligned to 16 bytes");
     }
-    let few = few::form(device, p, products).or_else(|| groups::form(device, x.dtype(), p, products));
-    if let Some(form) = few {
+    let form = one::form(device, x.dtype(), p, products)
+        .or_else(|| few::form(device, p, products))
+        .or_else(|| groups::form(device, x.dtype(), p, products));
+    if let Some(form) = form {
         return Ok(form);
     }
     // GGUF's blocks take longer to read in tiles of few rows than their products take otherwise.

@@ -6,66 +6,23 @@
 // columns after the other, and scales the sums.
 
 #include "codes.h"
-#include "products.h"
+#include "stages.h"
 
 constant constexpr uint DEPTH = 2;  // stages that a simdgroup has
 constant constexpr uint WARPS = 8;  // simdgroups
 constant constexpr uint ROWS = 16;  // of a tile
 
-// How a stage of a row lies in memory: its columns, the bytes of their codes, and of a scale that lies apart; columns that share it.
-template <typename R>
-struct Layout;
-template <uint BITS, typename S>
-struct Layout<Affine<BITS, S>> {
-  static constant constexpr uint COLUMNS = 256, CODES = 32 * BITS, SCALE = sizeof(S);
-  static constant constexpr bool BIASES = true, SCALED = true;
-  static uint group(uint group) { return group; }
-};
-template <typename C, typename S, uint GROUP>
-struct Layout<SmallFloats<C, S, GROUP>> {
-  static constant constexpr uint COLUMNS = 256, CODES = 16 * C::BYTES, SCALE = 1;
-  static constant constexpr bool BIASES = false, SCALED = true;
-  static uint group(uint) { return GROUP; }
-};
-template <typename B>
-struct Layout<Blocks<B>> {
-  static constant constexpr uint COLUMNS = 256, CODES = 16 / B::UNITS * B::BYTES, SCALE = 0;
-  static constant constexpr bool BIASES = false, SCALED = true;
-  static uint group(uint) { return 256; }
-};
-template <typename T>
-struct Layout<Dense<T>> {
-  static constant constexpr uint COLUMNS = 128, CODES = 128 * sizeof(T), SCALE = 0;
-  static constant constexpr bool BIASES = false, SCALED = false;
-  static uint group(uint) { return 128; }
-};
 typedef Layout<Reader> L;
 typedef Codes<Reader> C;
-constant constexpr uint COLUMNS = L::COLUMNS;
-constant constexpr bool EVEN = L::CODES % 16 == 0;  // rows begin on 16 bytes
-constant constexpr uint CHUNKS = EVEN ? L::CODES / 16 : (L::CODES + 30) / 16;
-constant constexpr uint PITCH = (CHUNKS | 1) * 16;
-constant constexpr uint FACTORS = L::SCALE * (COLUMNS / C::GROUP);  // bytes of a row's scales, in the smallest groups that there are
+constant constexpr bool DENSE = L::CODES >= 512;  // elements have no scale
+constant constexpr uint COLUMNS = DENSE ? 65536 / L::CODES : 256;
 constant constexpr uint GROUPS = COLUMNS / C::GROUP;
-
-constant constexpr uint SCALES = ROWS * PITCH;
-constant constexpr uint BIASES = SCALES + ROWS * FACTORS;
-constant constexpr uint BYTES = BIASES + (L::BIASES ? ROWS * FACTORS : 0);
+typedef Stages<ROWS, COLUMNS> S;
 
 // Scales of a stage as floats, and minimums. Rows are apart so that four neighbours of eight rows lie in different banks.
 constant constexpr uint FLOATS = GROUPS + 4;  // of a row
 constant constexpr uint MINIMUMS = ROWS * FLOATS;
-constant constexpr uint SCALED = !L::SCALED ? 0 : Reader::HAS_MINIMUM ? 2 * MINIMUMS : MINIMUMS;
-
-// Where the next stage to ask for lies.
-struct Ahead {
-  device const uchar* codes[SUMS];  // of the first row, and of the second where rows are of two weights in turn
-  uint rows;                        // that there are
-  bool ends;                        // whether the last of these is its weight's
-  device const uchar* scales;       // of the lane's row, or its biases
-  uint tile;                        // the next
-  uint stage;                       // of this one
-};
+constant constexpr uint SCALED = DENSE ? 0 : Reader::HAS_MINIMUM ? 2 * MINIMUMS : MINIMUMS;
 
 // Eight rows of x an octet.
 template <uint OCTETS>
@@ -79,101 +36,36 @@ kernel void matmul_tensor_groups(
     uint simdgroup [[simdgroup_index_in_threadgroup]]) {
   constexpr uint GAP = ROWS + 4;
   constexpr uint PART = GAP * 8 * OCTETS;
-  threadgroup uchar* staged = dynamic + simdgroup * DEPTH * BYTES;
-  threadgroup float* factors = (threadgroup float*)(dynamic + WARPS * DEPTH * BYTES) + simdgroup * SCALED;
-  threadgroup float* partials = (threadgroup float*)(dynamic + WARPS * DEPTH * BYTES) + WARPS * SCALED;
+  uint group_size = L::group(p.group_size);
+  uint stage_bytes = S::bytes(p.k, group_size);
+  threadgroup uchar* staged = dynamic + simdgroup * DEPTH * stage_bytes;
+  threadgroup float* factors = (threadgroup float*)(dynamic + WARPS * DEPTH * stage_bytes) + simdgroup * SCALED;
+  threadgroup float* partials = (threadgroup float*)(dynamic + WARPS * DEPTH * stage_bytes) + WARPS * SCALED;
   ulong tiles = p.blocks[0] + p.blocks[1] + p.blocks[2];
   uint tile = tiles * group.x / threadgroups.x;
   uint end = tiles * (group.x + 1) / threadgroups.x;
   uint first_token = group.y * 8 * OCTETS;
   uint stages = (p.k + COLUMNS - 1) / COLUMNS;
-  uint group_size = L::group(p.group_size);
   uint t = lane % 4;
   uint r = lane / 4;
-  auto codes_of = [&](Weight weight, uint row) {
-    return holder_of(weight, row).codes + ulong(row / SUMS) * holder_of(weight, row).code_stride;
-  };
-  Ahead ahead = {{}, 0, false, nullptr, tile, stages};
+  S ahead;
+  uint ahead_tile = tile;
+  uint ahead_stage = stages;
   auto enter = [&]() {
-    if (ahead.tile < end) {
-      Product product = PICK_PRODUCT(ahead.tile);
-      uint first = product.block * ROWS;
-      ahead.rows = min(product.rows() - first, ROWS);
-      ahead.ends = first + ahead.rows == product.rows();
-      for (uint i = 0; i < SUMS; ++i) {
-        ahead.codes[i] = codes_of(product.weight, first + i) + simdgroup * L::CODES;
-      }
-      if constexpr (L::SCALE != 0) {
-        uint row = first + min(lane % ROWS, ahead.rows - 1);
-        Stored holder = holder_of(product.weight, row);
-        ulong at = (ulong(row / SUMS) * p.k + simdgroup * COLUMNS) / group_size * L::SCALE;
-        ahead.scales = (lane < ROWS ? holder.scales : holder.biases) + at;
-      }
-      ahead.tile += 1;
-      ahead.stage = simdgroup;
+    if (ahead_tile < end) {
+      ahead.enter(PICK_PRODUCT(ahead_tile), p.k, group_size, simdgroup, lane);
+      ++ahead_tile;
+      ahead_stage = simdgroup;
     }
   };
   auto fetch = [&](uint slot) {
-    if (ahead.stage < stages) {
-      threadgroup uchar* stage = staged + slot * BYTES;
-      uint columns = min(p.k - ahead.stage * COLUMNS, COLUMNS);
-      uint bytes = columns == COLUMNS ? L::CODES : columns / 16 * (L::CODES * 16 / COLUMNS);
-      auto row_at = [&](uint row) { return ahead.codes[row % SUMS] + row / SUMS * p.code_stride; };
-      // Chunks of sixteen bytes may reach past the end of a row, but not of the weight.
-      bool is_end = !EVEN && ahead.ends && ahead.stage + 1 == stages;
-      // Lanes side by side copy chunks side by side; where rows begin anywhere, four lanes a row, which finds each row's begin less often.
-      constexpr uint LANES = EVEN ? CHUNKS : 4;
-#pragma unroll
-      for (uint i = 0; i < (EVEN ? (ROWS * CHUNKS + 31) / 32 : ROWS / 8); ++i) {
-        uint row = (i * 32 + lane) / LANES;
-        uint first = (i * 32 + lane) % LANES;
-        if (row < ahead.rows) {
-          device const uchar* from = row_at(row);
-          uint before = EVEN ? 0 : uint(ulong(from)) & 15;
-          uint past = before + bytes;
-          past = is_end && row + SUMS >= ahead.rows ? past & ~15u : past;
-          from = from - before + first * 16;
-          Shared to = shared_address(stage) + row * PITCH + first * 16;
-#pragma unroll
-          for (uint chunk = 0; chunk < CHUNKS; chunk += LANES) {
-            if ((first + chunk) * 16 < past) {
-              copy_some(to + chunk * 16, from + chunk * 16, 16);
-            }
-          }
-        }
-      }
-      if (is_end) {
-        // The rest of the last row, two bytes a lane: blocks have even sizes.
-        for (uint row = ahead.rows - SUMS; row < ahead.rows; ++row) {
-          device const uchar* from = row_at(row);
-          uint before = uint(ulong(from)) & 15;
-          uint at = ((before + bytes) & ~15u) + lane * 2;
-          if (at < before + bytes) {
-            *(threadgroup ushort*)(stage + row * PITCH + at) = *(device const ushort*)(from - before + at);
-          }
-        }
-      }
-      for (uint i = 0; i < SUMS; ++i) {
-        ahead.codes[i] += WARPS * L::CODES;
-      }
-      if constexpr (L::SCALE != 0) {
-        uint mine = COLUMNS / group_size * L::SCALE;
-        if (lane < ROWS || L::BIASES) {
-          threadgroup uchar* to = stage + (lane < ROWS ? SCALES : BIASES) + lane % ROWS * mine;
-          if (mine % 16 == 0) {
-            for (uint i = 0; i < mine; i += 16) {
-              copy_cached<16>(shared_address(to) + i, ahead.scales + i);
-            }
-          } else if (mine % 8 == 0) {
-            copy_cached<8>(shared_address(to), ahead.scales);
-          } else {
-            copy_cached<4>(shared_address(to), ahead.scales);
-          }
-        }
-        ahead.scales += WARPS * mine;
-      }
-      ahead.stage += WARPS;
-      if (ahead.stage >= stages) {
+    if (ahead_stage < stages) {
+      bool last = ahead_stage + 1 == stages;
+      uint columns = last ? p.k - ahead_stage * COLUMNS : COLUMNS;
+      ahead.copy(staged + slot * stage_bytes, columns, last, p.code_stride, p.k, group_size, lane);
+      ahead.skip(WARPS, group_size);
+      ahead_stage += WARPS;
+      if (ahead_stage >= stages) {
         enter();
       }
     }
@@ -210,24 +102,22 @@ kernel void matmul_tensor_groups(
   uint turn = 0;
   for (; tile < end; ++tile, ++turn) {
     Product product = PICK_PRODUCT(tile);
+    // The rows whose scales and whose codes a lane reads.
+    Staged<S> scaled_row = Staged<S>::of(product, ROWS, lane % ROWS, p.k, group_size);
+    Staged<S> rows[2] = {Staged<S>::of(product, ROWS, r, p.k, group_size), Staged<S>::of(product, ROWS, r + 8, p.k, group_size)};
     uint first_row = product.block * ROWS;
     float sums[OCTETS][4] = {};
     for (uint at = simdgroup; at < stages; at += WARPS) {
       wait_for_copies<DEPTH - 2>();
       simdgroup_barrier(mem_flags::mem_threadgroup);
       fetch((slot + DEPTH - 1) % DEPTH);
-      threadgroup uchar* stage = staged + slot * BYTES;
+      threadgroup const uchar* stage = staged + slot * stage_bytes;
       slot = (slot + 1) % DEPTH;
-      auto reader_at = [&](uint row) {
-        uint before = EVEN ? 0 : uint(ulong(codes_of(product.weight, first_row + row) + at * L::CODES)) & 15;
-        Stored here = {as_device(stage + before), as_device(stage + SCALES), as_device(stage + BIASES), PITCH, COLUMNS, group_size};
-        return Reader::at(here, row);
-      };
-      if (L::SCALED) {
+      if (!DENSE) {
         for (uint i = 0; i < ROWS * GROUPS / 32; ++i) {
           uint row = lane % ROWS;
           uint g = i * 2 + lane / ROWS;
-          Reader reader = reader_at(row);
+          Reader reader = scaled_row.reader(stage, at, group_size, COLUMNS);
           Factors f = reader.factors(g * (C::GROUP / UNIT));
           factors[row * FLOATS + g] = f.scale;
           if (Reader::HAS_MINIMUM) {
@@ -236,7 +126,7 @@ kernel void matmul_tensor_groups(
         }
         simdgroup_barrier(mem_flags::mem_threadgroup);
       }
-      Reader readers[2] = {reader_at(r), reader_at(r + 8)};
+      Reader readers[2] = {rows[0].reader(stage, at, group_size, COLUMNS), rows[1].reader(stage, at, group_size, COLUMNS)};
       uint next = at + WARPS < stages ? at + WARPS : simdgroup;
       // `scaled` has the scales and minimums of two rows.
       auto multiply_group = [&](uint g, thread const uint (&columns)[OCTETS][C::GROUP / 8], float4 scaled) {
@@ -249,17 +139,17 @@ kernel void matmul_tensor_groups(
           for (uint i = 0; i < C::GROUP / 8; ++i) {
             b[i] = columns[o][i];
           }
-          put_in_order<Reader>(b);
+          put_in_order<C::ORDER, C::GROUP / 8>(b);
           float ones[4] = {};
           float codes[4] = {};
           for (uint i = 0; i < C::GROUP / 8; i += 2) {
             uint a[4] = {w[0][i], w[1][i], w[0][i + 1], w[1][i + 1]};
-            multiply(L::SCALED ? codes : sums[o], a, b + i);
+            multiply(DENSE ? sums[o] : codes, a, b + i);
             if (Reader::HAS_MINIMUM) {
               multiply(ones, all, b + i);
             }
           }
-          if (L::SCALED) {
+          if (!DENSE) {
             for (uint e = 0; e < 4; ++e) {
               sums[o][e] = fma(scaled[e / 2], codes[e], sums[o][e]);
               if (Reader::HAS_MINIMUM) {
@@ -275,7 +165,7 @@ kernel void matmul_tensor_groups(
         float4 four[4] = {};
 #pragma unroll
         for (uint g = 0; g < GROUPS; ++g) {
-          if (L::SCALED && g % 4 == 0) {
+          if (!DENSE && g % 4 == 0) {
             for (uint h = 0; h < 2; ++h) {
               threadgroup const float* from = mine + h * 8 * FLOATS + g;
               four[h] = *(threadgroup const float4*)from;
@@ -293,7 +183,7 @@ kernel void matmul_tensor_groups(
 #pragma unroll 1
         for (uint g = 0; g < here; ++g) {
           float4 scaled = float4(0.0f);
-          for (uint h = 0; h < 2 && L::SCALED; ++h) {
+          for (uint h = 0; h < 2 && !DENSE; ++h) {
             scaled[h] = mine[h * 8 * FLOATS + g];
             scaled[2 + h] = Reader::HAS_MINIMUM ? mine[h * 8 * FLOATS + MINIMUMS + g] : 0.0f;
           }

@@ -7,7 +7,9 @@ pub(super) mod few;
 mod gpu;
 pub(super) mod groups;
 mod host;
+pub(super) mod one;
 pub(super) mod peak;
+mod stages;
 #[cfg(test)]
 pub(super) mod tests;
 pub(super) mod wgmma;

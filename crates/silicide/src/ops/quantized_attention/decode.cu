@@ -147,6 +147,7 @@ kernel void quantized_attention_decode(
   threadgroup uint exponents[PADDED];
   threadgroup float maxima[SIMDGROUPS * 8];
   threadgroup float sums[SIMDGROUPS * 8];
+  threadgroup float shares[SIMDGROUPS * 8];
   threadgroup uchar* staged = dynamic + simdgroup * (STAGES * STAGE);
   threadgroup uint* k_levels = (threadgroup uint*)(dynamic + SIMDGROUPS * STAGES * STAGE);
   threadgroup uint* v_levels = ONE_TABLE ? k_levels : k_levels + 32 * K_LEVELS;
@@ -502,31 +503,39 @@ kernel void quantized_attention_decode(
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
 
+  // What the sums of each simdgroup count for.
+  auto highest_of = [&](uint h) {
+    float highest = -INFINITY;
+    for (uint s = 0; s < SIMDGROUPS; ++s) {
+      highest = greater(highest, maxima[s * 8 + h]);
+    }
+    return highest;
+  };
+  if (thread_index < SIMDGROUPS * 8) {
+    shares[thread_index] = share(maxima[thread_index], highest_of(thread_index % 8));
+  }
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+
   // Of each part its sums, then the greatest score and the sum of weights.
   for (uint i = thread_index; i < rows * DIM; i += SIMDGROUPS * 32) {
     uint h = i / DIM;
     uint d = i % DIM;
     // Elements lie as lanes had them.
     uint at = d / 64 * 64 + d % 8 / 2 * 16 + d % 2 * 8 + d / 8 % 8;
-    float highest = -INFINITY;
-    for (uint s = 0; s < SIMDGROUPS; ++s) {
-      highest = greater(highest, maxima[s * 8 + h]);
-    }
     float all = 0.0f;
     float element = 0.0f;
     for (uint s = 0; s < SIMDGROUPS; ++s) {
-      float part = share(maxima[s * 8 + h], highest);
       float one = joined[(s * 8 + h) * PITCH + at];
       if (PACKED) {
         one += joined[(s * 8 + h + 4) * PITCH + at];
       }
-      all += sums[s * 8 + h] * part;
-      element += one * part;
+      all += sums[s * 8 + h] * shares[s * 8 + h];
+      element += one * shares[s * 8 + h];
     }
     device float* to = partial + ((ulong(query) * p.q_heads + first_head + h) * groups.z + group.z) * (DIM + 2);
     to[d] = element;
     if (d == 0) {
-      to[DIM] = highest;
+      to[DIM] = highest_of(h);
       to[DIM + 1] = all;
     }
   }
