@@ -260,6 +260,17 @@ kernel void g(device float* o [[buffer(2), function_constant(flag)]]) { if (is_f
     }
 
     #[test]
+    fn a_kernel_says_how_many_threads_it_has_at_most() {
+        let cuda =
+            super::rewrite(SOURCE, Dialect::Cuda { entry: None }, &[(0, Constant::Bool(true))]).expect("rewrites");
+        for part in
+            ["__msl_entry(__msl_threads > (256) ? __msl_threads : (256)) msl_ab(", "__msl_entry(__msl_threads) msl_g("]
+        {
+            assert!(cuda.text.contains(part), "no {part} in {}", cuda.text);
+        }
+    }
+
+    #[test]
     fn methods_are_for_thread_memory() {
         let text = "struct S { float a[2] = {1, 2}; int b = (3); S(int x) : b(x), c{x} { f(); } static int g(int x) { return x; }\n\
                     inline __attribute__((always_inline)) float f() const { return h(1); } void operator()(int i);\n\

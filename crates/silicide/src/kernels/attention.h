@@ -28,6 +28,17 @@ inline Places places_of(constant Params& p, device const uint* table, device con
   return places;
 }
 
+// Whether positions are rows.
+#ifdef RING
+constant constexpr bool IN_ROWS = false;
+#else
+#ifdef PAGES
+constant constexpr bool IN_ROWS = false;
+#else
+constant constexpr bool IN_ROWS = true;
+#endif
+#endif
+
 // Where the key and the value of a position lie. False where its page is not there; then that of some other is given.
 inline bool find(constant Params& p, Places places, uint position, thread ulong2& at) {
 #ifdef PAGES

@@ -64,6 +64,23 @@ kernel void attention_decode(
     uint base = first_key(turn);
     if (base < end) {
       Shared to = staged + turn % STAGES * 2 * TILE;
+      if (IN_ROWS && 32 % CHUNKS == 0 && base + KEYS <= end) {
+        constexpr uint ROWS = 32 / CHUNKS;
+        uint first = lane / CHUNKS;
+        uint c = lane % CHUNKS;
+        device const SCALAR* key = k + ulong(base + first) * p.k_strides[0] + c * 8;
+        device const SCALAR* value = v + ulong(base + first) * p.v_strides[0] + c * 8;
+#pragma unroll
+        for (uint row = 0; row < KEYS; row += ROWS) {
+          Shared place = to + chunk_at(row + first, c);
+          copy_sixteen(place, key, true);
+          copy_sixteen(place + TILE, value, true);
+          key += ROWS * p.k_strides[0];
+          value += ROWS * p.v_strides[0];
+        }
+        end_copies();
+        return;
+      }
       for (uint i = lane; i < KEYS * CHUNKS; i += 32) {
         uint row = i / CHUNKS;
         uint c = i % CHUNKS;
@@ -182,13 +199,14 @@ kernel void attention_decode(
     }
     wait_for_copies<0>();
     simdgroup_barrier(mem_flags::mem_threadgroup);
-    bool finite = true;
+    // Zero, unless one is not finite.
+    float zero = 0.0f;
     for (uint n = 0; n < TILES; ++n) {
       for (uint i = 0; i < STEPS * 4; ++i) {
-        finite = finite && abs(sum_v[n][i / 4][i % 4]) < INFINITY;
+        zero = fma(sum_v[n][i / 4][i % 4], 0.0f, zero);
       }
     }
-    if (simd_all(finite)) {
+    if (simd_all(zero == 0.0f)) {
       break;
     }
   }

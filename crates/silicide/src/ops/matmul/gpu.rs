@@ -225,7 +225,6 @@ fn tensor_cores(
     let few =
         if matches!(products[0].matrix.format(), MatrixFormat::Quantized(QuantFormat::Ggml(_), _)) { 16 } else { 8 };
     match precision {
-        _ if p.m == 1 => Err("for one row of x tensor cores want rows of the weight that begin on 16 bytes"),
         _ if p.m <= few => Err("for few rows of x tensor cores want elements that 16 bits hold, in aligned rows"),
         Precision::F32 => Err("tensor cores would round the weight to 16 bits"),
         Precision::Reduced => Ok(GpuForm::tensor_many(p)),

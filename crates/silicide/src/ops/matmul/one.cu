@@ -25,6 +25,7 @@ constant constexpr bool TOTALS = Reader::HAS_MINIMUM || R::OFFSET != 0;
 // The bits of a where `mask` has ones, else of b. A choice of floats would become a branch.
 inline float pick_bits(uint mask, float a, float b) { return as_type<float>(as_type<uint>(a) & mask | as_type<uint>(b) & ~mask); }
 
+// A processor runs 24 simdgroups, and has registers for no more.
 [[kernel, max_total_threads_per_threadgroup(768)]] void matmul_tensor_one(
     PRODUCTS,
     threadgroup uchar* dynamic [[threadgroup(0)]],
@@ -133,7 +134,7 @@ inline float pick_bits(uint mask, float a, float b) { return as_type<float>(as_t
   bool has_x = r % 4 == t;
   threadgroup const uint4* my_x = (threadgroup const uint4*)x_pairs + r * 4;
   Kept kept = Kept::of(simd_broadcast(p.k >> 31, 0));
-  uint third = t < 2 ? 0 : ~0u;
+  uint of_lower = t < 2 ? 0 : ~0u;  // whether a lane's sums are in the lower half
   float sum = 0.0f;
   uint slot = 0;
   Staged<S> places = {};
@@ -162,8 +163,8 @@ inline float pick_bits(uint mask, float a, float b) { return as_type<float>(as_t
       }
       float mine[2 * HALVES];
       for (uint i = 0; i < 2; ++i) {
-        float first = pick_bits(third, sums[0][2 + i], sums[0][i]);
-        float second = pick_bits(third, sums[1][2 + i], sums[1][i]);
+        float first = pick_bits(of_lower, sums[0][2 + i], sums[0][i]);
+        float second = pick_bits(of_lower, sums[1][2 + i], sums[1][i]);
         mine[i * HALVES] = HALVES == 1 ? first + second : first;
         mine[i * HALVES + HALVES - 1] = HALVES == 1 ? first + second : second;
       }
