@@ -126,7 +126,7 @@ fn defines(source: &KernelSource) -> BTreeSet<String> {
     }
     if source.name == "kv_quantize_affine" {
         return [(4, 32), (4, 64), (8, 32), (8, 128)]
-            .map(|(bits, group)| kv_quantize_affine::defines(bits, group, layout(bits == 4)))
+            .map(|(bits, group)| kv_quantize_affine::defines(bits, group, layout(bits == 4), group == 64))
             .into();
     }
     if source.name == matmul::wgmma::SOURCE.name {

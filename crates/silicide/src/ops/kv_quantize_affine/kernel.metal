@@ -1,12 +1,14 @@
-// kv_quantize_affine, kv_dequantize_affine. To quantise, a simdgroup takes a group of a row, of which a lane has PER_LANE
-// elements that follow one another; neighbouring lanes put a word of codes together. To dequantise, a thread takes a word.
-// The host defines PER_LANE and BITS, and RING as ring.h has it.
+// kv_quantize_affine, kv_dequantize_affine. To quantise, GROUP / EACH neighbouring lanes take a group of a row, each EACH elements that
+// follow one another, whose codes are whole words; to dequantise, a thread takes a word. The host defines GROUP and BITS; WHOLE, which says
+// that rows are packets that lie aligned; and RING as ring.h has it.
 
 #include "silicide.h"
+#include "packet.h"
 #include "ring.h"
 
-constant constexpr uint SIMDGROUPS = 4;
-constant constexpr uint GROUP = 32 * PER_LANE;
+constant constexpr uint THREADS = 128;
+constant constexpr uint EACH = 8;
+constant constexpr uint LANES = GROUP / EACH;
 constant constexpr uint MOST = (1u << BITS) - 1;
 
 template <typename T, typename S>
@@ -18,65 +20,86 @@ kernel void kv_quantize_affine(
     device S* biases [[buffer(4)]],
     constant Params& p [[buffer(5)]],
     uint threadgroup_index [[threadgroup_position_in_grid]],
+    uint threadgroups [[threadgroups_per_grid]],
     uint thread_index [[thread_index_in_threadgroup]],
-    uint lane [[thread_index_in_simdgroup]],
-    uint simdgroup [[simdgroup_index_in_threadgroup]]) {
-  threadgroup int newest_of[SIMDGROUPS];
+    uint lane [[thread_index_in_simdgroup]]) {
+  threadgroup int newest_of[THREADS / 32];
   uint groups = p.dim / GROUP;
-  uint index = threadgroup_index * SIMDGROUPS + simdgroup;
-  uint row = index / groups;
-  uint group = index % groups;
-  uint token = row / p.heads;
-  uint head = row % p.heads;
-  int newest = newest_position(positions, p.rows / p.heads, newest_of, thread_index, 32 * SIMDGROUPS, lane);
-  uint slot = row_of(positions[min(token, p.rows / p.heads - 1)], newest, p.capacity);
-  // A simdgroup goes as one.
-  if (row >= p.rows || slot >= p.capacity) {
-    return;
-  }
-  x += ulong(token) * p.row_strides[0] + ulong(head) * p.row_strides[1] + group * GROUP + lane * PER_LANE;
-  codes += ulong(slot) * p.code_strides[0] + ulong(head) * p.code_strides[1] + group * (GROUP * BITS / 32);
+  uint tokens = p.rows / p.heads;
+  int newest = newest_position(positions, tokens, newest_of, thread_index, THREADS, lane);
+  // A simdgroup goes as one. Threadgroups of a ring, which are few, go on.
+  uint all = p.rows * groups * LANES;
+  for (uint first = threadgroup_index * THREADS; first < all; first += threadgroups * THREADS) {
+    uint index = (first + thread_index) / LANES;
+    uint part = lane % LANES;
+    uint row = index / groups;
+    uint group = index % groups;
+    uint token = row / p.heads;
+    uint head = row % p.heads;
+    uint slot = row_of(positions[min(token, tokens - 1)], newest, p.capacity);
+    bool present = row < p.rows && slot < p.capacity;
+    // Lanes without a row have zeros, as the others talk to them.
+    device const T* from = x;
+    if (present) {
+      from += ulong(token) * p.row_strides[0] + ulong(head) * p.row_strides[1] + group * GROUP + part * EACH;
+    }
+    float values[EACH] = {};
+    if (present && WHOLE) {
+      Packet<T, EACH> packet = Packet<T, EACH>::load(from);
+      for (uint i = 0; i < EACH; ++i) {
+        values[i] = float(packet.get(i));
+      }
+    } else if (present) {
+      for (uint i = 0; i < EACH; ++i) {
+        values[i] = float(from[i]);
+      }
+    }
+    float least = INFINITY;
+    float most = -INFINITY;
+    float none = 0.0f;
+    for (uint i = 0; i < EACH; ++i) {
+      least = min(least, values[i]);
+      most = max(most, values[i]);
+      // The difference of an infinity or NaN to itself is NaN.
+      none += values[i] - values[i];
+    }
+    for (uint other = 1; other < LANES; other *= 2) {
+      least = min(least, simd_shuffle_xor(least, ushort(other)));
+      most = max(most, simd_shuffle_xor(most, ushort(other)));
+      none += simd_shuffle_xor(none, ushort(other));
+    }
+    bool finite = none == 0.0f;
 
-  float values[PER_LANE];
-  float least = INFINITY;
-  float most = -INFINITY;
-  float none = 0.0f;
-  for (uint i = 0; i < PER_LANE; ++i) {
-    values[i] = float(x[i]);
-    least = min(least, values[i]);
-    most = max(most, values[i]);
-    // The difference of an infinity or NaN to itself is NaN.
-    none += values[i] - values[i];
-  }
-  least = simd_min(least);
-  most = simd_max(most);
-  bool finite = simd_sum(none) == 0.0f;
+    float scale = max((most - least) / float(MOST), 1e-7f);
+    bool from_least = fabs(least) > fabs(most);
+    float edge = from_least ? least : most;
+    scale = from_least ? scale : -scale;
+    // The edge is a whole number of steps from 0.
+    float steps = rint(edge / scale);
+    float bias = steps == 0.0f ? 0.0f : edge;
+    scale = steps == 0.0f ? scale : edge / steps;
 
-  float scale = max((most - least) / float(MOST), 1e-7f);
-  bool from_least = fabs(least) > fabs(most);
-  float edge = from_least ? least : most;
-  scale = from_least ? scale : -scale;
-  // The edge is a whole number of steps from 0.
-  float steps = rint(edge / scale);
-  float bias = steps == 0.0f ? 0.0f : edge;
-  scale = steps == 0.0f ? scale : edge / steps;
-
-  uint word = 0;
-  for (uint i = 0; i < PER_LANE; ++i) {
-    float code = clamp(rint((values[i] - bias) / scale), 0.0f, float(MOST));
-    word |= (finite ? uint(code) : 0u) << (i * BITS);
-  }
-  constexpr uint MEMBERS = 32 / (PER_LANE * BITS);
-  word <<= lane % MEMBERS * (PER_LANE * BITS);
-  for (uint other = 1; other < MEMBERS; other *= 2) {
-    word |= simd_shuffle_xor(word, ushort(other));
-  }
-  if (lane % MEMBERS == 0) {
-    codes[lane / MEMBERS] = word;
-  }
-  if (lane == 0) {
-    scales[ulong(slot) * p.scale_strides[0] + ulong(head) * p.scale_strides[1] + group] = S(finite ? scale : NAN);
-    biases[ulong(slot) * p.bias_strides[0] + ulong(head) * p.bias_strides[1] + group] = S(finite ? bias : NAN);
+    // Quotients that are rounded as a division rounds (Markstein): what a product with the reciprocal misses is added.
+    float reciprocal = 1.0f / scale;
+    constexpr uint WORDS = EACH * BITS / 32;
+    uint words[WORDS] = {};
+    for (uint i = 0; i < EACH; ++i) {
+      float above = values[i] - bias;
+      float near = above * reciprocal;
+      float quotient = fma(fma(-near, scale, above), reciprocal, near);
+      float code = clamp(rint(quotient), 0.0f, float(MOST));
+      words[i * BITS / 32] |= (finite ? uint(code) : 0u) << (i * BITS % 32);
+    }
+    if (present) {
+      device uint* to = codes + ulong(slot) * p.code_strides[0] + ulong(head) * p.code_strides[1] + (group * LANES + part) * WORDS;
+      for (uint i = 0; i < WORDS; ++i) {
+        to[i] = words[i];
+      }
+      if (part == 0) {
+        scales[ulong(slot) * p.scale_strides[0] + ulong(head) * p.scale_strides[1] + group] = S(finite ? scale : NAN);
+        biases[ulong(slot) * p.bias_strides[0] + ulong(head) * p.bias_strides[1] + group] = S(finite ? bias : NAN);
+      }
+    }
   }
 }
 

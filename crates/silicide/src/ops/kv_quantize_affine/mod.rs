@@ -11,6 +11,7 @@ use crate::device::{Gpu, Launch, Stream};
 use crate::kernels::{KernelParams, KernelSource, kernel_params};
 use crate::ops::attention::CacheLayout;
 use crate::ops::check::{check, float_entry, size};
+use crate::ops::rows::packets_align;
 use crate::{DType, Device, Error, Result, Tensor};
 
 /// Rows of keys or of values in the form that MLX's `quantize` gives them: codes, and a scale and a bias for each group of a
@@ -232,12 +233,17 @@ pub fn kv_quantize_affine(
         DType::BF16 => float_entry!(x.dtype(), T => cpu::quantize::<T, half::bf16>),
         _ => float_entry!(x.dtype(), T => cpu::quantize::<T, f32>),
     };
-    stream.launch(launch, entry, || Gpu {
-        source: &SOURCE,
-        defines: defines(form.bits, form.group_size, layout),
-        entry: format!("kv_quantize_affine_{}_{scales}", x.dtype()),
-        threadgroups: [groups.div_ceil(SIMDGROUPS), 1, 1],
-        threads: [32 * SIMDGROUPS, 1, 1],
+    stream.launch(launch, entry, || {
+        // Of a ring each threadgroup looks for the newest token, which many would do again and again.
+        let most = if params.ring == 0 { u32::MAX } else { 512 };
+        let whole = packets_align(x.dim(2), EACH as usize, &[Some(x)]);
+        Gpu {
+            source: &SOURCE,
+            defines: defines(form.bits, form.group_size, layout, whole),
+            entry: format!("kv_quantize_affine_{}_{scales}", x.dtype()),
+            threadgroups: [(groups * (form.group_size / EACH)).div_ceil(THREADS).min(most), 1, 1],
+            threads: [THREADS, 1, 1],
+        }
     })
 }
 
@@ -283,10 +289,10 @@ pub fn kv_dequantize_affine_into(stream: &mut Stream, cache: &AffineRows, out: &
     };
     stream.launch(launch, entry, || Gpu {
         source: &SOURCE,
-        defines: defines(form.bits, form.group_size, CacheLayout::Rows),
+        defines: defines(form.bits, form.group_size, CacheLayout::Rows, false),
         entry: format!("kv_dequantize_affine_{}_{scales}", out.dtype()),
-        threadgroups: [words.div_ceil(32 * SIMDGROUPS), 1, 1],
-        threads: [32 * SIMDGROUPS, 1, 1],
+        threadgroups: [words.div_ceil(THREADS), 1, 1],
+        threads: [THREADS, 1, 1],
     })
 }
 
@@ -294,12 +300,13 @@ const ROWS: &str = "AffineRows";
 const QUANTIZE: &str = "kv_quantize_affine";
 const DEQUANTIZE: &str = "kv_dequantize_affine";
 
-/// In a threadgroup; those of the kernel that quantises have a group each at a time.
-const SIMDGROUPS: u32 = 4;
+/// Of a threadgroup, and the elements that a thread quantises; `kernel.metal` has the same.
+const THREADS: u32 = 128;
+const EACH: u32 = 8;
 
 /// What the kernel is compiled with.
-pub(super) fn defines(bits: u32, group_size: u32, layout: CacheLayout) -> String {
-    format!("{}#define BITS {bits}\n#define PER_LANE {}", layout.define(), group_size / 32)
+pub(super) fn defines(bits: u32, group_size: u32, layout: CacheLayout, whole: bool) -> String {
+    format!("{}#define BITS {bits}\n#define GROUP {group_size}\n#define WHOLE {whole}", layout.define())
 }
 
 /// Where a launch that writes tokens puts them in a cache; `ring.h` has the same.

@@ -3,6 +3,13 @@
 
 #include "rows.h"
 
+template <typename T, uint N>
+inline void load_held(thread Packet<T, N> (&held)[HELD], device const T* row, uint start, uint span, uint dim) {
+  for (uint v = 0; v < HELD; ++v) {
+    held[v] = load_packet<N>(row, 1, start + v * span, dim);
+  }
+}
+
 template <typename T, typename W>
 kernel void layer_norm(
     device const T* x [[buffer(0)]],
@@ -26,18 +33,21 @@ kernel void layer_norm(
   uint span = team.width * N;
   bool again = p.dim > span * HELD;
 
+  // What comes after the mean is asked for before it is known.
   Packet<T, N> held[HELD];
+  Packet<W, N> weights[HELD];
+  Packet<W, N> biases[HELD];
   float sum = 0;
   for (uint start = first; start < p.dim; start += span * HELD) {
-    for (uint v = 0; v < HELD; ++v) {
-      held[v] = load_packet<N>(x, 1, start + v * span, dim);
-    }
+    load_held(held, x, start, span, dim);
     for (uint v = 0; v < HELD; ++v) {
       for (uint i = 0; i < N; ++i) {
         sum += float(held[v].get(i));
       }
     }
   }
+  load_held(weights, weight, first, span, p.has_weight ? dim : 0);
+  load_held(biases, bias, first, span, p.has_bias ? dim : 0);
   float mean = team_reduce<Sum>(sum, team.width, scratch, lane, simdgroup, simdgroups) / float(p.dim);
   float squares = 0;
   for (uint start = first; start < dim; start += span * HELD) {
@@ -57,23 +67,19 @@ kernel void layer_norm(
 
   // Each thread reads again what it read before, so writing over the input in place is safe.
   for (uint start = first; start < dim; start += span * HELD) {
+    if (start > first) {
+      load_held(weights, weight, start, span, p.has_weight ? dim : 0);
+      load_held(biases, bias, start, span, p.has_bias ? dim : 0);
+    }
     for (uint v = 0; v < HELD; ++v) {
       uint at = start + v * span;
       if (again) {
         held[v] = load_packet<N>(x, 1, at, dim);
       }
-      Packet<W, N> w = Packet<W, N>::zeros();
-      Packet<W, N> b = Packet<W, N>::zeros();
-      if (p.has_weight) {
-        w = load_packet<N>(weight, 1, at, dim);
-      }
-      if (p.has_bias) {
-        b = load_packet<N>(bias, 1, at, dim);
-      }
       Packet<T, N> normal = Packet<T, N>::zeros();
       for (uint i = 0; i < N; ++i) {
-        float by = p.has_weight ? float(w.get(i)) : 1.0f;
-        normal.put(i, T((float(held[v].get(i)) - mean) * scale * by + float(b.get(i))));
+        float by = p.has_weight ? float(weights[v].get(i)) : 1.0f;
+        normal.put(i, T((float(held[v].get(i)) - mean) * scale * by + float(biases[v].get(i))));
       }
       store_packet(out, 1, at, dim, normal);
     }
