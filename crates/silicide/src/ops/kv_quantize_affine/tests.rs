@@ -197,6 +197,26 @@ fn a_ring_keeps_the_newest_tokens() {
     });
 }
 
+/// More tokens than a GPU has threadgroups for, which take others then.
+#[test]
+fn many_tokens_fill_a_ring() {
+    on_every_device(|stream| {
+        let device = &stream.device().clone();
+        let options = AffineOptions { bits: 8, group_size: 128, dtype: DType::F32 };
+        let (tokens, rows, dim) = (600, 580, 1024);
+        let cache = AffineRows::zeros(device, 1, rows, dim, options).unwrap();
+        let x: Vec<f32> = (0..tokens * dim).map(|i| (1 + i / dim) as f32).collect();
+        let x = device.tensor(&x, [tokens, 1, dim]).unwrap();
+        let positions = device.tensor(&(0..tokens as u32).rev().collect::<Vec<_>>(), [tokens]).unwrap();
+        kv_quantize_affine(stream, &x, &positions, CacheLayout::Ring, &cache).unwrap();
+        let biases = values_of(stream, &cache.biases);
+        for position in tokens - rows..tokens {
+            let got = &biases[position % rows * 8..][..8];
+            assert!(got.iter().all(|&b| b == (tokens - position) as f32), "position {position}: {got:?}");
+        }
+    });
+}
+
 #[test]
 fn says_what_does_not_fit() {
     let device = Device::cpu();

@@ -84,6 +84,28 @@ fn d_26_more_tokens_than_a_ring_has_rows_do_not_race() {
     });
 }
 
+/// More tokens than a GPU has threadgroups for, which take several each and then others.
+#[test]
+fn many_tokens_fill_a_ring() {
+    on_every_device(|stream| {
+        let device = &stream.device().clone();
+        let (tokens, rows, dim) = (2100, 2090, 1024);
+        let values: Vec<f32> = (0..tokens * dim).map(|i| (i / dim) as f32).collect();
+        let k = device.tensor(&values, [tokens, 1, dim]).unwrap();
+        let caches = [0, 1].map(|_| device.zeros(DType::F32, [rows, 1, dim]).unwrap());
+        // From the newest to the oldest.
+        let positions = device.tensor(&(0..tokens as u32).rev().collect::<Vec<_>>(), [tokens]).unwrap();
+        kv_write_with(stream, &k, &k, &positions, CacheLayout::Ring, &caches[0], &caches[1]).unwrap();
+        for cache in caches {
+            let got = cache.to_vec::<f32>(stream).unwrap();
+            for position in tokens - rows..tokens {
+                let row = &got[position % rows * dim..][..dim];
+                assert!(row.iter().all(|&x| x == (tokens - 1 - position) as f32), "position {position}: {:?}", row[0]);
+            }
+        }
+    });
+}
+
 #[test]
 fn any_schedule_finds_the_newest_of_a_ring() {
     on_every_schedule(|stream| {
