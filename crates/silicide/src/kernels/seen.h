@@ -8,6 +8,14 @@ inline float share(float x, float most) { return x == -INFINITY ? 0.0f : metal::
 // The greater; NaN where one is.
 inline float greater(float a, float b) { return a > b || a != a ? a : b; }
 
+// The greatest of `known` and of what each of some simdgroups has found, whose places are `pitch` apart.
+inline float greatest(threadgroup const float* maxima, uint simdgroups, uint pitch, float known) {
+  for (uint s = 0; s < simdgroups; ++s) {
+    known = greater(known, maxima[s * pitch]);
+  }
+  return known;
+}
+
 // The oldest position that a ring has. All lanes of a simdgroup take part.
 inline uint oldest_position(constant Params& p, device const uint* positions, uint lane) {
 #ifdef RING

@@ -236,11 +236,8 @@ kernel void attention_decode(
   // What the sums of each simdgroup count for.
   bool whole = groups.z == 1;
   auto highest_of = [&](uint h) {
-    float highest = whole && p.has_sinks && h < heads ? sinks[first_head + h] : -INFINITY;
-    for (uint s = 0; s < SIMDGROUPS; ++s) {
-      highest = greater(highest, maxima[s * TILES * 8 + h]);
-    }
-    return highest;
+    float sink = whole && p.has_sinks && h < heads ? sinks[first_head + h] : -INFINITY;
+    return greatest(maxima + h, SIMDGROUPS, TILES * 8, sink);
   };
   uint thread_index = simdgroup * 32 + lane;
   if (thread_index < SIMDGROUPS * TILES * 8) {

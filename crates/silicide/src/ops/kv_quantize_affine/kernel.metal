@@ -79,7 +79,9 @@ kernel void kv_quantize_affine(
     float bias = steps == 0.0f ? 0.0f : edge;
     scale = steps == 0.0f ? scale : edge / steps;
 
-    // Quotients that are rounded as a division rounds (Markstein): what a product with the reciprocal misses is added.
+    // Quotients that are rounded as a division rounds (Markstein): what a product with the reciprocal misses is added. Where the range
+    // of values is infinite they are 0.
+    bool counts = finite && fabs(scale) < INFINITY;
     float reciprocal = 1.0f / scale;
     constexpr uint WORDS = EACH * BITS / 32;
     uint words[WORDS] = {};
@@ -88,7 +90,7 @@ kernel void kv_quantize_affine(
       float near = above * reciprocal;
       float quotient = fma(fma(-near, scale, above), reciprocal, near);
       float code = clamp(rint(quotient), 0.0f, float(MOST));
-      words[i * BITS / 32] |= (finite ? uint(code) : 0u) << (i * BITS % 32);
+      words[i * BITS / 32] |= (counts ? uint(code) : 0u) << (i * BITS % 32);
     }
     if (present) {
       device uint* to = codes + ulong(slot) * p.code_strides[0] + ulong(head) * p.code_strides[1] + (group * LANES + part) * WORDS;

@@ -197,6 +197,21 @@ fn a_ring_keeps_the_newest_tokens() {
     });
 }
 
+/// Where the greatest is further from the least than f32 reaches, codes are 0, and the scale says so.
+#[test]
+fn a_range_past_f32_has_no_codes() {
+    on_every_device(|stream| {
+        let device = &stream.device().clone();
+        let options = AffineOptions { bits: 8, group_size: 32, dtype: DType::F32 };
+        let cache = AffineRows::zeros(device, 1, 1, 32, options).unwrap();
+        let x: Vec<f32> = (0..32).map(|i| if i % 2 == 0 { 3e38 } else { -3e38 }).collect();
+        let x = device.tensor(&x, [1, 1, 32]).unwrap();
+        kv_quantize_affine(stream, &x, &device.zeros(DType::U32, [1]).unwrap(), CacheLayout::Rows, &cache).unwrap();
+        assert_eq!(cache.codes.to_vec::<u32>(stream).unwrap(), [0; 8]);
+        assert!(values_of(stream, &cache.scales)[0].is_infinite());
+    });
+}
+
 /// More tokens than a GPU has threadgroups for, which take others then.
 #[test]
 fn many_tokens_fill_a_ring() {

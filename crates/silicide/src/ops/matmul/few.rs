@@ -2,8 +2,9 @@
 
 use super::Params;
 use super::gpu::{GpuForm, PARAMS, Product};
+use super::stages::aligned;
 use crate::kernels::KernelSource;
-use crate::matrix::{Matrix, MatrixFormat};
+use crate::matrix::MatrixFormat;
 use crate::quant::QuantFormat;
 use crate::{DType, Device};
 
@@ -20,9 +21,7 @@ pub(in crate::ops) fn bits(format: MatrixFormat) -> Option<u32> {
 /// The form for affine codes of 4 or 8 bits and at most 16 rows of x, or none.
 pub(super) fn form(device: &Device, p: &Params, products: &[Product]) -> Option<GpuForm> {
     let (bits, group) = (bits(products[0].matrix.format())?, p.group_size);
-    let aligned = |part: Option<&crate::Tensor>| part.is_none_or(|t| t.byte_range().start.is_multiple_of(16));
-    let aligned = |m: &Matrix| aligned(m.scales()) && aligned(m.biases());
-    if p.m > 16 || p.k == 0 || !products.iter().all(|p| aligned(p.matrix)) {
+    if p.m > 16 || p.k == 0 || !aligned(products) {
         return None;
     }
     let tiles: u32 = p.n.iter().map(|n| n.div_ceil(TILE)).sum();

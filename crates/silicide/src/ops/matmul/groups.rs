@@ -2,7 +2,7 @@
 
 use super::Params;
 use super::gpu::{GpuForm, PARAMS, Product};
-use super::stages::Stage;
+use super::stages::{Stage, fit};
 use crate::kernels::KernelSource;
 use crate::matrix::MatrixFormat;
 use crate::quant::{GgmlFormat, QuantFormat};
@@ -25,7 +25,7 @@ pub(super) fn form(device: &Device, x: DType, p: &Params, products: &[Product]) 
     let part = 4 * (TILE + 4) * tokens;
     let memory = 8 * (DEPTH * stage.bytes + 4 * TILE * floats + 2 * part);
     // Four threadgroups of a processor have registers enough where theirs are of eight rows, without minimums.
-    let at_once = if p.m <= 8 && 4 * memory <= MEMORY { 4 } else { 2 };
+    let at_once = if p.m <= 8 && fit(4, memory) { 4 } else { 2 };
     (memory <= device.nvidia_threadgroup_memory()).then_some(GpuForm {
         source: &SOURCE,
         entry,
@@ -52,8 +52,6 @@ const fn factors_of(format: QuantFormat) -> u32 {
 /// Rows of a tile, and stages of a simdgroup; `groups.cu` has the same.
 const TILE: u32 = 16;
 const DEPTH: u32 = 2;
-/// Threadgroup memory of a processor, less what each threadgroup has besides.
-const MEMORY: u32 = (228 - 4) << 10;
 
 pub(in crate::ops) static SOURCE: KernelSource =
     KernelSource { name: "matmul/groups.cu", params: PARAMS, body: include_str!("groups.cu") };

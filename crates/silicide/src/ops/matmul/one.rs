@@ -2,7 +2,7 @@
 
 use super::Params;
 use super::gpu::{GpuForm, PARAMS, Product};
-use super::stages::Stage;
+use super::stages::{Stage, fit};
 use crate::kernels::KernelSource;
 use crate::matrix::MatrixFormat;
 use crate::quant::{GgmlFormat, QuantFormat};
@@ -33,7 +33,7 @@ pub(super) fn form(device: &Device, x: DType, p: &Params, products: &[Product]) 
         let threadgroups = at_once * processors;
         f64::from(tiles) / f64::from(threadgroups * tiles.div_ceil(threadgroups))
     };
-    let two = 2 * memory(2) <= MEMORY && tiles <= 50 * processors && busy(2) > 0.93 * busy(1);
+    let two = fit(2, memory(2)) && tiles <= 50 * processors && busy(2) > 0.93 * busy(1);
     let at_once = if two { 2 } else { 1 };
     (memory(at_once) <= device.nvidia_threadgroup_memory()).then_some(GpuForm {
         source: &SOURCE,
@@ -63,8 +63,6 @@ const TILE: u32 = 8;
 const DEPTH: u32 = 2;
 /// Simdgroups of a processor, for which it has registers.
 const SIMDGROUPS: u32 = 24;
-/// Threadgroup memory of a processor, less what each threadgroup has besides.
-const MEMORY: u32 = (228 - 2) << 10;
 
 pub(in crate::ops) static SOURCE: KernelSource =
     KernelSource { name: "matmul/one.cu", params: PARAMS, body: include_str!("one.cu") };

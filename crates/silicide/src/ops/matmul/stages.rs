@@ -39,11 +39,18 @@ impl Stage {
 
     /// Whether its copies find the weights of the products where they want them.
     pub(super) fn takes(&self, p: &Params, products: &[Product]) -> bool {
-        let aligned = |part: Option<&Tensor>| part.is_none_or(|t| t.byte_range().start.is_multiple_of(16));
-        let aligned = |m: &Matrix| aligned(Some(m.codes())) && aligned(m.scales()) && aligned(m.biases());
-        p.k != 0
-            && p.k.is_multiple_of(32)
-            && (!self.even || p.code_stride.is_multiple_of(16))
-            && products.iter().all(|product| aligned(product.matrix))
+        p.k != 0 && p.k.is_multiple_of(32) && (!self.even || p.code_stride.is_multiple_of(16)) && aligned(products)
     }
+}
+
+/// Whether all that weights are stored in begins on 16 bytes.
+pub(super) fn aligned(products: &[Product]) -> bool {
+    let aligned = |part: Option<&Tensor>| part.is_none_or(|t| t.byte_range().start.is_multiple_of(16));
+    let matrix = |m: &Matrix| aligned(Some(m.codes())) && aligned(m.scales()) && aligned(m.biases());
+    products.iter().all(|product| matrix(product.matrix))
+}
+
+/// Whether a processor of Hopper has memory for so many threadgroups at once, each of which takes a KiB besides.
+pub(super) fn fit(threadgroups: u32, memory: u32) -> bool {
+    threadgroups * (memory + (1 << 10)) <= 228 << 10
 }

@@ -504,13 +504,7 @@ kernel void quantized_attention_decode(
   threadgroup_barrier(mem_flags::mem_threadgroup);
 
   // What the sums of each simdgroup count for.
-  auto highest_of = [&](uint h) {
-    float highest = -INFINITY;
-    for (uint s = 0; s < SIMDGROUPS; ++s) {
-      highest = greater(highest, maxima[s * 8 + h]);
-    }
-    return highest;
-  };
+  auto highest_of = [&](uint h) { return greatest(maxima + h, SIMDGROUPS, 8, -INFINITY); };
   if (thread_index < SIMDGROUPS * 8) {
     shares[thread_index] = share(maxima[thread_index], highest_of(thread_index % 8));
   }
