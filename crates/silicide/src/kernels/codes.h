@@ -42,6 +42,18 @@ inline void four_floats(uint bytes, Kept kept, thread uint* to) {
   }
 }
 
+// Codes of eight bits, one a byte: bytes 0 and 2 of a word as a pair, less 128. SIGNED ones are their values.
+template <bool SIGNED>
+inline uint two_of_eight(uint word, Kept kept) {
+  if constexpr (HALF) {
+    uint codes = and_or(word, 0x00ff00ffu, 0x64006400u);
+    return add_pairs(SIGNED ? codes ^ 0x00800080u : codes, 0xe480e480u);
+  } else {
+    // 128 and the low seven bits, less 128 or 256 as the eighth says.
+    return add_pairs(and_or(word, 0x007f007fu, kept.above_pairs), and_xor(word, 0x00800080u, SIGNED ? 0xc300c300u : 0xc380c380u));
+  }
+}
+
 // Small floats i and i + 4 of eight: their fields are moved to the places of SCALAR's, and a product with a power of two makes up for the
 // other bias of the exponent.
 inline uint two_of_e2m1(uint codes, uint i, Kept kept) {

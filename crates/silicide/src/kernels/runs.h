@@ -21,18 +21,6 @@ inline void load_words(device const uchar* at, thread uint* to) {
   }
 }
 
-// Codes of eight bits, one a byte: bytes 0 and 2 of a word as a pair, less 128. SIGNED ones are their values.
-template <bool SIGNED>
-inline uint two_of_eight(uint word, Kept kept) {
-  if constexpr (HALF) {
-    uint codes = and_or(word, 0x00ff00ffu, 0x64006400u);
-    return add_pairs(SIGNED ? codes ^ 0x00800080u : codes, 0xe480e480u);
-  } else {
-    // 128 and the low seven bits, less 128 or 256 as the eighth says.
-    return add_pairs(and_or(word, 0x007f007fu, kept.above_pairs), and_xor(word, 0x00800080u, SIGNED ? 0xc300c300u : 0xc380c380u));
-  }
-}
-
 // Codes of four bits i and i + 4 of a word. In bf16 they are 128 more, in f16 what they are.
 inline uint two_of_four(uint word, uint i, Kept kept) {
   uint codes = and_or(word >> (4 * i), 0x000f000fu, kept.above_pairs);

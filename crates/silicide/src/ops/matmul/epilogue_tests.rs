@@ -289,3 +289,32 @@ fn nothing_to_add_to() {
         }
     });
 }
+
+/// More tiles than a GPU takes at once, of which the last are narrower: what a row gives doesn't depend on those beside it.
+#[test]
+fn more_tiles_than_processors() {
+    on_every_device(|stream| {
+        let device = &stream.device().clone();
+        let random = &mut Random::new(11);
+        let (n, k, m) = if device.kind() == DeviceKind::Cuda { (17 * 256 - 3 * 8, 128, 1001) } else { (40, 64, 70) };
+        for format in [MatrixFormat::Dense(DType::BF16), affine(4, 64, DType::BF16), ggml(GgmlFormat::Q8_0)] {
+            let [gate, up] = [(); 2].map(|()| StoredMatrix::random(format, n, k, random));
+            let [gate, up] = [gate, up].map(|matrix| Weight::new(&matrix.on(device)).unwrap());
+            let x = rounded(DType::BF16, &random.values(m * k));
+            let x = random.tensor_by(8, device, DType::BF16, &x, [m, k]);
+            let both = |stream: &mut Stream, x: &Tensor| {
+                let product = matmul(stream, x, &up, Precision::Reduced).unwrap();
+                let gated = matmul_glu(stream, x, &gate, &up, Gate::Silu, Precision::Reduced).unwrap();
+                [values_of(stream, &product), values_of(stream, &gated)]
+            };
+            let all = both(stream, &x);
+            for at in (0..m).step_by(334) {
+                let some = at..m.min(at + 334);
+                let part = both(stream, &x.slice(0, some.clone()).unwrap());
+                for (all, part) in all.iter().zip(&part) {
+                    assert_eq!(all[some.start * n..some.end * n], part[..], "{device:?} {format}, rows {some:?}");
+                }
+            }
+        }
+    });
+}

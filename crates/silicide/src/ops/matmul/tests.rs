@@ -308,6 +308,26 @@ fn many_rows_of_16_bits() {
     });
 }
 
+/// Blocks, which tiles of 256 columns have, the last of them partly. Where rows are no multiples of 16 bytes they go another way.
+#[test]
+fn many_rows_by_blocks() {
+    on_every_device(|stream| {
+        let random = &mut Random::new(20);
+        // What is emulated is slow, and has one form for all.
+        let each = if stream.device().kind() == DeviceKind::Cuda { 1 } else { 7 };
+        for (i, &format) in GgmlFormat::ALL.iter().enumerate().step_by(each) {
+            let blocks = if format.block_elements() == 256 { 8 } else { 10 };
+            for k in [blocks * format.block_elements(), 768] {
+                let matrix = MatrixFormat::Quantized(QuantFormat::Ggml(format), DType::F32);
+                let matrix = StoredMatrix::random(matrix, [136, 264][i % 2], k, random);
+                check_products(stream, &matrix, [DType::BF16, DType::F16][i % 2], &[[66, 257][i % 2]], random);
+                let dtype = [DType::F16, DType::BF16][i % 2];
+                check_products(stream, &matrix, dtype, &[130], random);
+            }
+        }
+    });
+}
+
 /// A view that shows one row many times.
 #[test]
 fn rows_that_are_broadcast() {

@@ -1,45 +1,62 @@
 // matmul for many rows of x on the tensor cores of NVIDIA's Hopper GPUs, for x of a type of 16 bits and a weight of the same type, or one
-// of codes of 4 or 8 bits with scales apart, which are dequantised in registers, rounded to that type. kernel.metal is its check.
+// of codes of 4 or 8 bits with scales apart or of GGUF's blocks, which are dequantised in registers, rounded to that type. kernel.metal is
+// its check.
 //
 // Two threadgroups, a cluster, compute 256 rows of the weight by TOKENS rows of x, and stay for as long as there are such tiles. Each has
 // half of the rows of the weight, of which its two consumers, groups of four simdgroups, have 64 each, and fetches half of the rows of x
-// for both. The first group of each is the producer: one thread asks the copy engine for tiles of 64 columns, STAGES ahead. The weight is the first factor, so
-// that it may come from registers, and sums are f32 of [weight's rows, x's rows].
+// for both. The first group of each is the producer: one thread asks the copy engine for tiles of 64 columns, STAGES ahead, and for slabs of
+// blocks, SLABS ahead. The weight is the first factor, so that it may come from registers, and sums are f32 of [weight's rows, x's rows].
 
 #define QUICK
-#include "matrix.h"
-#include "nvidia.h"
+#include "codes.h"
 #include "products.h"
 
 constant constexpr uint TILE_K = 64;
 constant constexpr uint HALF_N = 128;  // rows of the weight, a threadgroup
-constant constexpr bool HALF = is_same_v<SCALAR, half>;
 
-// What a row of a tile of the weight is: the bits of a code, or none where elements are stored; columns that share a scale; what a scale is
-// stored as, and whether a bias goes with it.
+// What a row of a tile of the weight is: the bits of a code, or none where elements or blocks are stored; columns that share a scale; what
+// a scale is stored as, and whether a bias goes with it. Of blocks, the columns of a slab and their bytes.
 template <typename R>
 struct StoredAs {
+  static constant constexpr uint SLAB_COLUMNS = TILE_K, BLOCKS = 0;
   static constant constexpr uint BITS = 0, GROUP = TILE_K;
   typedef ushort Factor;
   static constant constexpr bool BIASED = false;
 };
 template <uint B, typename S>
 struct StoredAs<Affine<B, S>> {
+  static constant constexpr uint SLAB_COLUMNS = TILE_K, BLOCKS = 0;
   static constant constexpr uint BITS = B, GROUP = GROUP_SIZE;
   typedef ushort Factor;
   static constant constexpr bool BIASED = true;
 };
 template <typename C, typename S, uint G>
 struct StoredAs<SmallFloats<C, S, G>> {
+  static constant constexpr uint SLAB_COLUMNS = TILE_K, BLOCKS = 0;
   static constant constexpr uint BITS = C::BYTES / 2, GROUP = G;
   typedef uchar Factor;
   static constant constexpr bool BIASED = false;
 };
+template <typename B>
+struct StoredAs<Blocks<B>> {
+  static constant constexpr uint SLAB_COLUMNS = B::UNITS == 16 ? 256 : 128, BLOCKS = SLAB_COLUMNS / UNIT / B::UNITS * B::BYTES;
+  static constant constexpr uint BITS = 0, GROUP = B::GROUP;
+  typedef ushort Factor;
+  static constant constexpr bool BIASED = false;
+};
 typedef StoredAs<Reader> W;
 constant constexpr uint BITS = W::BITS;
-typedef conditional_t<BITS == 0, Mxfp4, Reader> Codes;  // any, where no codes are read
-constant constexpr uint W_ROW = BITS == 0 ? TILE_K * 2 : TILE_K * BITS / 8;  // bytes of a tile's row
+constant constexpr bool IN_BLOCKS = W::BLOCKS != 0;
+// Any, where none are read.
+typedef conditional_t<BITS == 0, Mxfp4, Reader> Coded;
+typedef conditional_t<IN_BLOCKS, Reader, Blocks<Q8_0>> Blocked;
+constant constexpr uint W_ROW = IN_BLOCKS ? 0 : BITS == 0 ? TILE_K * 2 : TILE_K * BITS / 8;  // bytes of a tile's row
 constant constexpr uint W_BYTES = HALF_N * W_ROW;
+// Rows of blocks are an odd number of sixteen bytes, so that eight of them lie in different banks.
+constant constexpr uint SLABS = IN_BLOCKS ? 2 : 0;
+constant constexpr uint SLAB_STEPS = W::SLAB_COLUMNS / TILE_K;
+constant constexpr uint PITCH = ((W::BLOCKS + (W::BLOCKS % 16 == 0 ? 0 : 14) + 15) / 16 | 1) * 16;
+constant constexpr uint SLAB = HALF_N * PITCH;
 // Of two weights a tile has first the rows of one and then as many of the other. A simdgroup takes eight rows of each, so that both sums of
 // an element are a thread's.
 constant constexpr uint OF_EACH = HALF_N / SUMS;
@@ -188,6 +205,39 @@ inline uint factor_of(thread const SmallFloats<C, E8m0, G>*, uint code) {
   return code == 255 ? 0x7fc07fc0u : code == 0 ? 0x00400040u : code * 0x00800080u;
 }
 
+// Four codes of a unit that lie together, the lane's of four lanes.
+template <typename B>
+inline uint four_codes(Blocks<B> reader, uint unit, uint lane) {
+  return B::template codes<uint>(reader.block(unit), unit % B::UNITS, lane % 4 * 4);
+}
+
+// Those of columns 2t, 2t + 1, 2t + 8 and 2t + 9 of the unit, lane t of four, as two pairs.
+template <typename B>
+inline void pairs_of(Blocks<B>, uint four, uint lane, thread uint* to) {
+  Kept kept = Kept::of(0);
+  uint t = lane % 4;
+  for (uint i = 0; i < 2; ++i) {
+    uint word = simd_shuffle(four, ushort(lane - t + t / 2 + i * 2));
+    uint digits = t % 2 == 0 ? 0x4140 : 0x4342;
+    if constexpr (B::ZERO < 128) {
+      to[i] = less_zero<B::ZERO>(pick_bytes(word, kept.above, digits));
+    } else {
+      to[i] = two_of_eight<false>(pick_bytes(word, 0, digits), kept);
+    }
+  }
+}
+
+// A scale as the sum of two SCALAR.
+inline uint split(float scale) {
+  float rest = scale - unpack_two(pack_two(scale, scale)).x;
+  return pack_two(scale, abs(scale) < INFINITY ? rest : 0.0f);
+}
+
+template <uint N>
+struct RowsOfX {
+  static constant constexpr uint COUNT = N;
+};
+
 template <uint TOKENS>
 kernel void matmul_wgmma(
     PRODUCT_BUFFERS,
@@ -203,9 +253,12 @@ kernel void matmul_wgmma(
   constexpr uint STAGE = X_BYTES + W_BYTES;
   constexpr uint OUT = 128 * OUT_ROW;
   uint staged = (shared_address(dynamic) + 1023) / 1024 * 1024;
-  uint outs = staged + STAGES * STAGE;
+  uint slabs = staged + STAGES * STAGE;
+  uint outs = slabs + SLABS * SLAB;
   uint full = outs + 2 * OUT;
   uint empty = full + STAGES * 8;
+  uint slab_full = empty + STAGES * 8;
+  uint slab_empty = slab_full + SLABS * 8;
 
   uint rank = group % 2;
   if (thread_index == 0) {
@@ -214,22 +267,36 @@ kernel void matmul_wgmma(
       // A lane of each simdgroup of the four consumers of the cluster.
       make_barrier(empty + i * 8, 16);
     }
+    for (uint i = 0; i < SLABS; ++i) {
+      make_barrier(slab_full + i * 8, 1);
+      // A lane of each simdgroup of the threadgroup's consumers.
+      make_barrier(slab_empty + i * 8, 8);
+    }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
   cluster_barrier();
   wait_for_inputs();
 
-  // Tiles that follow each other share rows of the weight, and bands of x that the second cache holds.
+  // Tiles that follow each other share rows of the weight, and bands of x that the second cache holds. Where the last of them would leave
+  // half of the clusters idle, each is two, of half as many rows of x.
   constexpr uint BAND = 2048 / TOKENS;
+  uint clusters = groups / 2;
   uint down = (p.m + TOKENS - 1) / TOKENS;
   uint across = p.blocks[0] + p.blocks[1] + p.blocks[2];
   uint tiles = down * across;
+  uint last = tiles % clusters;
+  uint whole = TOKENS == 256 && last * 2 <= clusters ? tiles - last : tiles;
+  uint pieces = whole + (tiles - whole) * 2;
+  auto tile_of = [&](uint piece) { return piece < whole ? piece : whole + (piece - whole) / 2; };
   uint steps = (p.k + TILE_K - 1) / TILE_K;
-  auto first_token = [&](uint tile) {
+  auto first_token = [&](uint piece) {
+    uint tile = tile_of(piece);
     uint band = tile / (BAND * across);
-    return (band * BAND + tile % (BAND * across) % min(BAND, down - band * BAND)) * TOKENS;
+    uint token = (band * BAND + tile % (BAND * across) % min(BAND, down - band * BAND)) * TOKENS;
+    return piece < whole ? token : token + (piece - whole) % 2 * (TOKENS / 2);
   };
-  auto pick = [&](uint tile) {
+  auto pick = [&](uint piece) {
+    uint tile = tile_of(piece);
     uint band = tile / (BAND * across);
     return PICK_PRODUCT(tile % (BAND * across) / min(BAND, down - band * BAND));
   };
@@ -243,20 +310,40 @@ kernel void matmul_wgmma(
       parity ^= 1;
     }
   };
+  uint slab = 0;
+  uint slab_parity = 0;
+  auto advance_slab = [&]() {
+    slab ^= 1;
+    slab_parity ^= slab == 0;
+  };
 
   if (simdgroup < 4) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
     if (thread_index == 0) {
-      for (uint tile = group / 2; tile < tiles; tile += groups / 2) {
-        uint token = first_token(tile) + rank * (TOKENS / 2);
-        Product product = pick(tile);
+      for (uint piece = group / 2; piece < pieces; piece += clusters) {
+        bool half_tile = piece >= whole;
+        uint token = first_token(piece) + (half_tile ? 0 : rank * (TOKENS / 2));
+        Product product = pick(piece);
         uint column = first_column(product);
         for (uint step = 0; step < steps; ++step) {
+          if (IN_BLOCKS && step % SLAB_STEPS == 0) {
+            wait_at(slab_empty + slab * 8, slab_parity ^ 1);
+            arrive_expecting(slab_full + slab * 8, SLAB);
+            for (uint i = 0; i < SUMS; ++i) {
+              // Elements of the map are of two bytes.
+              fetch_tile(
+                  slabs + slab * SLAB + i * (SLAB / SUMS), mapped.weights[product.which + i], step / SLAB_STEPS * W::BLOCKS / 16 * 8, column,
+                  slab_full + slab * 8);
+            }
+            advance_slab();
+          }
           wait_at(empty + stage * 8, parity ^ 1);
-          arrive_expecting(full + stage * 8, STAGE);
+          arrive_expecting(full + stage * 8, half_tile ? STAGE - X_BYTES / 2 : STAGE);
           uint to = staged + stage * STAGE;
-          fetch_tile_for_both(to + rank * (X_BYTES / 2), mapped.x, step * TILE_K, token, full + stage * 8);
-          for (uint i = 0; i < SUMS; ++i) {
+          if (!half_tile || rank == 0) {
+            fetch_tile_for_both(to + rank * (X_BYTES / 2), mapped.x, step * TILE_K, token, full + stage * 8);
+          }
+          for (uint i = 0; i < SUMS && !IN_BLOCKS; ++i) {
             fetch_tile(
                 to + X_BYTES + i * (W_BYTES / SUMS), mapped.weights[product.which + i], step * W_ROW / (BITS == 0 ? 2 : 1), column,
                 full + stage * 8);
@@ -271,15 +358,16 @@ kernel void matmul_wgmma(
     uint warp = simdgroup % 4;
     uint row = SUMS == 2 ? consumer * 32 + warp * 8 : consumer * 64 + warp * 16;  // of the tile, the simdgroup's first
     constexpr uint BESIDE = SUMS == 2 ? OF_EACH : 8;                              // from its first eight rows to the others
-    float d[TOKENS / 2];
     auto release = [&](uint stage) {
       if (lane < 2) {
         arrive_at(empty + stage * 8, lane);
       }
     };
 
-    for (uint tile = group / 2; tile < tiles; tile += groups / 2) {
-      Product product = pick(tile);
+    auto compute = [&](uint piece, auto rows_of_x) {
+      constexpr uint ROWS = decltype(rows_of_x)::COUNT;
+      float d[ROWS / 2];
+      Product product = pick(piece);
       uint column = first_column(product);
       uint before = 0;
       auto end_step = [&](uint step) {
@@ -292,7 +380,7 @@ kernel void matmul_wgmma(
         before = stage;
         advance();
       };
-      if constexpr (BITS == 0 && SUMS == 1) {
+      if constexpr (BITS == 0 && !IN_BLOCKS && SUMS == 1) {
         for (uint step = 0; step < steps; ++step) {
           wait_at(full + stage * 8, parity);
           uint x_tile = staged + stage * STAGE;
@@ -337,8 +425,8 @@ kernel void matmul_wgmma(
           uint bias[2][GROUPS];
           for (uint h = 0; h < 2; ++h) {
             for (uint i = 0; i < GROUPS; ++i) {
-              scale[h][i] = factor_of((thread const Codes*)nullptr, factors[h][0][i]);
-              bias[h][i] = W::BIASED ? factor_of((thread const Codes*)nullptr, factors[h][1][i]) : NEGATIVE_ZEROS;
+              scale[h][i] = factor_of((thread const Coded*)nullptr, factors[h][0][i]);
+              bias[h][i] = W::BIASED ? factor_of((thread const Coded*)nullptr, factors[h][1][i]) : NEGATIVE_ZEROS;
             }
           }
           look(step + 1);
@@ -372,15 +460,55 @@ kernel void matmul_wgmma(
             }
             for (uint k = 0; k < TILE_K / 16; ++k) {
               for (uint e = 0; e < 2; ++e) {
-                uint values = values_of((thread const Codes*)nullptr, two[k][e]);
+                uint values = values_of((thread const Coded*)nullptr, two[k][e]);
                 a[k][e * 2 + h] = fma_pairs(values, scale[h][k * GROUPS / 4], bias[h][k * GROUPS / 4]);
               }
             }
           }
         };
+        // `part` is step % SLAB_STEPS: rows are whole slabs.
+        auto dequantize_blocks = [&](uint step, uint part, thread uint (&a)[TILE_K / 16][4]) {
+          if (part == 0) {
+            wait_at(slab_full + slab * 8, slab_parity);
+          }
+          // The copy engine wants to begin on sixteen bytes.
+          uint skipped = step / SLAB_STEPS * W::BLOCKS % 16;
+          threadgroup const uchar* rows = dynamic + (slabs + slab * SLAB - shared_address(dynamic)) + (row + lane / 4) * PITCH + skipped;
+          for (uint h = 0; h < 2; ++h) {
+            Blocked reader = {as_device(rows + h * BESIDE * PITCH)};
+            // Each of four lanes has the scale of one unit.
+            uint own = split(reader.factors(part * (TILE_K / 16) + lane % 4).scale);
+            uint four[TILE_K / 16];
+            for (uint k = 0; k < TILE_K / 16; ++k) {
+              four[k] = four_codes(reader, part * (TILE_K / 16) + k, lane);
+            }
+            uint scale;
+            for (uint k = 0; k < TILE_K / 16; ++k) {
+              if (k % (W::GROUP / UNIT) == 0) {
+                scale = simd_shuffle(own, ushort(lane / 4 * 4 + k));
+              }
+              uint pairs[2];
+              pairs_of(reader, four[k], lane, pairs);
+              for (uint e = 0; e < 2; ++e) {
+                uint rest = fma_pairs(pairs[e], high_halves(scale, scale), NEGATIVE_ZEROS);
+                a[k][e * 2 + h] = fma_pairs(pairs[e], low_halves(scale, scale), rest);
+              }
+            }
+          }
+          if (part == SLAB_STEPS - 1) {
+            simdgroup_barrier(mem_flags::mem_none);
+            if (lane == 0) {
+              arrive_at(slab_empty + slab * 8, rank);
+            }
+            advance_slab();
+          }
+          wait_at(full + stage * 8, parity);
+        };
         // Registers that products of the step before may still read are another step's.
-        auto one = [&](uint step, thread uint (&a)[TILE_K / 16][4]) {
-          if constexpr (BITS == 0) {
+        auto one = [&](uint step, uint part, thread uint (&a)[TILE_K / 16][4]) {
+          if constexpr (IN_BLOCKS) {
+            dequantize_blocks(step, part, a);
+          } else if constexpr (BITS == 0) {
             wait_at(full + stage * 8, parity);
             uint own = row + lane / 8 % 2 * BESIDE + lane % 8;
             for (uint k = 0; k < TILE_K / 16; ++k) {
@@ -399,12 +527,16 @@ kernel void matmul_wgmma(
         uint even[TILE_K / 16][4];
         uint odd[TILE_K / 16][4];
         uint step = 0;
-        for (; step + 1 < steps; step += 2) {
-          one(step, even);
-          one(step + 1, odd);
+        constexpr uint AT_ONCE = IN_BLOCKS ? SLAB_STEPS : 2;
+        for (; step + AT_ONCE <= steps; step += AT_ONCE) {
+#pragma unroll
+          for (uint part = 0; part < AT_ONCE; part += 2) {
+            one(step + part, part, even);
+            one(step + part + 1, part + 1, odd);
+          }
         }
-        if (step < steps) {
-          one(step, even);
+        if (!IN_BLOCKS && step < steps) {
+          one(step, 0, even);
         }
       }
       asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
@@ -412,7 +544,7 @@ kernel void matmul_wgmma(
 
       // A consumer lays out 128 rows of x at a time, transposed, as the copy engine takes them.
       uint out = outs + consumer * OUT;
-      uint token = first_token(tile);
+      uint token = first_token(piece);
       Added added = PICK_ADDED(product);
       // Sum `e` of d's sums j * 4 to j * 4 + 3, of rows of x j * 8 + lane % 4 * 2 and the next, for the thread's row of the weight and the other.
       auto element = [&](uint j, uint e) {
@@ -422,7 +554,7 @@ kernel void matmul_wgmma(
             min(token + j * 8 + lane % 4 * 2 + e % 2, p.m - 1), min(column + own, product.n - 1), sums, added);
       };
 #pragma unroll
-      for (uint part = 0; part < TOKENS / 128; ++part) {
+      for (uint part = 0; part < ROWS / 128; ++part) {
         if (thread_index % 128 == 0) {
           asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
         }
@@ -449,6 +581,15 @@ kernel void matmul_wgmma(
         if (thread_index % 128 == 0) {
           store_tile(mapped.outs[product.which], column + consumer * (64 / SUMS), token + part * 128, out);
         }
+      }
+    };
+    uint piece = group / 2;
+    for (; piece < whole; piece += clusters) {
+      compute(piece, RowsOfX<TOKENS>());
+    }
+    if constexpr (TOKENS == 256) {
+      for (; piece < pieces; piece += clusters) {
+        compute(piece, RowsOfX<TOKENS / 2>());
       }
     }
     if (thread_index % 128 == 0) {
