@@ -126,12 +126,27 @@ struct Packet<T, 1> {
   void put(uint, T x) { element = x; }
 };
 
+template <typename C, typename T>
+struct Conversion {
+  template <uint N>
+  static Packet<C, N> of(Packet<T, N> from) {
+    Packet<C, N> to = Packet<C, N>::zeros();
+    for (uint i = 0; i < N; ++i) {
+      to.put(i, C(float(from.get(i))));
+    }
+    return to;
+  }
+};
+template <typename T>
+struct Conversion<T, T> {
+  template <uint N>
+  static Packet<T, N> of(Packet<T, N> from) {
+    return from;
+  }
+};
+
 // The same elements in another type of float.
 template <typename C, uint N, typename T>
 inline Packet<C, N> converted(Packet<T, N> from) {
-  Packet<C, N> to = Packet<C, N>::zeros();
-  for (uint i = 0; i < N; ++i) {
-    to.put(i, C(float(from.get(i))));
-  }
-  return to;
+  return Conversion<C, T>::of(from);
 }

@@ -30,6 +30,20 @@ inline float2 rotary_cos_sin(long position, long frequency) {
   return quadrant & 2 ? -turned : turned;
 }
 
+// The cosine and sine, scaled, by which a pair of a token's elements turns.
+inline float2 rotary_angle(
+    device const uint* positions,
+    device const long* frequencies,
+    device const uint* axes,
+    constant RotaryParams& p,
+    uint token,
+    uint pair) {
+  ulong axis = p.axes > 1 ? axes[pair] : 0;
+  uint position = positions[axis * p.tokens + token];
+  long signed_position = p.signed_positions ? long(int(position)) : long(position);
+  return rotary_cos_sin(signed_position, frequencies[pair]) * p.scale;
+}
+
 // Pairs that are handled together: four where the host says in WHOLE that first elements of four are neighbours, and second
 // ones, aligned in every tensor, and that they turn alike or not at all.
 constant constexpr uint PAIRS = WHOLE ? 4 : 1;
@@ -63,10 +77,7 @@ struct RotaryPairs {
       return;
     }
     for (uint i = 0; i < PAIRS; ++i) {
-      ulong axis = p.axes > 1 ? axes[pair + i] : 0;
-      uint position = positions[axis * p.tokens + token];
-      long signed_position = p.signed_positions ? long(int(position)) : long(position);
-      cos_sin[i] = rotary_cos_sin(signed_position, frequencies[pair + i]) * p.scale;
+      cos_sin[i] = rotary_angle(positions, frequencies, axes, p, token, pair + i);
     }
   }
 

@@ -119,7 +119,9 @@ fn defines(source: &KernelSource) -> BTreeSet<String> {
         return (5..14).map(|log| hadamard_transform::defines(1 << log)).collect();
     }
     if source.name == "head_norm_rope_cache" {
-        return [(true, 1), (false, 4)].map(|(whole, heads)| head_norm_rope_cache::defines(whole, heads)).into();
+        return [(true, true, 1), (true, true, 4), (false, false, 4)]
+            .map(|(whole, in_lanes, heads)| head_norm_rope_cache::defines(whole, in_lanes, heads))
+            .into();
     }
     if source.name == "kv_quantize" {
         return [64, 128, 256, 512].map(|dim| kv_quantize::defines(dim, layout(dim == 128))).into();

@@ -154,8 +154,8 @@ fn launch(
     let heads = if tokens < SEVERAL { 1 } else { 4 };
     let teams = (rotary.heads[0] + 2 * rotary.heads[1]).div_ceil(heads);
     let width = rotary.head_dim.div_ceil(packet(dtype) as u32).next_power_of_two().min(32);
-    let rows = size(OP, "heads", tokens * teams as usize)?;
-    let threads = (rows.saturating_mul(width)).next_multiple_of(32).min(THREADS);
+    let threads = (teams.saturating_mul(width)).next_multiple_of(32).min(THREADS);
+    let in_lanes = aligned && rotary.is_in_lanes(packet(dtype) as u32, width, heads);
     let params = Params {
         rotary,
         v_strides,
@@ -165,7 +165,6 @@ fn launch(
         has_norm: norm.is_some().into(),
         eps,
         weight_offset,
-        teams,
         width,
     };
     let launch = Launch::new(OP, &params)
@@ -181,7 +180,8 @@ fn launch(
         .write(keys)
         .write(values)
         .writes_bytes(q.elements() * dtype.size() + 2 * k.elements() * keys.dtype().size())
-        .flops(10 * (q.elements() + k.elements()));
+        .flops(10 * (q.elements() + k.elements()))
+        .threadgroup_memory(if in_lanes { 8 * rotary.pairs } else { 16 });
     let entry = match (keys.dtype(), weight_dtype == dtype) {
         (DType::F16, same) => entry_of::<half::f16>(dtype, same),
         (DType::BF16, same) => entry_of::<half::bf16>(dtype, same),
@@ -189,16 +189,16 @@ fn launch(
     };
     stream.launch(launch, entry, || Gpu {
         source: &SOURCE,
-        defines: defines(aligned, heads),
+        defines: defines(aligned, in_lanes, heads),
         entry: format!("head_norm_rope_cache_{dtype}_{weight_dtype}_{}", keys.dtype()),
-        threadgroups: [rows.div_ceil(threads / width), 1, 1],
+        threadgroups: [tokens as u32, teams.div_ceil(threads / width), 1],
         threads: [threads, 1, 1],
     })
 }
 
 /// What the source is compiled with, for teams that take so many heads.
-pub(super) fn defines(aligned: bool, heads: u32) -> String {
-    format!("{}\n#define TEAM_HEADS {heads}", whole(aligned))
+pub(super) fn defines(aligned: bool, in_lanes: bool, heads: u32) -> String {
+    format!("{}\n#define IN_LANES {in_lanes}\n#define TEAM_HEADS {heads}", whole(aligned))
 }
 
 /// The CPU form for a cache of `C`.
@@ -214,8 +214,8 @@ const OP: &str = "head_norm_rope_cache";
 /// Tokens from which on there are heads enough for a team to take several.
 const SEVERAL: usize = 8;
 
-/// Threads of a threadgroup, several teams.
-const THREADS: u32 = 128;
+/// Threads of a threadgroup, several teams of one token.
+const THREADS: u32 = 256;
 
 kernel_params! {
     /// Strides are elements by token or row, and by head. Those of queries and keys are `rotary.x_strides`.
@@ -228,8 +228,7 @@ kernel_params! {
         has_norm: u32,
         eps: f32,
         weight_offset: f32,
-        /// Teams of a token, and threads of a team.
-        teams: u32,
+        /// Threads of a team.
         width: u32,
     }
 }

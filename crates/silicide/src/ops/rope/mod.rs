@@ -316,6 +316,18 @@ impl RotaryParams {
             && starts.iter().all(|start| start.is_multiple_of(PAIRS))
             && packets_align(self.head_dim as usize, PAIRS as usize, tensors)
     }
+
+    /// Whether each of a team of lanes may hold one packet of a head, and what that turns with be a packet of another lane,
+    /// as far away as a power of two; and whether there are lanes for as many heads.
+    pub(super) fn is_in_lanes(&self, packet: u32, width: u32, heads: u32) -> bool {
+        self.step == 1
+            && self.section == self.pairs
+            && self.head_dim == packet * width
+            && self.distance.is_power_of_two()
+            && self.distance >= packet
+            && self.pairs.is_multiple_of(packet)
+            && width >= heads
+    }
 }
 
 pub(super) static SOURCE: KernelSource =
