@@ -131,6 +131,9 @@ fn defines(source: &KernelSource) -> BTreeSet<String> {
             .map(|(bits, group)| kv_quantize_affine::defines(bits, group, layout(bits == 4), group == 64))
             .into();
     }
+    if source.name == "layer_norm" {
+        return [true, false].map(|whole| layer_norm::defines(whole, 3, whole, !whole)).into();
+    }
     if source.name == matmul::wgmma::SOURCE.name {
         return matmul::wgmma::some_defines();
     }

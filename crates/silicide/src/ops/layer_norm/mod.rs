@@ -75,8 +75,13 @@ pub fn layer_norm_into(
     if rows.is_empty() {
         return Ok(());
     }
-    let teams = Teams::new(rows.count, rows.len, dtype, 1);
     let aligned = packets_align(rows.len as usize, packet(dtype), &[Some(x), weight, bias, Some(out)]);
+    // A simdgroup that holds a row waits for no other.
+    let packets = rows.len.div_ceil(packet(dtype) as u32);
+    let each = packets.div_ceil(32);
+    let each = if aligned && each <= MOST_HELD { each } else { 1 };
+    let teams = Teams::new(rows.count, rows.len, dtype, each);
+    let held = packets.div_ceil(teams.width).clamp(1, if teams.width <= 32 { MOST_HELD } else { 2 });
     let params = Params {
         dim: rows.len,
         rows: rows.count,
@@ -100,7 +105,7 @@ pub fn layer_norm_into(
     };
     stream.launch(launch, entry, || Gpu {
         source: &SOURCE,
-        defines: whole(aligned),
+        defines: defines(aligned, held, held * teams.width >= packets, rows.count <= FEW),
         entry: format!("layer_norm_{dtype}_{weight_dtype}"),
         threadgroups: teams.threadgroups,
         threads: teams.threads,
@@ -108,6 +113,18 @@ pub fn layer_norm_into(
 }
 
 const OP: &str = "layer_norm";
+
+/// Packets that a lane may hold.
+const MOST_HELD: u32 = 5;
+
+/// Rows of which a GPU has no more than threads at once: these ask for weights before they know the mean, for which many more rows
+/// would want their registers.
+const FEW: u32 = 2048;
+
+/// What the kernel is compiled with, whose threads hold so many packets, and whether they hold whole rows and ask for weights early.
+pub(super) fn defines(aligned: bool, held: u32, once: bool, ahead: bool) -> String {
+    format!("{}\n#define PACKETS {held}\n#define ONCE {once}\n#define AHEAD {ahead}", whole(aligned))
+}
 
 kernel_params! {
     /// Strides are elements from one row to the next.
