@@ -1,15 +1,21 @@
 // kv_quantize_affine, kv_dequantize_affine. To quantise, GROUP / EACH neighbouring lanes take a group of a row, each EACH elements that
-// follow one another, whose codes are whole words; to dequantise, a thread takes a word. The host defines GROUP and BITS; WHOLE, which says
-// that rows are packets that lie aligned; and RING as ring.h has it.
+// follow one another, whose codes are whole words, and then the same group of other tokens; to dequantise, a thread takes four
+// words. The host defines GROUP and BITS; WHOLE, which says that rows and codes are packets that lie aligned; and RING as ring.h has it.
 
 #include "silicide.h"
 #include "packet.h"
 #include "ring.h"
 
 constant constexpr uint THREADS = 128;
-constant constexpr uint EACH = 8;
+constant constexpr uint EACH = 16;
 constant constexpr uint LANES = GROUP / EACH;
 constant constexpr uint MOST = (1u << BITS) - 1;
+constant constexpr uint WORDS = EACH * BITS / 32;
+// A number of up to 22 bits that is added to this is rounded as rint does, and is then the lowest bits.
+constant constexpr float ROUNDER = 12582912.0f;
+constant constexpr uint ROUNDER_BITS = 0x4b400000;
+// What ROUNDER_BITS in the place of every code sum to.
+constant constexpr uint ROUNDERS = ROUNDER_BITS * (BITS == 8 ? 0x01010101u : 0x11111111u);
 
 template <typename T, typename S>
 kernel void kv_quantize_affine(
@@ -26,23 +32,28 @@ kernel void kv_quantize_affine(
   threadgroup int newest_of[THREADS / 32];
   uint groups = p.dim / GROUP;
   uint tokens = p.rows / p.heads;
+  // Lanes of a token, and tokens at once, of which there is one at least.
+  uint width = p.heads * groups * LANES;
+  uint together = threadgroups * THREADS / width;
+  uint index = threadgroup_index * THREADS + thread_index;
+  uint first = index / width;
+  uint head = (index - first * width) / (groups * LANES);
+  uint at = index % (groups * LANES) * EACH;
+  uint part = lane % LANES;
+  x += ulong(head) * p.row_strides[1] + at;
+  codes += ulong(head) * p.code_strides[1] + at * BITS / 32;
+  scales += ulong(head) * p.scale_strides[1] + at / GROUP;
+  biases += ulong(head) * p.bias_strides[1] + at / GROUP;
   int newest = newest_position(positions, tokens, newest_of, thread_index, THREADS, lane);
-  // A simdgroup goes as one. Threadgroups of a ring, which are few, go on.
-  uint all = p.rows * groups * LANES;
-  for (uint first = threadgroup_index * THREADS; first < all; first += threadgroups * THREADS) {
-    uint index = (first + thread_index) / LANES;
-    uint part = lane % LANES;
-    uint row = index / groups;
-    uint group = index % groups;
-    uint token = row / p.heads;
-    uint head = row % p.heads;
-    uint slot = row_of(positions[min(token, tokens - 1)], newest, p.capacity);
-    bool present = row < p.rows && slot < p.capacity;
-    // Lanes without a row have zeros, as the others talk to them.
-    device const T* from = x;
-    if (present) {
-      from += ulong(token) * p.row_strides[0] + ulong(head) * p.row_strides[1] + group * GROUP + part * EACH;
+  // A simdgroup goes as one: lanes without a row have zeros, as the others talk to them.
+  for (uint begin = 0; begin < tokens; begin += together) {
+    uint token = begin + first;
+    uint slot = p.capacity;
+    if (first < together && token < tokens) {
+      slot = row_of(positions[token], newest, p.capacity);
     }
+    bool present = slot < p.capacity;
+    device const T* from = x + ulong(token) * p.row_strides[0];
     float values[EACH] = {};
     if (present && WHOLE) {
       Packet<T, EACH> packet = Packet<T, EACH>::load(from);
@@ -60,8 +71,8 @@ kernel void kv_quantize_affine(
     for (uint i = 0; i < EACH; ++i) {
       least = min(least, values[i]);
       most = max(most, values[i]);
-      // The difference of an infinity or NaN to itself is NaN.
-      none += values[i] - values[i];
+      // NaN for an infinity or NaN.
+      none = fma(values[i], 0.0f, none);
     }
     for (uint other = 1; other < LANES; other *= 2) {
       least = min(least, simd_shuffle_xor(least, ushort(other)));
@@ -83,23 +94,31 @@ kernel void kv_quantize_affine(
     // of values is infinite they are 0.
     bool counts = finite && fabs(scale) < INFINITY;
     float reciprocal = 1.0f / scale;
-    constexpr uint WORDS = EACH * BITS / 32;
-    uint words[WORDS] = {};
+    uint words[WORDS];
+    for (uint i = 0; i < WORDS; ++i) {
+      words[i] = 0u - ROUNDERS;
+    }
     for (uint i = 0; i < EACH; ++i) {
       float above = values[i] - bias;
       float near = above * reciprocal;
       float quotient = fma(fma(-near, scale, above), reciprocal, near);
-      float code = clamp(rint(quotient), 0.0f, float(MOST));
-      words[i * BITS / 32] |= (counts ? uint(code) : 0u) << (i * BITS % 32);
+      float code = clamp(quotient, 0.0f, float(MOST)) + ROUNDER;
+      words[i * BITS / 32] += as_type<uint>(code) << (i * BITS % 32);
     }
     if (present) {
-      device uint* to = codes + ulong(slot) * p.code_strides[0] + ulong(head) * p.code_strides[1] + (group * LANES + part) * WORDS;
+      device uint* to = codes + ulong(slot) * p.code_strides[0];
       for (uint i = 0; i < WORDS; ++i) {
-        to[i] = words[i];
+        words[i] = counts ? words[i] : 0;
+        if (!WHOLE) {
+          to[i] = words[i];
+        }
+      }
+      if (WHOLE) {
+        store_words(to, words);
       }
       if (part == 0) {
-        scales[ulong(slot) * p.scale_strides[0] + ulong(head) * p.scale_strides[1] + group] = S(finite ? scale : NAN);
-        biases[ulong(slot) * p.bias_strides[0] + ulong(head) * p.bias_strides[1] + group] = S(finite ? bias : NAN);
+        scales[ulong(slot) * p.scale_strides[0]] = S(finite ? scale : NAN);
+        biases[ulong(slot) * p.bias_strides[0]] = S(finite ? bias : NAN);
       }
     }
   }
@@ -113,21 +132,36 @@ kernel void kv_dequantize_affine(
     device T* out [[buffer(3)]],
     constant Params& p [[buffer(4)]],
     uint thread_index [[thread_position_in_grid]]) {
-  uint words = p.dim * BITS / 32;
-  uint row = thread_index / words;
-  uint at = thread_index % words;
+  constexpr uint CODES = 4 * 32 / BITS;
+  uint parts = p.dim / CODES;
+  uint row = thread_index / parts;
+  uint part = thread_index % parts;
   if (row >= p.rows) {
     return;
   }
   uint head = row / p.capacity;
   uint slot = row % p.capacity;
-  uint group = at * (32 / BITS) / GROUP;
+  uint group = part * CODES / GROUP;
+  codes += ulong(slot) * p.code_strides[0] + ulong(head) * p.code_strides[1] + part * 4;
+  uint words[4];
+  if (WHOLE) {
+    load_words(codes, words);
+  } else {
+    for (uint i = 0; i < 4; ++i) {
+      words[i] = codes[i];
+    }
+  }
   float scale = float(scales[ulong(slot) * p.scale_strides[0] + ulong(head) * p.scale_strides[1] + group]);
   float bias = float(biases[ulong(slot) * p.bias_strides[0] + ulong(head) * p.bias_strides[1] + group]);
-  uint word = codes[ulong(slot) * p.code_strides[0] + ulong(head) * p.code_strides[1] + at];
-  out += ulong(slot) * p.row_strides[0] + ulong(head) * p.row_strides[1] + at * (32 / BITS);
-  for (uint i = 0; i < 32 / BITS; ++i) {
-    out[i] = T(scale * float(word >> (i * BITS) & MOST) + bias);
+  out += ulong(slot) * p.row_strides[0] + ulong(head) * p.row_strides[1] + part * CODES;
+  Packet<T, CODES> values = Packet<T, CODES>::zeros();
+  for (uint i = 0; i < CODES; ++i) {
+    values.put(i, T(scale * float(words[i * BITS / 32] >> (i * BITS % 32) & MOST) + bias));
+  }
+  if (WHOLE) {
+    values.store(out);
+  } else {
+    values.scatter(out, 1, CODES);
   }
 }
 

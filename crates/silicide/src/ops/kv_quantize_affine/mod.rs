@@ -234,14 +234,17 @@ pub fn kv_quantize_affine(
         _ => float_entry!(x.dtype(), T => cpu::quantize::<T, f32>),
     };
     stream.launch(launch, entry, || {
-        // Of a ring each threadgroup looks for the newest token, which many would do again and again.
-        let most = if params.ring == 0 { u32::MAX } else { 512 };
-        let whole = packets_align(x.dim(2), EACH as usize, &[Some(x)]);
+        // Of a ring each threadgroup looks for the newest token, which many would do again and again. One token has its lanes.
+        let most = if params.ring == 0 { 2048 } else { 512 };
+        let lanes = |rows: u32| rows * (params.dim / EACH);
+        let threadgroups = lanes(params.rows).div_ceil(THREADS).min(most).max(lanes(params.heads).div_ceil(THREADS));
+        // Codes are words, of which up to four go together.
+        let aligned = cache.codes.vectors_align(4) && packets_align(x.dim(2), EACH as usize, &[Some(x)]);
         Gpu {
             source: &SOURCE,
-            defines: defines(form.bits, form.group_size, layout, whole),
+            defines: defines(form.bits, form.group_size, layout, aligned),
             entry: format!("kv_quantize_affine_{}_{scales}", x.dtype()),
-            threadgroups: [(groups * (form.group_size / EACH)).div_ceil(THREADS).min(most), 1, 1],
+            threadgroups: [threadgroups, 1, 1],
             threads: [THREADS, 1, 1],
         }
     })
@@ -287,11 +290,13 @@ pub fn kv_dequantize_affine_into(stream: &mut Stream, cache: &AffineRows, out: &
         DType::BF16 => float_entry!(out.dtype(), T => cpu::dequantize::<T, half::bf16>),
         _ => float_entry!(out.dtype(), T => cpu::dequantize::<T, f32>),
     };
+    // A thread takes four words.
+    let aligned = cache.codes.vectors_align(4) && out.vectors_align(128 / form.bits as usize);
     stream.launch(launch, entry, || Gpu {
         source: &SOURCE,
-        defines: defines(form.bits, form.group_size, CacheLayout::Rows, false),
+        defines: defines(form.bits, form.group_size, CacheLayout::Rows, aligned),
         entry: format!("kv_dequantize_affine_{}_{scales}", out.dtype()),
-        threadgroups: [words.div_ceil(THREADS), 1, 1],
+        threadgroups: [(words / 4).div_ceil(THREADS), 1, 1],
         threads: [THREADS, 1, 1],
     })
 }
@@ -302,7 +307,7 @@ const DEQUANTIZE: &str = "kv_dequantize_affine";
 
 /// Of a threadgroup, and the elements that a thread quantises; `kernel.metal` has the same.
 const THREADS: u32 = 128;
-const EACH: u32 = 8;
+const EACH: u32 = 16;
 
 /// What the kernel is compiled with.
 pub(super) fn defines(bits: u32, group_size: u32, layout: CacheLayout, whole: bool) -> String {
