@@ -20,9 +20,10 @@ inline void hadamard_registers(thread float (&values)[N], uint count) {
 template <uint N>
 inline void hadamard_lanes(thread float (&values)[N], uint lane, uint width) {
   for (uint step = 1; step < width; step *= 2) {
+    float sign = lane & step ? -1.0f : 1.0f;
     for (uint i = 0; i < N; ++i) {
       float other = simd_shuffle_xor(values[i], ushort(step));
-      values[i] = lane & step ? other - values[i] : other + values[i];
+      values[i] = fma(values[i], sign, other);
     }
   }
 }

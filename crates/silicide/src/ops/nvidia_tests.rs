@@ -124,7 +124,7 @@ fn defines(source: &KernelSource) -> BTreeSet<String> {
             .into();
     }
     if source.name == "kv_quantize" {
-        return [64, 128, 256, 512].map(|dim| kv_quantize::defines(dim, layout(dim == 128))).into();
+        return [64, 128, 256, 512].map(|dim| kv_quantize::defines(dim, layout(dim == 128), dim < 256)).into();
     }
     if source.name == "kv_quantize_affine" {
         return [(4, 32), (4, 64), (8, 32), (8, 128)]

@@ -51,6 +51,19 @@ pub(super) fn midpoints(levels: &[f64]) -> impl Iterator<Item = f64> {
     levels.windows(2).map(|pair| (pair[0] + pair[1]) / 2.0)
 }
 
+/// Parts of 0.01 that the numbers about 0 are cut into, with all below in the first and all above in the last; `kernel.metal` has
+/// the same.
+pub(super) const BINS: usize = 1024;
+
+/// Of each bin how many midpoints all of its numbers are above, however its ends are rounded; they are above one more at most.
+pub(super) fn starts(midpoints: &[f32]) -> Vec<u8> {
+    let below = |bin: usize| {
+        let edge = (bin as f32 - BINS as f32 / 2.0 - 0.01) / 100.0;
+        if bin == 0 { 0 } else { midpoints.iter().filter(|&&m| m < edge).count() }
+    };
+    (0..BINS).map(|bin| below(bin) as u8).collect()
+}
+
 /// Panter and Dite's density of many levels, the cube root of the distribution's: a normal one of variance 3.
 fn first_levels(count: usize) -> Vec<f64> {
     let sigma = 3f64.sqrt();
@@ -158,6 +171,22 @@ mod tests {
         for (bits, want) in known {
             let got = distortion(&lloyd_max(bits));
             assert!((got - want).abs() < 3e-4 * want, "{bits} bits: {got}, wanted {want}");
+        }
+    }
+
+    #[test]
+    fn a_bin_has_one_midpoint_at_most() {
+        for bits in [4, 5, 6, 8] {
+            let midpoints: Vec<f32> = midpoints(&lloyd_max(bits)).map(|m| m as f32).collect();
+            let starts = starts(&midpoints);
+            let edge = |bin: usize, slack: f32| (bin as f32 - 512.0 + slack) / 100.0;
+            for bin in 0..BINS {
+                let least = if bin == 0 { f32::NEG_INFINITY } else { edge(bin, -0.005) };
+                let most = if bin == BINS - 1 { f32::INFINITY } else { edge(bin + 1, 0.005) };
+                let below = |x: f32| midpoints.iter().filter(|&&m| m < x).count();
+                let start = starts[bin] as usize;
+                assert!(start <= below(least) && below(most) <= start + 1, "{bits} bits, bin {bin}");
+            }
         }
     }
 

@@ -16,8 +16,8 @@ pub(super) fn quantize<T: Float>(call: &Call) {
     let dim = p.dim as usize;
     let (x, positions) = (call.view::<T>(0), call.slice::<u32>(1));
     let ring = Ring::of(positions, p.capacity, p.ring);
-    let signs = if p.has_signs != 0 { call.slice::<u32>(3) } else { &[] };
-    let (codes, norms) = (call.view::<u8>(4), call.view::<f32>(5));
+    let signs = if p.has_signs != 0 { call.slice::<u32>(4) } else { &[] };
+    let (codes, norms) = (call.view::<u8>(5), call.view::<f32>(6));
     let midpoints = table(call, 2, 1);
     call.pool.parallel_ranges(p.rows as usize, call.grain(8 * dim), &|rows| {
         with_scratch(dim, |s: &mut [f32]| {

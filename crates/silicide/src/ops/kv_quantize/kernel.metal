@@ -1,97 +1,153 @@
-// kv_quantize, kv_dequantize: one simdgroup a row, of which lane l holds elements l, l + 32 and so on, PER_LANE of
-// them. Rows of floats and of codes are read once and written once, side by side. The host defines PER_LANE, and RING as
-// ring.h has it.
+// kv_quantize, kv_dequantize. To quantise, LANES neighbouring lanes take a row, each EACH elements that follow one another, and then the
+// same head of other tokens. Rows of floats are read once, and codes written once. The host defines DIM; WHOLE, which says that rows
+// of floats and of codes lie aligned; and RING as ring.h has it. To dequantise, a simdgroup takes a row, of which lane l holds
+// elements l, l + 32 and so on, PER_LANE of them.
 
 #include "silicide.h"
 #include "hadamard.h"
+#include "packet.h"
 #include "ring.h"
 
 constant constexpr uint SIMDGROUPS = 4;
+constant constexpr uint THREADS = 32 * SIMDGROUPS;
+constant constexpr uint PER_LANE = DIM / 32;
+constant constexpr uint EACH = 16;
+constant constexpr uint LANES = DIM / EACH;
+
+// Numbers in the bin of x, which is 0.01 wide, are above as many midpoints as the bin's start says, and maybe one more.
+constant constexpr uint BINS = 1024;
+inline uint bin_of(float x) { return uint(min(max(x * 100.0f + float(BINS / 2), 0.0f), float(BINS - 1))); }
+
+// The codes of EACH elements as words, of which 5 bits share the last with the next lane, whose part comes before its own.
+template <uint BITS>
+inline void store_codes(device uint* row, thread const uint (&codes)[EACH], uint part, bool present) {
+  constexpr uint WORDS = (EACH * BITS + 31) / 32;
+  uint words[WORDS] = {};
+  for (uint i = 0; i < EACH; ++i) {
+    uint bit = i * BITS;
+    words[bit / 32] |= codes[i] << (bit % 32);
+    if (bit % 32 + BITS > 32) {
+      words[bit / 32 + 1] |= codes[i] >> (32 - bit % 32);
+    }
+  }
+  uint count = WORDS;
+  if (EACH * BITS % 32 == 0) {
+    row += part * WORDS;
+  } else {
+    uint before = simd_shuffle_xor(words[WORDS - 1], ushort(1));
+    row += part * EACH * BITS / 32;
+    if (part % 2 == 0) {
+      count = WORDS - 1;
+    } else {
+      for (uint w = WORDS - 1; w > 0; --w) {
+        words[w] = words[w] << 16 | words[w - 1] >> 16;
+      }
+      words[0] = words[0] << 16 | before;
+    }
+  }
+  if (!present) {
+    return;
+  }
+  if (WHOLE && EACH * BITS % 32 == 0) {
+    store_words(row, words);
+    return;
+  }
+  for (uint w = 0; w < WORDS; ++w) {
+    if (w < count) {
+      row[w] = words[w];
+    }
+  }
+}
 
 template <typename T>
 kernel void kv_quantize(
     device const T* x [[buffer(0)]],
     device const uint* positions [[buffer(1)]],
     device const float* table [[buffer(2)]],
-    device const uint* signs [[buffer(3)]],
-    device uint* codes [[buffer(4)]],
-    device float* norms [[buffer(5)]],
-    constant Params& p [[buffer(6)]],
+    device const uchar* starts [[buffer(3)]],
+    device const uint* signs [[buffer(4)]],
+    device uint* codes [[buffer(5)]],
+    device float* norms [[buffer(6)]],
+    constant Params& p [[buffer(7)]],
     uint group [[threadgroup_position_in_grid]],
+    uint threadgroups [[threadgroups_per_grid]],
     uint thread_index [[thread_index_in_threadgroup]],
-    uint lane [[thread_index_in_simdgroup]],
-    uint simdgroup [[simdgroup_index_in_threadgroup]]) {
+    uint lane [[thread_index_in_simdgroup]]) {
   threadgroup int newest_of[SIMDGROUPS];
   threadgroup float midpoints[256];
-  threadgroup uchar staged[SIMDGROUPS * 32 * PER_LANE];
-  for (uint i = thread_index; i < 1u << p.bits; i += 32 * SIMDGROUPS) {
-    midpoints[i] = table[(1u << p.bits) + i];
+  threadgroup uint start_words[BINS / 4];
+  uint count = 1u << p.bits;
+  for (uint i = thread_index; i < count; i += THREADS) {
+    midpoints[i] = table[count + i];
   }
+  for (uint i = thread_index; i < BINS / 4; i += THREADS) {
+    start_words[i] = ((device const uint*)starts)[i];
+  }
+  threadgroup const uchar* start = (threadgroup const uchar*)start_words;
   threadgroup_barrier(mem_flags::mem_threadgroup);
 
-  uint row = group * SIMDGROUPS + simdgroup;
-  uint token = row / p.heads;
-  uint head = row % p.heads;
-  int newest = newest_position(positions, p.rows / p.heads, newest_of, thread_index, 32 * SIMDGROUPS, lane);
-  uint slot = row_of(positions[min(token, p.rows / p.heads - 1)], newest, p.capacity);
-  // The lanes of a row that is not there, or that has no slot, work on zeros: barriers and sums need all of them.
-  bool present = row < p.rows && slot < p.capacity;
-  x += present ? ulong(token) * p.row_strides[0] + ulong(head) * p.row_strides[1] : 0;
-
-  float values[PER_LANE];
-  for (uint i = 0; i < PER_LANE; ++i) {
-    uint at = lane + 32 * i;
-    float value = present ? float(x[at]) * p.rotation_scale : 0.0f;
-    values[i] = p.has_signs && negative_sign(signs, at) ? -value : value;
+  uint tokens = p.rows / p.heads;
+  // Lanes of a token, and tokens at once, of which there is one at least.
+  uint width = p.heads * LANES;
+  uint together = threadgroups * THREADS / width;
+  uint index = group * THREADS + thread_index;
+  uint first = index / width;
+  uint head = (index - first * width) / LANES;
+  uint part = lane % LANES;
+  x += ulong(head) * p.row_strides[1] + part * EACH;
+  codes += ulong(head) * p.code_strides[1];
+  norms += ulong(head) * p.norm_strides[1];
+  float factors[EACH];
+  for (uint i = 0; i < EACH; ++i) {
+    factors[i] = p.has_signs && negative_sign(signs, part * EACH + i) ? -p.rotation_scale : p.rotation_scale;
   }
-  hadamard_registers(values, PER_LANE);
-  hadamard_lanes(values, lane, 32);
-
-  // Every lane has elements of both halves, so that no sum is inside a branch.
-  float squares[2] = {0.0f, 0.0f};
-  for (uint i = 0; i < PER_LANE; ++i) {
-    squares[i / (PER_LANE / 2)] += values[i] * values[i];
-  }
-  squares[0] = simd_sum(squares[0]);
-  squares[1] = simd_sum(squares[1]);
-  if (p.norms == 1) {
-    squares[0] += squares[1];
-    squares[1] = squares[0];
-  }
-  float norm[2];
-  float to_unit[2];
-  for (uint i = 0; i < 2; ++i) {
-    norm[i] = metal::precise::sqrt(squares[i]);
-    norm[i] = norm[i] < INFINITY ? norm[i] : NAN;
-    to_unit[i] = norm[i] > 0.0f ? p.unit / norm[i] : 0.0f;
-  }
-
-  threadgroup uchar* row_codes = staged + simdgroup * 32 * PER_LANE;
-  for (uint i = 0; i < PER_LANE; ++i) {
-    float unit = values[i] * to_unit[i / (PER_LANE / 2)];
-    uint code = 0;
-    for (uint step = 1u << (p.bits - 1); step > 0; step /= 2) {
-      code += unit > midpoints[code + step - 1] ? step : 0;
+  int newest = newest_position(positions, tokens, newest_of, thread_index, THREADS, lane);
+  // A simdgroup goes as one: lanes without a row have zeros, as the others talk to them.
+  for (uint begin = 0; begin < tokens; begin += together) {
+    uint token = begin + first;
+    uint slot = p.capacity;
+    if (first < together && token < tokens) {
+      slot = row_of(positions[token], newest, p.capacity);
     }
-    row_codes[lane + 32 * i] = uchar(code);
-  }
-  threadgroup_barrier(mem_flags::mem_threadgroup);
-  if (!present) {
-    return;
-  }
-  codes += ulong(slot) * p.code_strides[0] + ulong(head) * p.code_strides[1];
-  norms += ulong(slot) * p.norm_strides[0] + ulong(head) * p.norm_strides[1];
-  for (uint w = lane; w < PER_LANE * p.bits; w += 32) {
-    uint word = 0;
-    for (uint i = 32 * w / p.bits; i * p.bits < 32 * (w + 1); ++i) {
-      int shift = int(i * p.bits) - int(32 * w);
-      uint code = row_codes[i];
-      word |= shift < 0 ? code >> -shift : code << shift;
+    bool present = slot < p.capacity;
+    device const T* from = x + ulong(token) * p.row_strides[0];
+    Packet<T, EACH> packet = Packet<T, EACH>::zeros();
+    if (present) {
+      packet = WHOLE ? Packet<T, EACH>::load(from) : Packet<T, EACH>::gather(from, 1, EACH);
     }
-    codes[w] = word;
-  }
-  if (lane < p.norms) {
-    norms[lane * p.norm_strides[2]] = lane == 0 ? norm[0] : norm[1];
+    float values[EACH];
+    for (uint i = 0; i < EACH; ++i) {
+      values[i] = float(packet.get(i)) * factors[i];
+    }
+    hadamard_registers(values, EACH);
+    hadamard_lanes(values, part, LANES);
+
+    float squares = 0.0f;
+    for (uint i = 0; i < EACH; ++i) {
+      squares += values[i] * values[i];
+    }
+    for (uint other = 1; other < LANES / p.norms; other *= 2) {
+      squares += simd_shuffle_xor(squares, ushort(other));
+    }
+    float norm = metal::precise::sqrt(squares);
+    norm = norm < INFINITY ? norm : NAN;
+    float to_unit = norm > 0.0f ? p.unit / norm : 0.0f;
+    uint all[EACH];
+    for (uint i = 0; i < EACH; ++i) {
+      float unit = values[i] * to_unit;
+      uint code = start[bin_of(unit)];
+      all[i] = code + (unit > midpoints[code] ? 1 : 0);
+    }
+    device uint* to = codes + ulong(slot) * p.code_strides[0];
+    switch (p.bits) {
+      case 4: store_codes<4>(to, all, part, present); break;
+      case 5: store_codes<5>(to, all, part, present); break;
+      case 6: store_codes<6>(to, all, part, present); break;
+      default: store_codes<8>(to, all, part, present);
+    }
+    if (present && part % (LANES / p.norms) == 0) {
+      norms[ulong(slot) * p.norm_strides[0] + part / (LANES / p.norms) * p.norm_strides[2]] = norm;
+    }
   }
 }
 

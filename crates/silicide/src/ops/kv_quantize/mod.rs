@@ -11,6 +11,7 @@ use crate::ops::attention::CacheLayout;
 use crate::ops::check::{check, float_entry, size};
 use crate::ops::hadamard_transform::check_signs;
 use crate::ops::kv_quantize_affine::Ring;
+use crate::ops::rows::packets_align;
 use crate::{DType, Device, Result, Tensor};
 
 /// How a [`KvCodec`] codes a row.
@@ -54,6 +55,8 @@ pub struct KvCodec {
     levels: Vec<f32>,
     /// f32 `[2, levels]`: the levels; their midpoints, which are one fewer, and an infinity.
     pub(in crate::ops) table: Tensor,
+    /// u8 `[BINS]`: how many midpoints all numbers of a bin are above.
+    starts: Tensor,
 }
 
 impl KvCodec {
@@ -74,8 +77,9 @@ impl KvCodec {
         let levels: Vec<f32> = exact.iter().map(|&c| c as f32).collect();
         let midpoints = codebook::midpoints(&exact).map(|m| m as f32).chain([f32::INFINITY]);
         let table: Vec<f32> = levels.iter().copied().chain(midpoints).collect();
+        let starts = device.tensor(&codebook::starts(&table[levels.len()..]), [codebook::BINS])?;
         let table = device.tensor(&table, [2, levels.len()])?;
-        Ok(KvCodec { head_dim, bits, norms, signs: signs.cloned(), levels, table })
+        Ok(KvCodec { head_dim, bits, norms, signs: signs.cloned(), levels, table, starts })
     }
 
     /// Elements of a row.
@@ -153,12 +157,12 @@ impl KvCodec {
         })
     }
 
-    fn gpu(&self, entry: String, rows: u32, layout: CacheLayout) -> Gpu {
+    fn gpu(&self, entry: String, threadgroups: u32, layout: CacheLayout, whole: bool) -> Gpu {
         Gpu {
             source: &SOURCE,
-            defines: defines(self.head_dim, layout),
+            defines: defines(self.head_dim, layout, whole),
             entry,
-            threadgroups: [rows.div_ceil(SIMDGROUPS), 1, 1],
+            threadgroups: [threadgroups, 1, 1],
             threads: [32 * SIMDGROUPS, 1, 1],
         }
     }
@@ -252,13 +256,19 @@ pub fn kv_quantize_with(
         .read(x)
         .read(positions)
         .read(&codec.table)
+        .read(&codec.starts)
         .read_optional(codec.signs.as_ref())
         .write(codes)
         .write(norms)
         .writes_bytes(rows * (codec.row_bytes() + 4 * codec.norms))
         .flops(x.elements() * (dim.ilog2() + codec.bits + 4) as usize);
     stream.launch(launch, float_entry!(x.dtype(), T => cpu::quantize::<T>), || {
-        codec.gpu(format!("kv_quantize_{}", x.dtype()), params.rows, layout)
+        // Each brings the table and looks for the newest token of a ring, so there are no more than fill a large GPU. One token
+        // has its lanes.
+        let lanes = |rows: u32| (rows * (params.dim / EACH)).div_ceil(32 * SIMDGROUPS);
+        let threadgroups = lanes(params.rows).min(MOST).max(lanes(params.heads));
+        let whole = codes.vectors_align(16) && packets_align(dim, EACH as usize, &[Some(x)]);
+        codec.gpu(format!("kv_quantize_{}", x.dtype()), threadgroups, layout, whole)
     })
 }
 
@@ -324,7 +334,8 @@ pub fn kv_dequantize_into(
         .write(out)
         .flops(out.elements() * if domain == KvDomain::Rotated { 1 } else { dim.ilog2() as usize + 2 });
     stream.launch(launch, float_entry!(out.dtype(), T => cpu::dequantize::<T>), || {
-        codec.gpu(format!("kv_dequantize_{}", out.dtype()), params.rows, CacheLayout::Rows)
+        let threadgroups = params.rows.div_ceil(SIMDGROUPS);
+        codec.gpu(format!("kv_dequantize_{}", out.dtype()), threadgroups, CacheLayout::Rows, false)
     })
 }
 
@@ -335,9 +346,15 @@ const CODEC: &str = "KvCodec";
 /// In a threadgroup, each with rows of its own; the kernel has it too.
 const SIMDGROUPS: u32 = 4;
 
+/// Elements that a lane quantises; the kernel has it too.
+const EACH: u32 = 16;
+
+/// Threadgroups that quantise, where one token has fewer lanes.
+const MOST: u32 = 1056;
+
 /// What the kernel is compiled with.
-pub(super) fn defines(head_dim: usize, layout: CacheLayout) -> String {
-    format!("{}#define PER_LANE {}", layout.define(), head_dim / 32)
+pub(super) fn defines(head_dim: usize, layout: CacheLayout, whole: bool) -> String {
+    format!("{}#define DIM {head_dim}\n#define WHOLE {whole}", layout.define())
 }
 
 kernel_params! {

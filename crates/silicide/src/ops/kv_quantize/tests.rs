@@ -295,6 +295,26 @@ fn a_ring_keeps_the_newest_tokens() {
     });
 }
 
+/// More rows than a GPU has simdgroups for, which take others then.
+#[test]
+fn many_tokens_fill_a_ring() {
+    on_every_device(|stream| {
+        let device = &stream.device().clone();
+        let (tokens, rows) = (8300, 8290);
+        let codec = KvCodec::new(device, 64, KvCodecOptions::default()).unwrap();
+        let (codes, norms) = codec.cache(1, rows).unwrap();
+        let x: Vec<f32> = (0..tokens * 64).map(|i| (1 + i / 64) as f32).collect();
+        let x = device.tensor(&x, [tokens, 1, 64]).unwrap();
+        let positions = device.tensor(&(0..tokens as u32).rev().collect::<Vec<_>>(), [tokens]).unwrap();
+        kv_quantize_with(stream, &x, &positions, CacheLayout::Ring, &codec, &codes, &norms).unwrap();
+        let norms = values_of(stream, &norms);
+        for position in tokens - rows..tokens {
+            let (got, wanted) = (norms[position % rows], 8.0 * (tokens - position) as f32);
+            assert!((got - wanted).abs() <= 1e-5 * wanted, "position {position}: {got}, wanted {wanted}");
+        }
+    });
+}
+
 #[test]
 fn says_what_does_not_fit() {
     let device = Device::cpu();
