@@ -1,6 +1,6 @@
 // kv_quantize_affine, kv_dequantize_affine. To quantise, GROUP / EACH neighbouring lanes take a group of a row, each EACH elements that
-// follow one another, whose codes are whole words, and then the same group of other tokens; to dequantise, a thread takes four
-// words. The host defines GROUP and BITS; WHOLE, which says that rows and codes are packets that lie aligned; and RING as ring.h has it.
+// follow one another, whose codes are whole words, and then the same group of other tokens; to dequantise, a thread takes as
+// many. The host defines GROUP and BITS; WHOLE, which says that rows and codes are packets that lie aligned; and RING as ring.h has it.
 
 #include "silicide.h"
 #include "packet.h"
@@ -132,8 +132,7 @@ kernel void kv_dequantize_affine(
     device T* out [[buffer(3)]],
     constant Params& p [[buffer(4)]],
     uint thread_index [[thread_position_in_grid]]) {
-  constexpr uint CODES = 4 * 32 / BITS;
-  uint parts = p.dim / CODES;
+  uint parts = p.dim / EACH;
   uint row = thread_index / parts;
   uint part = thread_index % parts;
   if (row >= p.rows) {
@@ -141,27 +140,27 @@ kernel void kv_dequantize_affine(
   }
   uint head = row / p.capacity;
   uint slot = row % p.capacity;
-  uint group = part * CODES / GROUP;
-  codes += ulong(slot) * p.code_strides[0] + ulong(head) * p.code_strides[1] + part * 4;
-  uint words[4];
+  uint group = part * EACH / GROUP;
+  codes += ulong(slot) * p.code_strides[0] + ulong(head) * p.code_strides[1] + part * WORDS;
+  uint words[WORDS];
   if (WHOLE) {
     load_words(codes, words);
   } else {
-    for (uint i = 0; i < 4; ++i) {
+    for (uint i = 0; i < WORDS; ++i) {
       words[i] = codes[i];
     }
   }
   float scale = float(scales[ulong(slot) * p.scale_strides[0] + ulong(head) * p.scale_strides[1] + group]);
   float bias = float(biases[ulong(slot) * p.bias_strides[0] + ulong(head) * p.bias_strides[1] + group]);
-  out += ulong(slot) * p.row_strides[0] + ulong(head) * p.row_strides[1] + part * CODES;
-  Packet<T, CODES> values = Packet<T, CODES>::zeros();
-  for (uint i = 0; i < CODES; ++i) {
+  out += ulong(slot) * p.row_strides[0] + ulong(head) * p.row_strides[1] + part * EACH;
+  Packet<T, EACH> values = Packet<T, EACH>::zeros();
+  for (uint i = 0; i < EACH; ++i) {
     values.put(i, T(scale * float(words[i * BITS / 32] >> (i * BITS % 32) & MOST) + bias));
   }
   if (WHOLE) {
     values.store(out);
   } else {
-    values.scatter(out, 1, CODES);
+    values.scatter(out, 1, EACH);
   }
 }
 

@@ -290,13 +290,12 @@ pub fn kv_dequantize_affine_into(stream: &mut Stream, cache: &AffineRows, out: &
         DType::BF16 => float_entry!(out.dtype(), T => cpu::dequantize::<T, half::bf16>),
         _ => float_entry!(out.dtype(), T => cpu::dequantize::<T, f32>),
     };
-    // A thread takes four words.
-    let aligned = cache.codes.vectors_align(4) && out.vectors_align(128 / form.bits as usize);
+    let aligned = cache.codes.vectors_align(4) && out.vectors_align(EACH as usize);
     stream.launch(launch, entry, || Gpu {
         source: &SOURCE,
         defines: defines(form.bits, form.group_size, CacheLayout::Rows, aligned),
         entry: format!("kv_dequantize_affine_{}_{scales}", out.dtype()),
-        threadgroups: [(words / 4).div_ceil(THREADS), 1, 1],
+        threadgroups: [(words * 32 / form.bits / EACH).div_ceil(THREADS), 1, 1],
         threads: [THREADS, 1, 1],
     })
 }
@@ -305,7 +304,7 @@ const ROWS: &str = "AffineRows";
 const QUANTIZE: &str = "kv_quantize_affine";
 const DEQUANTIZE: &str = "kv_dequantize_affine";
 
-/// Of a threadgroup, and the elements that a thread quantises; `kernel.metal` has the same.
+/// Of a threadgroup, and the elements of a thread; `kernel.metal` has the same.
 const THREADS: u32 = 128;
 const EACH: u32 = 16;
 
