@@ -18,6 +18,8 @@ constant constexpr uint STEPS = DIM / 16;
 // Registers have room for the queries of shorter heads.
 constant constexpr bool HELD = DIM <= 128;
 constant constexpr float LOG2_E = 1.4426950408889634f;
+// How far above what weights are measured by a score may come, by the logarithm of 2, before sums are scaled again.
+constant constexpr float SLACK = 8.0f;
 
 // The place of a chunk in a tile: so that eight rows at one column lie in different banks.
 inline uint chunk_at(uint row, uint chunk) { return (row * PITCH + (chunk ^ (row % 8))) * 16; }
@@ -86,6 +88,23 @@ kernel void attention_prefill(
   auto fetch = [&](uint base) {
     if (base < end) {
       Shared to = staged + (base - start) / TILE % 2 * 2 * BYTES;
+      if (IN_ROWS && 128 % CHUNKS == 0 && base + TILE <= end) {
+        constexpr uint ROWS = 128 / CHUNKS;
+        uint first = thread_index / CHUNKS;
+        uint c = thread_index % CHUNKS;
+        device const SCALAR* key = k + ulong(base + first) * p.k_strides[0] + c * 8;
+        device const SCALAR* value = v + ulong(base + first) * p.v_strides[0] + c * 8;
+#pragma unroll
+        for (uint row = 0; row < TILE; row += ROWS) {
+          Shared place = to + chunk_at(row + first, c);
+          copy_sixteen(place, key, true);
+          copy_sixteen(place + BYTES, value, true);
+          key += ROWS * p.k_strides[0];
+          value += ROWS * p.v_strides[0];
+        }
+        end_copies();
+        return;
+      }
       for (uint i = thread_index; i < TILE * CHUNKS; i += 128) {
         uint row = i / CHUNKS;
         uint c = i % CHUNKS;
@@ -108,7 +127,9 @@ kernel void attention_prefill(
       sum_v[i][e] = 0.0f;
     }
   }
-  // Of scores times log2(e).
+  // Scores times `unit` are by the logarithm of 2, as what weights are measured by is, which is near the greatest so far.
+  bool plain = p.softcap == 0.0f && p.scale > 0.0f;
+  float unit = plain ? p.scale * LOG2_E : 1.0f;
   float maximum[2] = {-INFINITY, -INFINITY};
   float sum[2] = {0.0f, 0.0f};
 
@@ -150,47 +171,62 @@ kernel void attention_prefill(
 #else
     bool all_seen = base >= inner_start && base + TILE <= inner_end;
 #endif
-    float most[2] = {maximum[0], maximum[1]};
-    for (uint j = 0; j < TILE / 8; ++j) {
-      for (uint e = 0; e < 4; ++e) {
-        float score = scores[j][e] * p.scale;
-        if (p.softcap != 0.0f) {
-          score = p.softcap * metal::precise::tanh(score / p.softcap);
+    if (!plain) {
+      for (uint j = 0; j < TILE / 8; ++j) {
+        for (uint e = 0; e < 4; ++e) {
+          float score = scores[j][e] * p.scale;
+          if (p.softcap != 0.0f) {
+            score = p.softcap * metal::precise::tanh(score / p.softcap);
+          }
+          scores[j][e] = score * LOG2_E;
         }
-        score *= LOG2_E;
-        if (!all_seen) {
+      }
+    }
+    if (!all_seen) {
+      for (uint j = 0; j < TILE / 8; ++j) {
+        for (uint e = 0; e < 4; ++e) {
           uint key = base + j * 8 + lane % 4 * 2 + e % 2;
           bool seen = key >= mine_of[e / 2].x && key < mine_of[e / 2].y;
 #ifdef PAGES
           ulong2 at;
           seen = seen && find(p, places, key, at);
 #endif
-          score = seen ? score : -INFINITY;
+          scores[j][e] = seen ? scores[j][e] : -INFINITY;
         }
-        scores[j][e] = score;
-        most[e / 2] = greater(score, most[e / 2]);
       }
     }
-    float above[2];
+    // A score that is NaN is the greatest of none, but its weight is NaN.
+    float most[2] = {-INFINITY, -INFINITY};
+    for (uint j = 0; j < TILE / 8; ++j) {
+      for (uint e = 0; e < 4; ++e) {
+        most[e / 2] = max(scores[j][e], most[e / 2]);
+      }
+    }
+    bool rises[2];
     for (uint r = 0; r < 2; ++r) {
-      most[r] = greater(most[r], simd_shuffle_xor(most[r], 1));
-      most[r] = greater(most[r], simd_shuffle_xor(most[r], 2));
-      // Where nothing was seen all differences are to be negative infinity.
-      above[r] = most[r] == -INFINITY ? 0.0f : most[r];
-      float kept = power_of_two(maximum[r] - above[r]);
-      maximum[r] = most[r];
-      sum[r] *= kept;
-      for (uint i = 0; i < DIM / 8; ++i) {
-        sum_v[i][r * 2] *= kept;
-        sum_v[i][r * 2 + 1] *= kept;
+      most[r] = max(most[r], simd_shuffle_xor(most[r], 1));
+      most[r] = max(most[r], simd_shuffle_xor(most[r], 2)) * unit;
+      rises[r] = most[r] > maximum[r] + SLACK;
+    }
+    if (simd_any(rises[0] || rises[1])) {
+      for (uint r = 0; r < 2; ++r) {
+        float kept = rises[r] ? power_of_two(maximum[r] - most[r]) : 1.0f;
+        maximum[r] = rises[r] ? most[r] : maximum[r];
+        sum[r] *= kept;
+        for (uint i = 0; i < DIM / 8; ++i) {
+          sum_v[i][r * 2] *= kept;
+          sum_v[i][r * 2 + 1] *= kept;
+        }
       }
     }
+    // Where nothing was seen all differences are to be negative infinity.
+    float above[2] = {maximum[0] == -INFINITY ? 0.0f : maximum[0], maximum[1] == -INFINITY ? 0.0f : maximum[1]};
     for (uint j = 0; j < TILE / 8; j += 2) {
       uint weights[4];
       for (uint half_step = 0; half_step < 2; ++half_step) {
         for (uint r = 0; r < 2; ++r) {
-          float first = power_of_two(scores[j + half_step][r * 2] - above[r]);
-          float second = power_of_two(scores[j + half_step][r * 2 + 1] - above[r]);
+          float first = power_of_two(fma(scores[j + half_step][r * 2], unit, -above[r]));
+          float second = power_of_two(fma(scores[j + half_step][r * 2 + 1], unit, -above[r]));
           sum[r] += first + second;
           weights[half_step * 2 + r] = pack_two(first, second);
         }
