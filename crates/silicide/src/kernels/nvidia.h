@@ -7,6 +7,13 @@
 typedef uint Shared;
 inline Shared shared_address(threadgroup const void* at) { return uint(__cvta_generic_to_shared(at)); }
 
+// An address that is found once and not again and again.
+inline Shared kept(Shared address) {
+  Shared same;
+  asm volatile("mov.u32 %0, %1;" : "=r"(same) : "r"(address));
+  return same;
+}
+
 // Threadgroup memory for what reads device memory: loads find out what they read.
 inline device const uchar* as_device(threadgroup const uchar* at) { return at; }
 

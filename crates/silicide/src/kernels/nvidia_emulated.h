@@ -2,6 +2,7 @@
 
 typedef ulong Shared;
 inline Shared shared_address(threadgroup const void* at) { return (ulong)at; }
+inline Shared kept(Shared address) { return address; }
 
 inline device const uchar* as_device(threadgroup const uchar* at) { return (device const uchar*)(ulong)at; }
 

@@ -262,12 +262,14 @@ pub fn attention_into(
     };
     let tensor_cores = nvidia::fits(stream.device(), q, k, v, &params);
     let memory = stream.device().nvidia_threadgroup_memory();
-    if form.tiled && tensor_cores && nvidia::prefill_memory(dim) <= memory {
+    let prefill = if form.tiled && tensor_cores { nvidia::Prefill::of(dim, memory) } else { None };
+    if let Some(prefill) = prefill {
         let launch = launch(&params).read_optional(None).write(out).choice("attention_prefill", "");
-        return stream.launch(launch.threadgroup_memory(nvidia::prefill_memory(dim)), NO_CPU, || Gpu {
+        let threadgroups = [params.queries.div_ceil(prefill.queries()), params.q_heads, 1];
+        return stream.launch(launch.threadgroup_memory(prefill.threadgroup_memory()), NO_CPU, || Gpu {
             source: &nvidia::PREFILL,
-            defines: variant.defines() + &nvidia::prefill_defines(dim),
-            ..gpu("attention_prefill", [params.queries.div_ceil(nvidia::TILE), params.q_heads, 1], nvidia::THREADS)
+            defines: variant.defines() + &prefill.defines(),
+            ..gpu("attention_prefill", threadgroups, prefill.threads())
         });
     }
     if form.tiled {

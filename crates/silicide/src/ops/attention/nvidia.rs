@@ -14,16 +14,44 @@ pub(super) fn fits(device: &Device, q: &Tensor, k: &Tensor, v: &Tensor, p: &Para
         && [q, k, v].iter().all(|t| t.vectors_align(8))
 }
 
-/// Queries of a threadgroup of `prefill.cu`, and keys that it takes at a time.
-pub(super) const TILE: u32 = 64;
-
-/// Bytes of threadgroup memory of `prefill.cu`: a tile of queries, and two of keys and of values.
-pub(super) fn prefill_memory(dim: u32) -> u32 {
-    5 * TILE * dim.next_multiple_of(64) * 2
+/// How `prefill.cu` shares the work out.
+pub(in crate::ops) struct Prefill {
+    dim: u32,
+    simdgroups: u32,
 }
 
-pub(in crate::ops) fn prefill_defines(dim: u32) -> String {
-    format!("\n#define DIM {dim}")
+impl Prefill {
+    /// Keys that a threadgroup takes at a time.
+    const TILE: u32 = 64;
+
+    /// None where the GPU has too little threadgroup memory.
+    pub(in crate::ops) fn of(dim: u32, memory: u32) -> Option<Prefill> {
+        // Of wide heads eight simdgroups have the registers of a processor, and share tiles of which it has memory for no more.
+        let forms = if dim <= 128 { &[4][..] } else { &[8, 4] };
+        forms
+            .iter()
+            .map(|&simdgroups| Prefill { dim, simdgroups })
+            .find(|form| form.threadgroup_memory() + DECLARED <= memory)
+    }
+
+    /// Queries of a threadgroup.
+    pub(super) fn queries(&self) -> u32 {
+        16 * self.simdgroups
+    }
+
+    pub(super) fn threads(&self) -> u32 {
+        32 * self.simdgroups
+    }
+
+    /// Bytes of threadgroup memory: two tiles of keys and of values, and where registers hold no queries a tile of these.
+    pub(super) fn threadgroup_memory(&self) -> u32 {
+        let queries = if self.dim <= 128 { 0 } else { self.queries() };
+        (4 * Prefill::TILE + queries) * self.dim.next_multiple_of(64) * 2 + 128
+    }
+
+    pub(in crate::ops) fn defines(&self) -> String {
+        format!("\n#define DIM {}\n#define SIMDGROUPS {}", self.dim, self.simdgroups)
+    }
 }
 
 /// How `decode.cu` shares the work out.
@@ -87,6 +115,15 @@ pub(in crate::ops) static PREFILL: KernelSource =
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn smaller_processors_take_fewer_queries_at_once() {
+        let queries = |dim, memory: u32| Prefill::of(dim, memory << 10).map(|form| form.queries());
+        for (dim, wanted) in [(64, [64; 3]), (128, [64; 3]), (256, [0, 64, 128])] {
+            let got = [99, 163, 227].map(|memory| queries(dim, memory).unwrap_or(0));
+            assert_eq!(got, wanted, "heads of {dim}");
+        }
+    }
 
     /// What processors of compute capability 8.6, 8.0 and 9.0 have.
     #[test]

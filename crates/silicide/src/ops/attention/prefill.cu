@@ -1,16 +1,18 @@
 // attention for many queries on NVIDIA's tensor cores, for queries, keys and values of one type of 16 bits. tiled.metal is its check.
 //
-// Four simdgroups take 16 queries of one head each, and go through the keys that any of the 64 sees, 64 at a time; those of the
+// Simdgroups take 16 queries of one head each, and go through the keys that any of these sees, 64 at a time; those of the
 // next turn come by asynchronous copies meanwhile. Scores, [queries, keys], stay in registers, where their weights, rounded to
 // SCALAR, are already laid out as the factor of the values.
 //
-// The host defines SCALAR, DIM, and what attention.h names.
+// The host defines SCALAR, DIM, SIMDGROUPS, and what attention.h names.
 
 #include "attention.h"
 #include "nvidia.h"
 #include "silicide.h"
 
-constant constexpr uint TILE = 64;                     // queries, and keys at a time
+constant constexpr uint QUERIES = 16 * SIMDGROUPS;
+constant constexpr uint THREADS = 32 * SIMDGROUPS;
+constant constexpr uint TILE = 64;                     // keys at a time
 constant constexpr uint CHUNKS = DIM / 8;              // of sixteen bytes in a row
 constant constexpr uint PITCH = (CHUNKS + 7) / 8 * 8;  // of a row of a tile, in chunks
 constant constexpr uint BYTES = TILE * PITCH * 16;
@@ -24,7 +26,11 @@ constant constexpr float SLACK = 8.0f;
 // The place of a chunk in a tile: so that eight rows at one column lie in different banks.
 inline uint chunk_at(uint row, uint chunk) { return (row * PITCH + (chunk ^ (row % 8))) * 16; }
 
-kernel void attention_prefill(
+// From a place in a tile to that of the chunk 2 * i further on in its row, where the place is an even chunk's, or an odd one's.
+inline Shared beside(Shared place, uint i) { return (place ^ i % 4 * 32) + i / 4 * 128; }
+
+// A processor has registers for two threadgroups of shorter heads.
+[[kernel, max_total_threads_per_threadgroup(HELD ? 2 * THREADS : THREADS)]] void attention_prefill(
     device const SCALAR* q [[buffer(0)]],
     device const SCALAR* k [[buffer(1)]],
     device const SCALAR* v [[buffer(2)]],
@@ -41,12 +47,14 @@ kernel void attention_prefill(
     uint thread_index [[thread_index_in_threadgroup]],
     uint lane [[thread_index_in_simdgroup]],
     uint simdgroup [[simdgroup_index_in_threadgroup]]) {
-  threadgroup uint2 ranges[TILE];
-  Shared staged_q = shared_address(dynamic);
-  Shared staged = staged_q + BYTES;
+  threadgroup uint2 ranges[QUERIES];
+  // Eight chunks begin at a multiple of their size.
+  Shared staged = kept((shared_address(dynamic) + 127) / 128 * 128);
+  // Queries that registers have room for lie where the second turn's keys will.
+  Shared staged_q = staged + (HELD ? 2 : 4) * BYTES;
 
   // Later queries see more keys, so they go first.
-  uint first_query = (groups.x - 1 - group.x) * TILE;
+  uint first_query = (groups.x - 1 - group.x) * QUERIES;
   uint head = group.y;
   uint kv_head = head / (p.q_heads / p.kv_heads);
   q += ulong(head) * p.q_strides[1];
@@ -55,11 +63,11 @@ kernel void attention_prefill(
   out += ulong(head) * p.out_strides[1];
 
   Places places = places_of(p, table, positions, lane);
-  if (thread_index < TILE) {
+  if (thread_index < QUERIES) {
     uint query = first_query + thread_index;
     ranges[thread_index] = query < p.queries ? visible(p, places.oldest, positions, query) : uint2(0);
   }
-  for (uint i = thread_index; i < TILE * CHUNKS; i += 128) {
+  for (uint i = thread_index; i < QUERIES * CHUNKS; i += THREADS) {
     uint row = i / CHUNKS;
     bool there = first_query + row < p.queries;
     ulong at = ulong(min(first_query + row, p.queries - 1)) * p.q_strides[0];
@@ -71,7 +79,7 @@ kernel void attention_prefill(
   uint end = 0;
   uint inner_start = 0;
   uint inner_end = 0xffffffffu;
-  for (uint i = 0; i < TILE; ++i) {
+  for (uint i = 0; i < QUERIES; ++i) {
     uint2 range = ranges[i];
     if (range.x < range.y) {
       start = min(start, range.x);
@@ -88,24 +96,25 @@ kernel void attention_prefill(
   auto fetch = [&](uint base) {
     if (base < end) {
       Shared to = staged + (base - start) / TILE % 2 * 2 * BYTES;
-      if (IN_ROWS && 128 % CHUNKS == 0 && base + TILE <= end) {
-        constexpr uint ROWS = 128 / CHUNKS;
+      if (IN_ROWS && THREADS % (CHUNKS * 8) == 0 && base + TILE <= end) {
+        constexpr uint ROWS = THREADS / CHUNKS;
         uint first = thread_index / CHUNKS;
         uint c = thread_index % CHUNKS;
         device const SCALAR* key = k + ulong(base + first) * p.k_strides[0] + c * 8;
         device const SCALAR* value = v + ulong(base + first) * p.v_strides[0] + c * 8;
+        // Rows are whole eights apart, which have their chunks at the same places.
+        Shared place = to + chunk_at(first, c);
 #pragma unroll
         for (uint row = 0; row < TILE; row += ROWS) {
-          Shared place = to + chunk_at(row + first, c);
-          copy_sixteen(place, key, true);
-          copy_sixteen(place + BYTES, value, true);
+          copy_sixteen(place + row * PITCH * 16, key, true);
+          copy_sixteen(place + row * PITCH * 16 + BYTES, value, true);
           key += ROWS * p.k_strides[0];
           value += ROWS * p.v_strides[0];
         }
         end_copies();
         return;
       }
-      for (uint i = thread_index; i < TILE * CHUNKS; i += 128) {
+      for (uint i = thread_index; i < TILE * CHUNKS; i += THREADS) {
         uint row = i / CHUNKS;
         uint c = i % CHUNKS;
         ulong2 at;
@@ -117,8 +126,11 @@ kernel void attention_prefill(
     end_copies();
   };
   auto load_q = [&](uint i, thread uint* a) {
-    load_matrices(a, staged_q + chunk_at(simdgroup * 16 + lane % 16, i * 2 + lane / 16));
+    load_matrices(a, beside(staged_q + chunk_at(simdgroup * 16 + lane % 16, lane / 16), i));
   };
+  // Where a lane's rows of matrices of keys and of values begin.
+  uint key_at = chunk_at(lane / 16 * 8 + lane % 8, lane / 8 % 2);
+  uint value_at = BYTES + chunk_at(lane % 16, lane / 16);
 
   uint held[HELD ? STEPS : 1][4];
   float sum_v[DIM / 8][4];
@@ -141,10 +153,10 @@ kernel void attention_prefill(
       for (uint i = 0; i < STEPS; ++i) {
         load_q(i, held[HELD ? i : 0]);
       }
+      threadgroup_barrier(mem_flags::mem_threadgroup);
     }
     fetch(base + TILE);
     Shared keys = staged + (base - start) / TILE % 2 * 2 * BYTES;
-    Shared values = keys + BYTES;
 
     float scores[TILE / 8][4];
     for (uint j = 0; j < TILE / 8; ++j) {
@@ -152,17 +164,27 @@ kernel void attention_prefill(
         scores[j][e] = 0.0f;
       }
     }
+    // Matrices are on their way while products of those before run.
+    uint tiles[2][TILE / 16][4];
+    auto load_keys = [&](uint i) {
+      for (uint j = 0; j < TILE / 16; ++j) {
+        load_matrices(tiles[i % 2][j], beside(keys + key_at, i) + j * 16 * PITCH * 16);
+      }
+    };
+    load_keys(0);
+#pragma unroll
     for (uint i = 0; i < STEPS; ++i) {
       uint other[4];
       if (!HELD) {
         load_q(i, other);
       }
+      if (i + 1 < STEPS) {
+        load_keys(i + 1);
+      }
       thread const uint* a = HELD ? held[HELD ? i : 0] : other;
-      for (uint j = 0; j < TILE / 8; j += 2) {
-        uint b[4];
-        load_matrices(b, keys + chunk_at(j * 8 + lane / 16 * 8 + lane % 8, i * 2 + lane / 8 % 2));
-        multiply(scores[j], a, b);
-        multiply(scores[j + 1], a, b + 2);
+      for (uint j = 0; j < TILE / 16; ++j) {
+        multiply(scores[2 * j], a, tiles[i % 2][j]);
+        multiply(scores[2 * j + 1], a, tiles[i % 2][j] + 2);
       }
     }
 
@@ -221,6 +243,16 @@ kernel void attention_prefill(
     }
     // Where nothing was seen all differences are to be negative infinity.
     float above[2] = {maximum[0] == -INFINITY ? 0.0f : maximum[0], maximum[1] == -INFINITY ? 0.0f : maximum[1]};
+    // Of a step of sixteen keys the values of DIM / PARTS elements.
+    constexpr uint PARTS = DIM % 64 == 0 ? DIM / 64 : DIM / 16;
+    constexpr uint WIDTH = DIM / PARTS / 16;
+    auto load_values = [&](uint n) {
+      for (uint i = 0; i < WIDTH; ++i) {
+        load_transposed(tiles[n % 2][i], beside(keys + value_at, n % PARTS * WIDTH + i) + n / PARTS * 16 * PITCH * 16);
+      }
+    };
+    load_values(0);
+#pragma unroll
     for (uint j = 0; j < TILE / 8; j += 2) {
       uint weights[4];
       for (uint half_step = 0; half_step < 2; ++half_step) {
@@ -231,11 +263,17 @@ kernel void attention_prefill(
           weights[half_step * 2 + r] = pack_two(first, second);
         }
       }
-      for (uint i = 0; i < DIM / 8; i += 2) {
-        uint b[4];
-        load_transposed(b, values + chunk_at(j * 8 + lane % 16, i + lane / 16));
-        multiply(sum_v[i], weights, b);
-        multiply(sum_v[i + 1], weights, b + 2);
+#pragma unroll
+      for (uint part = 0; part < PARTS; ++part) {
+        uint n = j / 2 * PARTS + part;
+        if (n + 1 < TILE / 16 * PARTS) {
+          load_values(n + 1);
+        }
+        for (uint i = 0; i < WIDTH; ++i) {
+          uint at = (part * WIDTH + i) * 2;
+          multiply(sum_v[at], weights, tiles[n % 2][i]);
+          multiply(sum_v[at + 1], weights, tiles[n % 2][i] + 2);
+        }
       }
     }
   }
