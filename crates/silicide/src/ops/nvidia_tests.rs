@@ -96,7 +96,11 @@ fn defines(source: &KernelSource) -> BTreeSet<String> {
             let variants = variants.into_iter().chain(caches);
             let shapes = [(64, 8), (80, 1), (128, 4), (128, 16), (256, 6), (192, 12)];
             let shapes = shapes.map(|(dim, heads)| match source.name == attention::nvidia::PREFILL.name {
-                true => attention::nvidia::Prefill::of(dim, 227 << 10).expect("it has the memory").defines(),
+                true => {
+                    // Few and many queries.
+                    let form = attention::nvidia::Prefill::of(dim, heads as f32 / 4.0, 227 << 10);
+                    form.expect("it has the memory").defines()
+                }
                 false => attention::nvidia::Decode::shaped(dim, heads, 227 << 10).defines(),
             });
             return variants.cycle().zip(shapes).map(|(variant, shape)| variant.defines() + &shape).collect();

@@ -262,7 +262,14 @@ pub fn attention_into(
     };
     let tensor_cores = nvidia::fits(stream.device(), q, k, v, &params);
     let memory = stream.device().nvidia_threadgroup_memory();
-    let prefill = if form.tiled && tensor_cores { nvidia::Prefill::of(dim, memory) } else { None };
+    let prefill = match form.tiled && tensor_cores {
+        true => {
+            let tiles = params.q_heads * params.queries.div_ceil(128);
+            let processors = stream.device().processors().unwrap_or(1);
+            nvidia::Prefill::of(dim, tiles as f32 / processors as f32, memory)
+        }
+        false => None,
+    };
     if let Some(prefill) = prefill {
         let launch = launch(&params).read_optional(None).write(out).choice("attention_prefill", "");
         let threadgroups = [params.queries.div_ceil(prefill.queries()), params.q_heads, 1];

@@ -17,6 +17,8 @@ pub(super) fn fits(device: &Device, q: &Tensor, k: &Tensor, v: &Tensor, p: &Para
 /// How `prefill.cu` shares the work out.
 pub(in crate::ops) struct Prefill {
     dim: u32,
+    /// Sixteens of queries that a simdgroup takes.
+    m: u32,
     simdgroups: u32,
 }
 
@@ -24,33 +26,36 @@ impl Prefill {
     /// Keys that a threadgroup takes at a time.
     const TILE: u32 = 64;
 
-    /// None where the GPU has too little threadgroup memory.
-    pub(in crate::ops) fn of(dim: u32, memory: u32) -> Option<Prefill> {
-        // Of wide heads eight simdgroups have the registers of a processor, and share tiles of which it has memory for no more.
-        let forms = if dim <= 128 { &[4][..] } else { &[8, 4] };
-        forms
-            .iter()
-            .map(|&simdgroups| Prefill { dim, simdgroups })
-            .find(|form| form.threadgroup_memory() + DECLARED <= memory)
+    /// For so many tiles of 128 queries, of all heads, for each processor. None where the GPU has too little threadgroup memory.
+    pub(in crate::ops) fn of(dim: u32, tiles: f32, memory: u32) -> Option<Prefill> {
+        // Matrices that more queries share are read less often, if there are two threadgroups for each processor still. Of wide
+        // heads eight simdgroups have the registers of a processor, and share what it has memory for once.
+        let forms: &[(u32, u32)] = match dim {
+            65..=128 if tiles >= 2.0 => &[(2, 4), (1, 4)],
+            129.. => &[(1, 8), (1, 4)],
+            _ => &[(1, 4)],
+        };
+        let mut forms = forms.iter().map(|&(m, simdgroups)| Prefill { dim, m, simdgroups });
+        forms.find(|form| form.threadgroup_memory() + DECLARED <= memory)
     }
 
     /// Queries of a threadgroup.
     pub(super) fn queries(&self) -> u32 {
-        16 * self.simdgroups
+        16 * self.m * self.simdgroups
     }
 
     pub(super) fn threads(&self) -> u32 {
         32 * self.simdgroups
     }
 
-    /// Bytes of threadgroup memory: two tiles of keys and of values, and where registers hold no queries a tile of these.
+    /// Bytes of threadgroup memory: two tiles of keys and of values, and one of queries.
     pub(super) fn threadgroup_memory(&self) -> u32 {
-        let queries = if self.dim <= 128 { 0 } else { self.queries() };
-        (4 * Prefill::TILE + queries) * self.dim.next_multiple_of(64) * 2 + 128
+        (4 * Prefill::TILE + self.queries()) * self.dim.next_multiple_of(64) * 2 + 128
     }
 
     pub(in crate::ops) fn defines(&self) -> String {
-        format!("\n#define DIM {}\n#define SIMDGROUPS {}", self.dim, self.simdgroups)
+        let Prefill { dim, m, simdgroups } = self;
+        format!("\n#define DIM {dim}\n#define M {m}\n#define SIMDGROUPS {simdgroups}")
     }
 }
 
@@ -118,10 +123,11 @@ mod tests {
 
     #[test]
     fn smaller_processors_take_fewer_queries_at_once() {
-        let queries = |dim, memory: u32| Prefill::of(dim, memory << 10).map(|form| form.queries());
-        for (dim, wanted) in [(64, [64; 3]), (128, [64; 3]), (256, [0, 64, 128])] {
-            let got = [99, 163, 227].map(|memory| queries(dim, memory).unwrap_or(0));
-            assert_eq!(got, wanted, "heads of {dim}");
+        let queries = |dim, tiles, memory: u32| Prefill::of(dim, tiles, memory << 10).map_or(0, |form| form.queries());
+        for (dim, tiles, wanted) in
+            [(64, 9.0, [64; 3]), (128, 1.0, [64; 3]), (128, 2.0, [64, 128, 128]), (256, 9.0, [0, 64, 128])]
+        {
+            assert_eq!([97, 163, 227].map(|memory| queries(dim, tiles, memory)), wanted, "heads of {dim}");
         }
     }
 

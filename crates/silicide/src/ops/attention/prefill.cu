@@ -1,24 +1,23 @@
 // attention for many queries on NVIDIA's tensor cores, for queries, keys and values of one type of 16 bits. tiled.metal is its check.
 //
-// Simdgroups take 16 queries of one head each, and go through the keys that any of these sees, 64 at a time; those of the
+// Simdgroups take 16 * M queries of one head each, and go through the keys that any of these sees, 64 at a time; those of the
 // next turn come by asynchronous copies meanwhile. Scores, [queries, keys], stay in registers, where their weights, rounded to
 // SCALAR, are already laid out as the factor of the values.
 //
-// The host defines SCALAR, DIM, SIMDGROUPS, and what attention.h names.
+// The host defines SCALAR, DIM, M, SIMDGROUPS, and what attention.h names.
 
 #include "attention.h"
 #include "nvidia.h"
 #include "silicide.h"
 
-constant constexpr uint QUERIES = 16 * SIMDGROUPS;
+constant constexpr uint OWN = 16 * M;  // queries of a simdgroup
+constant constexpr uint QUERIES = OWN * SIMDGROUPS;
 constant constexpr uint THREADS = 32 * SIMDGROUPS;
 constant constexpr uint TILE = 64;                     // keys at a time
 constant constexpr uint CHUNKS = DIM / 8;              // of sixteen bytes in a row
 constant constexpr uint PITCH = (CHUNKS + 7) / 8 * 8;  // of a row of a tile, in chunks
 constant constexpr uint BYTES = TILE * PITCH * 16;
 constant constexpr uint STEPS = DIM / 16;
-// Registers have room for the queries of shorter heads.
-constant constexpr bool HELD = DIM <= 128;
 constant constexpr float LOG2_E = 1.4426950408889634f;
 // How far above what weights are measured by a score may come, by the logarithm of 2, before sums are scaled again.
 constant constexpr float SLACK = 8.0f;
@@ -29,8 +28,8 @@ inline uint chunk_at(uint row, uint chunk) { return (row * PITCH + (chunk ^ (row
 // From a place in a tile to that of the chunk 2 * i further on in its row, where the place is an even chunk's, or an odd one's.
 inline Shared beside(Shared place, uint i) { return (place ^ i % 4 * 32) + i / 4 * 128; }
 
-// A processor has registers for two threadgroups of shorter heads.
-[[kernel, max_total_threads_per_threadgroup(HELD ? 2 * THREADS : THREADS)]] void attention_prefill(
+// A processor has registers for so many threads, of which each takes most that it can have.
+[[kernel, max_total_threads_per_threadgroup(256)]] void attention_prefill(
     device const SCALAR* q [[buffer(0)]],
     device const SCALAR* k [[buffer(1)]],
     device const SCALAR* v [[buffer(2)]],
@@ -50,8 +49,7 @@ inline Shared beside(Shared place, uint i) { return (place ^ i % 4 * 32) + i / 4
   threadgroup uint2 ranges[QUERIES];
   // Eight chunks begin at a multiple of their size.
   Shared staged = kept((shared_address(dynamic) + 127) / 128 * 128);
-  // Queries that registers have room for lie where the second turn's keys will.
-  Shared staged_q = staged + (HELD ? 2 : 4) * BYTES;
+  Shared staged_q = staged + 4 * BYTES;
 
   // Later queries see more keys, so they go first.
   uint first_query = (groups.x - 1 - group.x) * QUERIES;
@@ -90,8 +88,18 @@ inline Shared beside(Shared place, uint i) { return (place ^ i % 4 * 32) + i / 4
       inner_end = min(inner_end, range.y);
     }
   }
-  uint rows[2] = {simdgroup * 16 + lane / 4, simdgroup * 16 + lane / 4 + 8};
-  uint2 mine_of[2] = {ranges[rows[0]], ranges[rows[1]]};
+  uint first_row = simdgroup * OWN;
+  auto row_of = [&](uint m, uint r) { return first_row + m * 16 + r * 8 + lane / 4; };
+  uint2 mine_of[M][2];
+#pragma unroll
+  for (uint m = 0; m < M; ++m) {
+    for (uint r = 0; r < 2; ++r) {
+      mine_of[m][r] = ranges[row_of(m, r)];
+    }
+  }
+  // What any query of the simdgroup sees.
+  uint2 own = ranges[first_row + lane % OWN];
+  own = uint2(simd_min(own.x < own.y ? own.x : 0xffffffffu), simd_max(own.x < own.y ? own.y : 0));
 
   auto fetch = [&](uint base) {
     if (base < end) {
@@ -125,45 +133,33 @@ inline Shared beside(Shared place, uint i) { return (place ^ i % 4 * 32) + i / 4
     }
     end_copies();
   };
-  auto load_q = [&](uint i, thread uint* a) {
-    load_matrices(a, beside(staged_q + chunk_at(simdgroup * 16 + lane % 16, lane / 16), i));
-  };
+  uint query_at = chunk_at(first_row + lane % 16, lane / 16);
   // Where a lane's rows of matrices of keys and of values begin.
   uint key_at = chunk_at(lane / 16 * 8 + lane % 8, lane / 8 % 2);
   uint value_at = BYTES + chunk_at(lane % 16, lane / 16);
 
-  uint held[HELD ? STEPS : 1][4];
-  float sum_v[DIM / 8][4];
-  for (uint i = 0; i < DIM / 8; ++i) {
-    for (uint e = 0; e < 4; ++e) {
-      sum_v[i][e] = 0.0f;
-    }
-  }
+  float sum_v[M][DIM / 8][4] = {};
   // Scores times `unit` are by the logarithm of 2, as what weights are measured by is, which is near the greatest so far.
   bool plain = p.softcap == 0.0f && p.scale > 0.0f;
   float unit = plain ? p.scale * LOG2_E : 1.0f;
-  float maximum[2] = {-INFINITY, -INFINITY};
-  float sum[2] = {0.0f, 0.0f};
+  float maximum[M][2];
+  float sum[M][2] = {};
+#pragma unroll
+  for (uint m = 0; m < M; ++m) {
+    maximum[m][0] = maximum[m][1] = -INFINITY;
+  }
 
   fetch(start);
   for (uint base = start; base < end; base += TILE) {
     wait_for_copies<0>();
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    if (HELD && base == start) {
-      for (uint i = 0; i < STEPS; ++i) {
-        load_q(i, held[HELD ? i : 0]);
-      }
-      threadgroup_barrier(mem_flags::mem_threadgroup);
-    }
     fetch(base + TILE);
     Shared keys = staged + (base - start) / TILE % 2 * 2 * BYTES;
 
-    float scores[TILE / 8][4];
-    for (uint j = 0; j < TILE / 8; ++j) {
-      for (uint e = 0; e < 4; ++e) {
-        scores[j][e] = 0.0f;
-      }
+    if (base >= own.y || base + TILE <= own.x) {
+      continue;
     }
+    float scores[M][TILE / 8][4] = {};
     // Matrices are on their way while products of those before run.
     uint tiles[2][TILE / 16][4];
     auto load_keys = [&](uint i) {
@@ -174,17 +170,20 @@ inline Shared beside(Shared place, uint i) { return (place ^ i % 4 * 32) + i / 4
     load_keys(0);
 #pragma unroll
     for (uint i = 0; i < STEPS; ++i) {
-      uint other[4];
-      if (!HELD) {
-        load_q(i, other);
+      uint a[M][4];
+#pragma unroll
+      for (uint m = 0; m < M; ++m) {
+        load_matrices(a[m], beside(staged_q + query_at, i) + m * 16 * PITCH * 16);
       }
       if (i + 1 < STEPS) {
         load_keys(i + 1);
       }
-      thread const uint* a = HELD ? held[HELD ? i : 0] : other;
       for (uint j = 0; j < TILE / 16; ++j) {
-        multiply(scores[2 * j], a, tiles[i % 2][j]);
-        multiply(scores[2 * j + 1], a, tiles[i % 2][j] + 2);
+#pragma unroll
+        for (uint m = 0; m < M; ++m) {
+          multiply(scores[m][2 * j], a[m], tiles[i % 2][j]);
+          multiply(scores[m][2 * j + 1], a[m], tiles[i % 2][j] + 2);
+        }
       }
     }
 
@@ -193,56 +192,69 @@ inline Shared beside(Shared place, uint i) { return (place ^ i % 4 * 32) + i / 4
 #else
     bool all_seen = base >= inner_start && base + TILE <= inner_end;
 #endif
-    if (!plain) {
-      for (uint j = 0; j < TILE / 8; ++j) {
-        for (uint e = 0; e < 4; ++e) {
-          float score = scores[j][e] * p.scale;
-          if (p.softcap != 0.0f) {
-            score = p.softcap * metal::precise::tanh(score / p.softcap);
+    bool rises[M][2];
+    float most[M][2];
+    bool any_rises = false;
+#pragma unroll
+    for (uint m = 0; m < M; ++m) {
+      if (!plain) {
+        for (uint j = 0; j < TILE / 8; ++j) {
+          for (uint e = 0; e < 4; ++e) {
+            float score = scores[m][j][e] * p.scale;
+            if (p.softcap != 0.0f) {
+              score = p.softcap * metal::precise::tanh(score / p.softcap);
+            }
+            scores[m][j][e] = score * LOG2_E;
           }
-          scores[j][e] = score * LOG2_E;
         }
       }
-    }
-    if (!all_seen) {
-      for (uint j = 0; j < TILE / 8; ++j) {
-        for (uint e = 0; e < 4; ++e) {
-          uint key = base + j * 8 + lane % 4 * 2 + e % 2;
-          bool seen = key >= mine_of[e / 2].x && key < mine_of[e / 2].y;
+      if (!all_seen) {
+        for (uint j = 0; j < TILE / 8; ++j) {
+          for (uint e = 0; e < 4; ++e) {
+            uint key = base + j * 8 + lane % 4 * 2 + e % 2;
+            bool seen = key >= mine_of[m][e / 2].x && key < mine_of[m][e / 2].y;
 #ifdef PAGES
-          ulong2 at;
-          seen = seen && find(p, places, key, at);
+            ulong2 at;
+            seen = seen && find(p, places, key, at);
 #endif
-          scores[j][e] = seen ? scores[j][e] : -INFINITY;
+            scores[m][j][e] = seen ? scores[m][j][e] : -INFINITY;
+          }
         }
       }
-    }
-    // A score that is NaN is the greatest of none, but its weight is NaN.
-    float most[2] = {-INFINITY, -INFINITY};
-    for (uint j = 0; j < TILE / 8; ++j) {
-      for (uint e = 0; e < 4; ++e) {
-        most[e / 2] = max(scores[j][e], most[e / 2]);
+      for (uint r = 0; r < 2; ++r) {
+        // A score that is NaN is the greatest of none, but its weight is NaN.
+        float greatest = -INFINITY;
+        for (uint j = 0; j < TILE / 8; ++j) {
+          greatest = max(greatest, max(scores[m][j][r * 2], scores[m][j][r * 2 + 1]));
+        }
+        greatest = max(greatest, simd_shuffle_xor(greatest, 1));
+        most[m][r] = max(greatest, simd_shuffle_xor(greatest, 2)) * unit;
+        rises[m][r] = most[m][r] > maximum[m][r] + SLACK;
+        any_rises = any_rises || rises[m][r];
       }
     }
-    bool rises[2];
-    for (uint r = 0; r < 2; ++r) {
-      most[r] = max(most[r], simd_shuffle_xor(most[r], 1));
-      most[r] = max(most[r], simd_shuffle_xor(most[r], 2)) * unit;
-      rises[r] = most[r] > maximum[r] + SLACK;
-    }
-    if (simd_any(rises[0] || rises[1])) {
-      for (uint r = 0; r < 2; ++r) {
-        float kept = rises[r] ? power_of_two(maximum[r] - most[r]) : 1.0f;
-        maximum[r] = rises[r] ? most[r] : maximum[r];
-        sum[r] *= kept;
-        for (uint i = 0; i < DIM / 8; ++i) {
-          sum_v[i][r * 2] *= kept;
-          sum_v[i][r * 2 + 1] *= kept;
+    if (simd_any(any_rises)) {
+#pragma unroll
+      for (uint m = 0; m < M; ++m) {
+        for (uint r = 0; r < 2; ++r) {
+          float kept = rises[m][r] ? power_of_two(maximum[m][r] - most[m][r]) : 1.0f;
+          maximum[m][r] = rises[m][r] ? most[m][r] : maximum[m][r];
+          sum[m][r] *= kept;
+          for (uint i = 0; i < DIM / 8; ++i) {
+            sum_v[m][i][r * 2] *= kept;
+            sum_v[m][i][r * 2 + 1] *= kept;
+          }
         }
       }
     }
     // Where nothing was seen all differences are to be negative infinity.
-    float above[2] = {maximum[0] == -INFINITY ? 0.0f : maximum[0], maximum[1] == -INFINITY ? 0.0f : maximum[1]};
+    float above[M][2];
+#pragma unroll
+    for (uint m = 0; m < M; ++m) {
+      for (uint r = 0; r < 2; ++r) {
+        above[m][r] = maximum[m][r] == -INFINITY ? 0.0f : maximum[m][r];
+      }
+    }
     // Of a step of sixteen keys the values of DIM / PARTS elements.
     constexpr uint PARTS = DIM % 64 == 0 ? DIM / 64 : DIM / 16;
     constexpr uint WIDTH = DIM / PARTS / 16;
@@ -254,13 +266,17 @@ inline Shared beside(Shared place, uint i) { return (place ^ i % 4 * 32) + i / 4
     load_values(0);
 #pragma unroll
     for (uint j = 0; j < TILE / 8; j += 2) {
-      uint weights[4];
-      for (uint half_step = 0; half_step < 2; ++half_step) {
-        for (uint r = 0; r < 2; ++r) {
-          float first = power_of_two(fma(scores[j + half_step][r * 2], unit, -above[r]));
-          float second = power_of_two(fma(scores[j + half_step][r * 2 + 1], unit, -above[r]));
-          sum[r] += first + second;
-          weights[half_step * 2 + r] = pack_two(first, second);
+      uint weights[M][4];
+#pragma unroll
+      for (uint m = 0; m < M; ++m) {
+        for (uint half_step = 0; half_step < 2; ++half_step) {
+          for (uint r = 0; r < 2; ++r) {
+            thread const float* of = scores[m][j + half_step] + r * 2;
+            float first = power_of_two(fma(of[0], unit, -above[m][r]));
+            float second = power_of_two(fma(of[1], unit, -above[m][r]));
+            sum[m][r] += first + second;
+            weights[m][half_step * 2 + r] = pack_two(first, second);
+          }
         }
       }
 #pragma unroll
@@ -271,8 +287,11 @@ inline Shared beside(Shared place, uint i) { return (place ^ i % 4 * 32) + i / 4
         }
         for (uint i = 0; i < WIDTH; ++i) {
           uint at = (part * WIDTH + i) * 2;
-          multiply(sum_v[at], weights, tiles[n % 2][i]);
-          multiply(sum_v[at + 1], weights, tiles[n % 2][i] + 2);
+#pragma unroll
+          for (uint m = 0; m < M; ++m) {
+            multiply(sum_v[m][at], weights[m], tiles[n % 2][i]);
+            multiply(sum_v[m][at + 1], weights[m], tiles[n % 2][i] + 2);
+          }
         }
       }
     }
@@ -280,39 +299,45 @@ inline Shared beside(Shared place, uint i) { return (place ^ i % 4 * 32) + i / 4
   wait_for_copies<0>();
 
   bool finite = true;
-  for (uint r = 0; r < 2; ++r) {
-    sum[r] += simd_shuffle_xor(sum[r], 1);
-    sum[r] += simd_shuffle_xor(sum[r], 2);
-    finite = finite && (maximum[r] == -INFINITY || abs(maximum[r]) < INFINITY);
-  }
-  for (uint i = 0; i < DIM / 8; ++i) {
-    for (uint e = 0; e < 4; ++e) {
-      finite = finite && abs(sum_v[i][e]) < INFINITY;
+#pragma unroll
+  for (uint m = 0; m < M; ++m) {
+    for (uint r = 0; r < 2; ++r) {
+      sum[m][r] += simd_shuffle_xor(sum[m][r], 1);
+      sum[m][r] += simd_shuffle_xor(sum[m][r], 2);
+      finite = finite && (maximum[m][r] == -INFINITY || abs(maximum[m][r]) < INFINITY);
+    }
+    for (uint i = 0; i < DIM / 8; ++i) {
+      for (uint e = 0; e < 4; ++e) {
+        finite = finite && abs(sum_v[m][i][e]) < INFINITY;
+      }
     }
   }
   float sink = p.has_sinks ? sinks[head] : -INFINITY;
   if (!simd_all(finite)) {
-    for (uint i = 0; i < 16; ++i) {
-      uint query = first_query + simdgroup * 16 + i;
+    for (uint i = first_row; i < first_row + OWN; ++i) {
+      uint query = first_query + i;
       if (query < p.queries) {
         attend_alone<(DIM + 31) / 32 * 32>(
-            q + ulong(query) * p.q_strides[0], k, v, mask, out + ulong(query) * p.out_strides[0],
-            ranges[simdgroup * 16 + i], places, p.has_sinks, sink, p, lane);
+            q + ulong(query) * p.q_strides[0], k, v, mask, out + ulong(query) * p.out_strides[0], ranges[i], places, p.has_sinks, sink,
+            p, lane);
       }
     }
     return;
   }
-  for (uint r = 0; r < 2; ++r) {
-    uint query = first_query + rows[r];
-    float highest = greater(maximum[r], sink * LOG2_E);
-    float part = highest == -INFINITY ? 0.0f : power_of_two(maximum[r] - highest);
-    float total = sum[r] * part + (p.has_sinks ? power_of_two(sink * LOG2_E - highest) : 0.0f);
-    part = total == 0.0f ? 0.0f : part / total;
-    if (query < p.queries) {
-      device SCALAR* to = out + ulong(query) * p.out_strides[0] + lane % 4 * 2;
-      for (uint i = 0; i < DIM / 8; ++i) {
-        to[i * 8] = SCALAR(sum_v[i][r * 2] * part);
-        to[i * 8 + 1] = SCALAR(sum_v[i][r * 2 + 1] * part);
+#pragma unroll
+  for (uint m = 0; m < M; ++m) {
+    for (uint r = 0; r < 2; ++r) {
+      uint query = first_query + row_of(m, r);
+      float highest = greater(maximum[m][r], sink * LOG2_E);
+      float part = highest == -INFINITY ? 0.0f : power_of_two(maximum[m][r] - highest);
+      float total = sum[m][r] * part + (p.has_sinks ? power_of_two(sink * LOG2_E - highest) : 0.0f);
+      part = total == 0.0f ? 0.0f : part / total;
+      if (query < p.queries) {
+        device SCALAR* to = out + ulong(query) * p.out_strides[0] + lane % 4 * 2;
+        for (uint i = 0; i < DIM / 8; ++i) {
+          to[i * 8] = SCALAR(sum_v[m][i][r * 2] * part);
+          to[i * 8 + 1] = SCALAR(sum_v[m][i][r * 2 + 1] * part);
+        }
       }
     }
   }
