@@ -8,6 +8,10 @@ inline float share(float x, float most) { return x == -INFINITY ? 0.0f : metal::
 // The greater; NaN where one is.
 inline float greater(float a, float b) { return a > b || a != a ? a : b; }
 
+// Scores times this are by the logarithm of 2. Kernels of tensor cores measure weights by a score that may be SLACK less than the greatest,
+// by that logarithm: only where one rises further they scale their sums again.
+constant constexpr float LOG2_E = 1.4426950408889634f;
+
 // The greatest of `known` and of what each of some simdgroups has found, whose places are `pitch` apart.
 inline float greatest(threadgroup const float* maxima, uint simdgroups, uint pitch, float known) {
   for (uint s = 0; s < simdgroups; ++s) {

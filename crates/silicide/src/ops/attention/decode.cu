@@ -18,6 +18,7 @@ constant constexpr uint CHUNKS = DIM / 8;                       // of sixteen by
 constant constexpr uint PITCH = (CHUNKS + 7) / 8 * 8;           // of a row of a tile, in chunks
 constant constexpr uint TILE = KEYS * PITCH * 16;               // bytes
 constant constexpr uint STEPS = DIM / 16;
+constant constexpr float SLACK = 8.0f;                          // see LOG2_E
 constant constexpr uint SUMS_PITCH = DIM + 4;                   // of sums of a head: so that those of lanes lie in different banks
 
 // The place of a chunk in a tile: so that eight rows at one column lie in different banks.
@@ -42,7 +43,10 @@ kernel void attention_decode(
   threadgroup float maxima[SIMDGROUPS * TILES * 8];
   threadgroup float sums[SIMDGROUPS * TILES * 8];
   threadgroup float shares[SIMDGROUPS * TILES * 8];
-  Shared staged = shared_address(dynamic) + simdgroup * STAGES * 2 * TILE;
+  Shared staged = kept(beside_aligned(shared_address(dynamic))) + simdgroup * STAGES * 2 * TILE;
+  // Where a lane's rows of matrices of keys and of values begin.
+  uint key_at = chunk_at(lane % 16, lane / 16);
+  uint value_at = TILE + chunk_at(lane / 16 * 8 + lane % 8, lane / 8 % 2);
 
   uint query = group.x;
   uint heads = p.q_heads / p.kv_heads;
@@ -105,6 +109,9 @@ kernel void attention_decode(
     }
   }
 
+  // Scores times `unit` are by the logarithm of 2, as what weights are measured by is, which is near the greatest so far.
+  bool plain = p.softcap == 0.0f && p.scale > 0.0f;
+  float unit = plain ? p.scale * LOG2_E : 1.0f;
   float sum_v[TILES][STEPS][4];
   float maximum[TILES][2];
   float sum[TILES][2];
@@ -131,7 +138,7 @@ kernel void attention_decode(
       float halves_of[2][TILES][4] = {};
       for (uint i = 0; i < STEPS; ++i) {
         uint a[4];
-        load_matrices(a, keys + chunk_at(lane % 16, i * 2 + lane / 16));
+        load_matrices(a, beside(keys + key_at, i));
         for (uint n = 0; n < TILES; ++n) {
           multiply(halves_of[i % 2][n], a, mine[n][i]);
         }
@@ -151,32 +158,46 @@ kernel void attention_decode(
           ulong2 at;
           seen[r] = find(p, places, min(key, end - 1), at) && key < end;
         }
-        for (uint c = 0; c < 2; ++c) {
-          float most = -INFINITY;
-          for (uint r = 0; r < 2; ++r) {
-            float score = scores[n][r * 2 + c] * p.scale;
+        if (!plain) {
+          for (uint e = 0; e < 4; ++e) {
+            float score = scores[n][e] * p.scale;
             if (p.softcap != 0.0f) {
               score = p.softcap * metal::precise::tanh(score / p.softcap);
             }
-            score = seen[r] ? score : -INFINITY;
-            scores[n][r * 2 + c] = score;
-            most = greater(score, most);
+            scores[n][e] = score * LOG2_E;
           }
-          for (uint other = 4; other < 32; other *= 2) {
-            most = greater(most, simd_shuffle_xor(most, other));
-          }
-          most = greater(most, maximum[n][c]);
-          float kept = share(maximum[n][c], most);
-          maximum[n][c] = most;
-          sum[n][c] *= kept;
+        }
+        float most[2];
+        bool rises[2];
+        for (uint c = 0; c < 2; ++c) {
           for (uint r = 0; r < 2; ++r) {
-            float weight = share(scores[n][r * 2 + c], most);
+            scores[n][r * 2 + c] = seen[r] ? scores[n][r * 2 + c] : -INFINITY;
+          }
+          // A score that is NaN is the greatest of none, but its weight is NaN.
+          most[c] = max(scores[n][c], scores[n][2 + c]);
+          for (uint other = 4; other < 32; other *= 2) {
+            most[c] = max(most[c], simd_shuffle_xor(most[c], other));
+          }
+          most[c] *= unit;
+          rises[c] = most[c] > maximum[n][c] + SLACK;
+        }
+        if (simd_any(rises[0] || rises[1])) {
+          for (uint c = 0; c < 2; ++c) {
+            float kept = rises[c] ? power_of_two(maximum[n][c] - most[c]) : 1.0f;
+            maximum[n][c] = rises[c] ? most[c] : maximum[n][c];
+            sum[n][c] *= kept;
+            for (uint i = 0; i < STEPS; ++i) {
+              sum_v[n][i][c] *= kept;
+              sum_v[n][i][c + 2] *= kept;
+            }
+          }
+        }
+        for (uint c = 0; c < 2; ++c) {
+          float above = maximum[n][c] == -INFINITY ? 0.0f : maximum[n][c];
+          for (uint r = 0; r < 2; ++r) {
+            float weight = power_of_two(fma(scores[n][r * 2 + c], unit, -above));
             scores[n][r * 2 + c] = weight;
             sum[n][c] += weight;
-          }
-          for (uint i = 0; i < STEPS; ++i) {
-            sum_v[n][i][c] *= kept;
-            sum_v[n][i][c + 2] *= kept;
           }
         }
         for (uint r = 0; r < 2; ++r) {
@@ -188,7 +209,7 @@ kernel void attention_decode(
       }
       for (uint i = 0; i < STEPS; ++i) {
         uint a[4];
-        load_transposed(a, keys + TILE + chunk_at(lane / 16 * 8 + lane % 8, i * 2 + lane / 8 % 2));
+        load_transposed(a, beside(keys + value_at, i));
         for (uint n = 0; n < TILES; ++n) {
           multiply(sum_v[n][i], a, weights[n][0]);
           if (halves == 2) {
@@ -221,7 +242,7 @@ kernel void attention_decode(
         sum[n][c] += simd_shuffle_xor(sum[n][c], other);
       }
       if (lane < 4) {
-        maxima[simdgroup * TILES * 8 + head] = maximum[n][c];
+        maxima[simdgroup * TILES * 8 + head] = maximum[n][c] / LOG2_E;
         sums[simdgroup * TILES * 8 + head] = sum[n][c];
       }
       for (uint i = 0; i < STEPS; ++i) {

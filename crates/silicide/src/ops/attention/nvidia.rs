@@ -102,7 +102,7 @@ impl Decode {
     pub(super) fn threadgroup_memory(&self) -> u32 {
         let tile = KEYS * self.dim.next_multiple_of(64) * 2;
         let sums = self.tiles * 8 * (self.dim + 4) * 4;
-        SIMDGROUPS * (self.stages * 2 * tile).max(sums)
+        SIMDGROUPS * (self.stages * 2 * tile).max(sums) + 128
     }
 
     pub(in crate::ops) fn defines(&self) -> String {

@@ -18,15 +18,11 @@ constant constexpr uint CHUNKS = DIM / 8;              // of sixteen bytes in a 
 constant constexpr uint PITCH = (CHUNKS + 7) / 8 * 8;  // of a row of a tile, in chunks
 constant constexpr uint BYTES = TILE * PITCH * 16;
 constant constexpr uint STEPS = DIM / 16;
-constant constexpr float LOG2_E = 1.4426950408889634f;
-// How far above what weights are measured by a score may come, by the logarithm of 2, before sums are scaled again.
+// See LOG2_E.
 constant constexpr float SLACK = 8.0f;
 
 // The place of a chunk in a tile: so that eight rows at one column lie in different banks.
 inline uint chunk_at(uint row, uint chunk) { return (row * PITCH + (chunk ^ (row % 8))) * 16; }
-
-// From a place in a tile to that of the chunk 2 * i further on in its row, where the place is an even chunk's, or an odd one's.
-inline Shared beside(Shared place, uint i) { return (place ^ i % 4 * 32) + i / 4 * 128; }
 
 // A processor has registers for so many threads, of which each takes most that it can have.
 [[kernel, max_total_threads_per_threadgroup(256)]] void attention_prefill(
@@ -47,8 +43,7 @@ inline Shared beside(Shared place, uint i) { return (place ^ i % 4 * 32) + i / 4
     uint lane [[thread_index_in_simdgroup]],
     uint simdgroup [[simdgroup_index_in_threadgroup]]) {
   threadgroup uint2 ranges[QUERIES];
-  // Eight chunks begin at a multiple of their size.
-  Shared staged = kept((shared_address(dynamic) + 127) / 128 * 128);
+  Shared staged = kept(beside_aligned(shared_address(dynamic)));
   Shared staged_q = staged + 4 * BYTES;
 
   // Later queries see more keys, so they go first.

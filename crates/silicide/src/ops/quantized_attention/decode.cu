@@ -18,7 +18,6 @@
 #include "nvidia.h"
 #include "quantized_attention.h"
 
-constant constexpr float LOG2_E = 1.44269504f;
 constant constexpr uint KEYS = 16;
 constant constexpr uint STEPS = DIM / 16;
 constant constexpr uint K_GROUPS = DIM / K_GROUP;
@@ -35,6 +34,7 @@ constant constexpr bool EXACT = !K_ROTATED && sizeof(QUERY) == 2;
 constant constexpr uint Q_HALVES = PACKED || EXACT ? 1 : 2;
 constant constexpr uint V_HALVES = PACKED ? 1 : 2;
 constant constexpr float WEIGHT = 4096.0f;  // what weights are multiplied by, so that few are subnormal
+constant constexpr float SLACK = 2.0f;     // see LOG2_E: products of weights with WEIGHT and a scale below 2 are halves still
 constant constexpr uint PADDED = PACKED ? 4 : 8;
 constant constexpr uint PITCH = DIM + 4;  // of sums of a head
 
@@ -42,6 +42,12 @@ constant constexpr uint PITCH = DIM + 4;  // of sums of a head
 template <uint CHUNKS>
 inline uint swizzle(uint row) {
   return CHUNKS & (CHUNKS - 1) ? 0 : ((row & 1) << 2 | (row & 2) | (row >> 2 & 1)) & (CHUNKS - 1);
+}
+
+// A row of what lies `stride` elements apart: by bytes, which are found by one multiplication and addition.
+template <typename T>
+inline device const T* row_at(device const T* all, uint row, uint stride) {
+  return (device const T*)((device const uchar*)all + ulong(row) * (stride * uint(sizeof(T))));
 }
 
 // Asks for sixteen rows of codes, which are those that `row_of` names.
@@ -53,8 +59,7 @@ inline void copy_tile(Shared to, device const uint* codes, uint stride, uint lan
     uint row = i / CHUNKS;
     uint c = i % CHUNKS;
     if (KEYS * CHUNKS % 32 == 0 || i < KEYS * CHUNKS) {
-      device const uint* from = codes + ulong(row_of(row)) * stride + c * 4;
-      copy_some(to + (row * CHUNKS + (c ^ swizzle<CHUNKS>(row))) * 16, from, 16);
+      copy_some(to + (row * CHUNKS + (c ^ swizzle<CHUNKS>(row))) * 16, row_at(codes + c * 4, row_of(row), stride), 16);
     }
   }
 }
@@ -140,8 +145,9 @@ kernel void quantized_attention_decode(
     threadgroup uchar* dynamic [[threadgroup(0)]],
     uint3 group [[threadgroup_position_in_grid]],
     uint3 groups [[threadgroups_per_grid]],
-    uint lane [[thread_index_in_simdgroup]],
+    uint lane_index [[thread_index_in_simdgroup]],
     uint simdgroup [[simdgroup_index_in_threadgroup]]) {
+  uint lane = kept(lane_index);
   threadgroup float queries[PADDED * DIM];
   threadgroup float query_sums[PADDED * K_GROUPS];
   threadgroup uint exponents[PADDED];
@@ -287,8 +293,9 @@ kernel void quantized_attention_decode(
     uint base = first_key(turn);
     if (base < end) {
       for (uint r = 0; r < 2; ++r) {
-        ulong row = row_of(base + first_row_key + r * 8);
-        factors.load(r, scales + row * side.scale_strides[0], biases + row * side.bias_strides[0], side.scale_stride);
+        uint row = row_of(base + first_row_key + r * 8);
+        factors.load(
+            r, row_at(scales, row, side.scale_strides[0]), row_at(biases, row, side.bias_strides[0]), side.scale_stride);
       }
     }
   };
@@ -354,29 +361,43 @@ kernel void quantized_attention_decode(
     look(k_factors, turn + 1, k_scales, k_biases, p.k);
 
     // Scores are by the logarithm of 2. A score that is NaN is the greatest of none, but has its say in the sums.
-    float kept[2];
+    if (PACKED && !EXACT) {
+      for (uint e = 0; e < 4; ++e) {
+        scores[e] += simd_shuffle_xor(scores[e], ushort(2));
+      }
+    }
+    if (p.softcap != 0.0f) {
+      float cap = p.softcap * LOG2_E;
+      for (uint e = 0; e < 4; ++e) {
+        scores[e] = cap * metal::precise::tanh(scores[e] / cap);
+      }
+    }
+    bool rises[2];
+    float most[2];
     for (uint c = 0; c < 2; ++c) {
-      float most = maximum[c];
       for (uint r = 0; r < 2; ++r) {
-        float score = scores[r * 2 + c];
-        if (PACKED && !EXACT) {
-          score += simd_shuffle_xor(score, ushort(2));
-        }
-        if (p.softcap != 0.0f) {
-          float cap = p.softcap * LOG2_E;
-          score = cap * metal::precise::tanh(score / cap);
-        }
-        score = first_key(turn) + first_row_key + r * 8 < end ? score : -INFINITY;
-        scores[r * 2 + c] = score;
-        most = max(most, score);
+        scores[r * 2 + c] = first_key(turn) + first_row_key + r * 8 < end ? scores[r * 2 + c] : -INFINITY;
       }
+      most[c] = max(scores[c], scores[2 + c]);
       for (uint other = 4; other < 32; other *= 2) {
-        most = max(most, simd_shuffle_xor(most, ushort(other)));
+        most[c] = max(most[c], simd_shuffle_xor(most[c], ushort(other)));
       }
-      float above = most == -INFINITY ? 0.0f : most;
-      kept[c] = power_of_two(maximum[c] - above);
-      maximum[c] = most;
-      sum[c] *= kept[c];
+      rises[c] = most[c] > maximum[c] + SLACK;
+    }
+    float scaled[2] = {1.0f, 1.0f};
+    bool rescales = simd_any(rises[0] || rises[1]);
+    if (rescales) {
+      for (uint c = 0; c < 2; ++c) {
+        scaled[c] = rises[c] ? power_of_two(maximum[c] - most[c]) : 1.0f;
+        maximum[c] = rises[c] ? most[c] : maximum[c];
+        sum[c] *= scaled[c];
+        for (uint i = 0; i < V_GROUPS && !V_ROTATED; ++i) {
+          sum_bias[i][c] *= scaled[c];
+        }
+      }
+    }
+    for (uint c = 0; c < 2; ++c) {
+      float above = maximum[c] == -INFINITY ? 0.0f : maximum[c];
       for (uint r = 0; r < 2; ++r) {
         float weight = power_of_two(scores[r * 2 + c] - above);
         scores[r * 2 + c] = weight;
@@ -385,7 +406,7 @@ kernel void quantized_attention_decode(
     }
 
     for (uint i = 0; i < V_GROUPS * 2 && !V_ROTATED; ++i) {
-      float sum = sum_bias[i / 2][i % 2] * kept[i % 2];
+      float sum = sum_bias[i / 2][i % 2];
       for (uint r = 0; r < 2; ++r) {
         sum = fma(scores[r * 2 + i % 2], float(v_factors.biases[r][i / 2]), sum);
       }
@@ -405,12 +426,13 @@ kernel void quantized_attention_decode(
       exponent = simd_max(exponent);
       limit = power(exponent + 1);
       for (uint c = 0; c < 2; ++c) {
-        kept[c] *= exponent - before < 127 ? inverse_power(127 + exponent - before) : 0.0f;
+        scaled[c] *= exponent - before < 127 ? inverse_power(127 + exponent - before) : 0.0f;
       }
+      rescales = true;
     }
-    if (simd_any(kept[0] != 1.0f || kept[1] != 1.0f)) {
+    if (rescales) {
       for (uint i = 0; i < STEPS * 4; ++i) {
-        sum_v[i / 4][i % 4] *= kept[i % 2];
+        sum_v[i / 4][i % 4] *= scaled[i % 2];
       }
     }
 
