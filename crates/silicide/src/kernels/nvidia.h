@@ -137,10 +137,11 @@ inline float power_of_two(float x) {
 }
 #endif
 
-// In a tile of chunks of sixteen bytes, whose rows are whole eights of them, that of column c and row r lies at c ^ r % 8. From the place
-// of one of the first two columns, to that of the column 2 * i further on. The tile begins at a multiple of 128.
+// In a tile of chunks of sixteen bytes, whose rows are whole eights of them, chunk c of row r lies at c ^ r % 8. Tiles begin where eight chunks
+// may.
+inline Shared align_chunks(Shared address) { return (address + 127) / 128 * 128; }
+// From the place of chunk 0 or 1 of a row to that of the chunk 2 * i further on.
 inline Shared beside(Shared place, uint i) { return (place ^ i % 4 * 32) + i / 4 * 128; }
-inline Shared beside_aligned(Shared address) { return (address + 127) / 128 * 128; }
 
 // Bytes 0 and 1 of both, and bytes 2 and 3 of both.
 inline uint low_halves(uint a, uint b) { return pick_bytes(a, b, 0x5410); }

@@ -43,7 +43,7 @@ kernel void attention_decode(
   threadgroup float maxima[SIMDGROUPS * TILES * 8];
   threadgroup float sums[SIMDGROUPS * TILES * 8];
   threadgroup float shares[SIMDGROUPS * TILES * 8];
-  Shared staged = kept(beside_aligned(shared_address(dynamic))) + simdgroup * STAGES * 2 * TILE;
+  Shared staged = kept(align_chunks(shared_address(dynamic))) + simdgroup * STAGES * 2 * TILE;
   // Where a lane's rows of matrices of keys and of values begin.
   uint key_at = chunk_at(lane % 16, lane / 16);
   uint value_at = TILE + chunk_at(lane / 16 * 8 + lane % 8, lane / 8 % 2);

@@ -43,7 +43,7 @@ inline uint chunk_at(uint row, uint chunk) { return (row * PITCH + (chunk ^ (row
     uint lane [[thread_index_in_simdgroup]],
     uint simdgroup [[simdgroup_index_in_threadgroup]]) {
   threadgroup uint2 ranges[QUERIES];
-  Shared staged = kept(beside_aligned(shared_address(dynamic)));
+  Shared staged = kept(align_chunks(shared_address(dynamic)));
   Shared staged_q = staged + 4 * BYTES;
 
   // Later queries see more keys, so they go first.

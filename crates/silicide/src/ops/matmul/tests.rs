@@ -308,7 +308,8 @@ fn many_rows_of_16_bits() {
     });
 }
 
-/// Blocks, which tiles of 256 columns have, the last of them partly. Where rows are no multiples of 16 bytes they go another way.
+/// Blocks that are dequantised in registers, slabs of 128 or 256 columns at a time, and such as are not: rows of other lengths and of formats with
+/// minimums.
 #[test]
 fn many_rows_by_blocks() {
     on_every_device(|stream| {
