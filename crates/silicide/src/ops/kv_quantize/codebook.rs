@@ -180,11 +180,11 @@ mod tests {
             let midpoints: Vec<f32> = midpoints(&lloyd_max(bits)).map(|m| m as f32).collect();
             let starts = starts(&midpoints);
             let edge = |bin: usize, slack: f32| (bin as f32 - 512.0 + slack) / 100.0;
-            for bin in 0..BINS {
+            for (bin, &start) in starts.iter().enumerate() {
                 let least = if bin == 0 { f32::NEG_INFINITY } else { edge(bin, -0.005) };
                 let most = if bin == BINS - 1 { f32::INFINITY } else { edge(bin + 1, 0.005) };
                 let below = |x: f32| midpoints.iter().filter(|&&m| m < x).count();
-                let start = starts[bin] as usize;
+                let start = start as usize;
                 assert!(start <= below(least) && below(most) <= start + 1, "{bits} bits, bin {bin}");
             }
         }
