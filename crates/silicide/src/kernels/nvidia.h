@@ -137,8 +137,12 @@ inline float power_of_two(float x) {
 }
 #endif
 
-// In a tile of chunks of sixteen bytes, whose rows are whole eights of them, chunk c of row r lies at c ^ r % 8. Tiles begin where eight chunks
-// may.
+// The place of a chunk of sixteen bytes in a tile whose rows have PITCH of them, a multiple of eight: so that eight rows at one column lie in
+// different banks. Tiles begin where eight chunks may.
+template <uint PITCH>
+inline uint chunk_at(uint row, uint chunk) {
+  return (row * PITCH + (chunk ^ row % 8)) * 16;
+}
 inline Shared align_chunks(Shared address) { return (address + 127) / 128 * 128; }
 // From the place of chunk 0 or 1 of a row to that of the chunk 2 * i further on.
 inline Shared beside(Shared place, uint i) { return (place ^ i % 4 * 32) + i / 4 * 128; }

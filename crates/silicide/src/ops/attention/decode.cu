@@ -21,9 +21,6 @@ constant constexpr uint STEPS = DIM / 16;
 constant constexpr float SLACK = 8.0f;                          // see LOG2_E
 constant constexpr uint SUMS_PITCH = DIM + 4;                   // of sums of a head: so that those of lanes lie in different banks
 
-// The place of a chunk in a tile: so that eight rows at one column lie in different banks.
-inline uint chunk_at(uint row, uint chunk) { return (row * PITCH + (chunk ^ (row % 8))) * 16; }
-
 kernel void attention_decode(
     device const SCALAR* q [[buffer(0)]],
     device const SCALAR* k [[buffer(1)]],
@@ -45,8 +42,8 @@ kernel void attention_decode(
   threadgroup float shares[SIMDGROUPS * TILES * 8];
   Shared staged = kept(align_chunks(shared_address(dynamic))) + simdgroup * STAGES * 2 * TILE;
   // Where a lane's rows of matrices of keys and of values begin.
-  uint key_at = chunk_at(lane % 16, lane / 16);
-  uint value_at = TILE + chunk_at(lane / 16 * 8 + lane % 8, lane / 8 % 2);
+  uint key_at = chunk_at<PITCH>(lane % 16, lane / 16);
+  uint value_at = TILE + chunk_at<PITCH>(lane / 16 * 8 + lane % 8, lane / 8 % 2);
 
   uint query = group.x;
   uint heads = p.q_heads / p.kv_heads;
@@ -76,7 +73,7 @@ kernel void attention_decode(
         device const SCALAR* value = v + ulong(base + first) * p.v_strides[0] + c * 8;
 #pragma unroll
         for (uint row = 0; row < KEYS; row += ROWS) {
-          Shared place = to + chunk_at(row + first, c);
+          Shared place = to + chunk_at<PITCH>(row + first, c);
           copy_sixteen(place, key, true);
           copy_sixteen(place + TILE, value, true);
           key += ROWS * p.k_strides[0];
@@ -90,8 +87,8 @@ kernel void attention_decode(
         uint c = i % CHUNKS;
         ulong2 at;
         bool there = find(p, places, min(base + row, end - 1), at) && base + row < end;
-        copy_sixteen(to + chunk_at(row, c), k + at.x + c * 8, there);
-        copy_sixteen(to + TILE + chunk_at(row, c), v + at.y + c * 8, there);
+        copy_sixteen(to + chunk_at<PITCH>(row, c), k + at.x + c * 8, there);
+        copy_sixteen(to + TILE + chunk_at<PITCH>(row, c), v + at.y + c * 8, there);
       }
     }
     end_copies();

@@ -21,9 +21,6 @@ constant constexpr uint STEPS = DIM / 16;
 // See LOG2_E.
 constant constexpr float SLACK = 8.0f;
 
-// The place of a chunk in a tile: so that eight rows at one column lie in different banks.
-inline uint chunk_at(uint row, uint chunk) { return (row * PITCH + (chunk ^ (row % 8))) * 16; }
-
 // A processor has registers for so many threads, of which each takes most that it can have.
 [[kernel, max_total_threads_per_threadgroup(256)]] void attention_prefill(
     device const SCALAR* q [[buffer(0)]],
@@ -64,7 +61,7 @@ inline uint chunk_at(uint row, uint chunk) { return (row * PITCH + (chunk ^ (row
     uint row = i / CHUNKS;
     bool there = first_query + row < p.queries;
     ulong at = ulong(min(first_query + row, p.queries - 1)) * p.q_strides[0];
-    copy_sixteen(staged_q + chunk_at(row, i % CHUNKS), q + at + i % CHUNKS * 8, there);
+    copy_sixteen(staged_q + chunk_at<PITCH>(row, i % CHUNKS), q + at + i % CHUNKS * 8, there);
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
   // All that any query sees, and what all of them see.
@@ -106,7 +103,7 @@ inline uint chunk_at(uint row, uint chunk) { return (row * PITCH + (chunk ^ (row
         device const SCALAR* key = k + ulong(base + first) * p.k_strides[0] + c * 8;
         device const SCALAR* value = v + ulong(base + first) * p.v_strides[0] + c * 8;
         // Rows are whole eights apart, which have their chunks at the same places.
-        Shared place = to + chunk_at(first, c);
+        Shared place = to + chunk_at<PITCH>(first, c);
 #pragma unroll
         for (uint row = 0; row < TILE; row += ROWS) {
           copy_sixteen(place + row * PITCH * 16, key, true);
@@ -122,16 +119,16 @@ inline uint chunk_at(uint row, uint chunk) { return (row * PITCH + (chunk ^ (row
         uint c = i % CHUNKS;
         ulong2 at;
         bool there = find(p, places, min(base + row, end - 1), at) && base + row < end;
-        copy_sixteen(to + chunk_at(row, c), k + at.x + c * 8, there);
-        copy_sixteen(to + BYTES + chunk_at(row, c), v + at.y + c * 8, there);
+        copy_sixteen(to + chunk_at<PITCH>(row, c), k + at.x + c * 8, there);
+        copy_sixteen(to + BYTES + chunk_at<PITCH>(row, c), v + at.y + c * 8, there);
       }
     }
     end_copies();
   };
-  uint query_at = chunk_at(first_row + lane % 16, lane / 16);
+  uint query_at = chunk_at<PITCH>(first_row + lane % 16, lane / 16);
   // Where a lane's rows of matrices of keys and of values begin.
-  uint key_at = chunk_at(lane / 16 * 8 + lane % 8, lane / 8 % 2);
-  uint value_at = BYTES + chunk_at(lane % 16, lane / 16);
+  uint key_at = chunk_at<PITCH>(lane / 16 * 8 + lane % 8, lane / 8 % 2);
+  uint value_at = BYTES + chunk_at<PITCH>(lane % 16, lane / 16);
 
   float sum_v[M][DIM / 8][4] = {};
   // Scores times `unit` are by the logarithm of 2, as what weights are measured by is, which is near the greatest so far.
