@@ -54,6 +54,44 @@ fn takes_many_keys() {
     });
 }
 
+/// Sums so far count for less where a score rises, in every turn of a GPU's.
+#[test]
+fn scores_rise_and_fall_from_turn_to_turn() {
+    on_every_device(|stream| {
+        for (i, dim) in [64, 128, 256].into_iter().enumerate() {
+            for queries in [1, 3, 40, 150] {
+                let types = [4, 8][i % 2];
+                let case = Case {
+                    queries,
+                    keys: 290,
+                    shows: Shows::Causal,
+                    group: 4,
+                    kv_heads: 1,
+                    dim,
+                    types,
+                    steep: true,
+                    ..PLAIN
+                };
+                check_case(stream, &case);
+                check_case(stream, &Case { sinks: true, window: Some(110), types: 12 - types, ..case });
+            }
+        }
+        // So many heads leave parts of the keys that take several turns.
+        let case = Case {
+            queries: 1,
+            keys: 400,
+            shows: Shows::Causal,
+            group: 4,
+            kv_heads: 64,
+            dim: 64,
+            types: 4,
+            steep: true,
+            ..PLAIN
+        };
+        check_case(stream, &case);
+    });
+}
+
 #[test]
 fn takes_every_number_of_heads_a_key_head() {
     on_every_device(|stream| {
@@ -374,6 +412,7 @@ fn long_contexts_at_every_level_of_the_cpu() {
             softcap: None,
             sinks: true,
             types: 0,
+            steep: false,
             seed: 0,
         };
         let want = reference(&case, 0.2f32 as f64, &q, &k, &v, &sinks);

@@ -49,6 +49,25 @@ proptest! {
     }
 }
 
+/// Rows of vision models, which a simdgroup holds, and more rows than ask for weights early.
+#[test]
+fn rows_that_a_simdgroup_holds_and_many_of_them() {
+    on_every_device(|stream| {
+        let device = &stream.device().clone();
+        for (rows, dim, weighs) in [(3, 1152, true), (3, 1152, false), (2050, 264, true), (2050, 264, false)] {
+            let mut random = Random::new(7);
+            let x = rounded(DType::BF16, &random.values(rows * dim).iter().map(|v| v + 5.0).collect::<Vec<_>>());
+            let [w, b] = [0, 1].map(|_| rounded(DType::BF16, &random.values(dim)));
+            let tensor = |values: &[f32], shape: [usize; 2]| tensor_of(device, DType::BF16, values, shape);
+            let [wt, bt] = [&w, &b].map(|v| weighs.then(|| tensor(v, [1, dim]).reshape([dim]).unwrap()));
+            let xt = tensor(&x, [rows, dim]);
+            layer_norm_into(stream, &xt, wt.as_ref(), bt.as_ref(), 1e-5, &xt).unwrap();
+            let want = reference(&x, weighs.then_some(&w), weighs.then_some(&b), dim, 1e-5);
+            assert_close(DType::BF16, &values_of(stream, &xt), &want, 2.0);
+        }
+    });
+}
+
 #[test]
 fn any_schedule_gives_the_definition() {
     let x = Random::new(1).values(3 * 1025);
