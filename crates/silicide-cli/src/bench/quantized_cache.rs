@@ -15,8 +15,9 @@ pub(super) fn cases() -> Vec<Case> {
     }
     cases.push(kv_quantize_with(LLAMA, 4, 512));
     for (bits, tokens) in [(4, 512), (4, 16384), (8, 16384)] {
-        cases.push(kv_dequantize(LLAMA, bits, tokens));
+        cases.push(kv_dequantize(LLAMA, bits, tokens, KvDomain::Original));
     }
+    cases.push(kv_dequantize(LLAMA, 8, 16384, KvDomain::Rotated));
     for (bits, tokens) in [(8, 1), (8, 512), (4, 16384), (8, 16384)] {
         cases.push(kv_quantize_affine(LLAMA, bits, tokens));
         cases.push(kv_dequantize_affine(LLAMA, bits, tokens));
@@ -41,13 +42,15 @@ fn kv_quantize(model: Dims, bits: u32, tokens: usize) -> Case {
     })
 }
 
-fn kv_dequantize(model: Dims, bits: u32, tokens: usize) -> Case {
+fn kv_dequantize(model: Dims, bits: u32, tokens: usize, domain: KvDomain) -> Case {
     let Dims { kv_heads: heads, head_dim, .. } = model;
-    Case::new("kv_dequantize", model.name, format!("{bits} bits, {heads} x {tokens} x {head_dim}"), move |s| {
+    let rotated = if domain == KvDomain::Rotated { ", still rotated" } else { "" };
+    let shape = format!("{bits} bits, {heads} x {tokens} x {head_dim}{rotated}");
+    Case::new("kv_dequantize", model.name, shape, move |s| {
         let codec = KvCodec::new(s.device(), head_dim, KvCodecOptions { bits, ..KvCodecOptions::default() })?;
         let codes = s.input(DType::U8, [heads, tokens, codec.row_bytes()])?;
         let (norms, out) = (s.input(DType::F32, [heads, tokens])?, s.output(s.float(), [heads, tokens, head_dim])?);
-        call(move |stream| ops::kv_dequantize_into(stream, &codes, &norms, &codec, KvDomain::Rotated, &out))
+        call(move |stream| ops::kv_dequantize_into(stream, &codes, &norms, &codec, domain, &out))
     })
 }
 

@@ -14,6 +14,12 @@ inline Shared kept(Shared address) {
   return same;
 }
 
+// The same number, of which the compiler knows nothing.
+inline uint hidden(uint x) {
+  asm("" : "+r"(x));
+  return x;
+}
+
 // Threadgroup memory for what reads device memory: loads find out what they read.
 inline device const uchar* as_device(threadgroup const uchar* at) { return at; }
 
@@ -71,9 +77,10 @@ inline void multiply(thread float* sums, thread const uint* a, thread const uint
 }
 
 // Two floats, rounded; the first in the low half.
+template <typename T = SCALAR>
 inline uint pack_two(float low, float high) {
   uint packed;
-  if constexpr (is_same_v<SCALAR, half>) {
+  if constexpr (is_same_v<T, half>) {
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
   } else {
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
@@ -128,6 +135,9 @@ inline uint and_xor(uint a, uint b, uint c) {
 
 // The bytes of a, then those of b, that four hexadecimal digits name, the lowest first.
 inline uint pick_bytes(uint a, uint b, uint digits) { return __byte_perm(a, b, digits); }
+
+// The nearest number from 0 to 1; 0 for NaN.
+inline float saturated(float x) { return __saturatef(x); }
 
 // 2^x, to some 2 units in the last place; 0 for negative infinity.
 inline float power_of_two(float x) {

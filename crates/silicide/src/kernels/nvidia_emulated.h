@@ -3,6 +3,7 @@
 typedef ulong Shared;
 inline Shared shared_address(threadgroup const void* at) { return (ulong)at; }
 inline Shared kept(Shared address) { return address; }
+inline uint hidden(uint x) { return x; }
 
 inline device const uchar* as_device(threadgroup const uchar* at) { return (device const uchar*)(ulong)at; }
 
@@ -49,7 +50,8 @@ inline uint transpose(uint rows) {
 }
 inline void multiply(thread float* sums, thread const uint* a, thread const uint* b) { nvidia::multiply<SCALAR>(sums, a, b); }
 
-inline uint pack_two(float low, float high) { return as_type<uint>(vec<SCALAR, 2>(SCALAR(low), SCALAR(high))); }
+template <typename T = SCALAR>
+inline uint pack_two(float low, float high) { return as_type<uint>(vec<T, 2>(T(low), T(high))); }
 inline float2 unpack_two(uint packed) { return float2(as_type<vec<SCALAR, 2>>(packed)); }
 constant constexpr uint ONES = is_same_v<SCALAR, half> ? 0x3c003c00u : 0x3f803f80u;
 inline uint fma_pairs(uint a, uint b, uint c) {
@@ -67,4 +69,5 @@ inline uint pick_bytes(uint a, uint b, uint digits) {
   }
   return picked;
 }
+inline float saturated(float x) { return min(max(x, 0.0f), 1.0f); }
 inline float power_of_two(float x) { return exp2(x); }

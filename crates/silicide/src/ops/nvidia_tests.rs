@@ -34,6 +34,7 @@ const SOURCES: &[&KernelSource] = &[
     &hadamard_transform::SOURCE,
     &head_norm_rope_cache::SOURCE,
     &kv_quantize::SOURCE,
+    &kv_quantize::nvidia::MANY,
     &kv_quantize_affine::SOURCE,
     &kv_write::SOURCE,
     &l2_norm::SOURCE,
@@ -129,6 +130,9 @@ fn defines(source: &KernelSource) -> BTreeSet<String> {
     }
     if source.name == "kv_quantize" {
         return [64, 128, 256, 512].map(|dim| kv_quantize::defines(dim, layout(dim == 128), dim < 256)).into();
+    }
+    if source.name == kv_quantize::nvidia::MANY.name {
+        return kv_quantize::nvidia::some_defines();
     }
     if source.name == "kv_quantize_affine" {
         return [(4, 32), (4, 64), (8, 32), (8, 128)]

@@ -92,6 +92,17 @@ fn scores_rise_and_fall_from_turn_to_turn() {
     });
 }
 
+/// Of so many heads that simdgroups of a GPU take twice as many queries.
+#[test]
+fn takes_prompts_of_many_heads() {
+    on_every_device(|stream| {
+        let kv_heads = stream.device().processors().unwrap_or(1) as usize;
+        let case = Case { queries: 150, keys: 170, shows: Shows::Causal, kv_heads, group: 2, ..PLAIN };
+        check_case(stream, &Case { dim: 128, types: 8, steep: true, ..case });
+        check_case(stream, &Case { dim: 80, types: 4, window: Some(70), sinks: true, ..case });
+    });
+}
+
 #[test]
 fn takes_every_number_of_heads_a_key_head() {
     on_every_device(|stream| {

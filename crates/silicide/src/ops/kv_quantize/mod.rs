@@ -2,9 +2,11 @@
 
 mod codebook;
 mod cpu;
+pub(super) mod nvidia;
 #[cfg(test)]
 mod tests;
 
+use crate::device::cpu::Entry;
 use crate::device::{Gpu, Launch, Stream};
 use crate::kernels::{KernelParams, KernelSource, kernel_params};
 use crate::ops::attention::CacheLayout;
@@ -13,6 +15,7 @@ use crate::ops::hadamard_transform::check_signs;
 use crate::ops::kv_quantize_affine::Ring;
 use crate::ops::rows::packets_align;
 use crate::{DType, Device, Result, Tensor};
+use nvidia::Many;
 
 /// How a [`KvCodec`] codes a row.
 #[derive(Clone, Copy, Debug)]
@@ -57,6 +60,8 @@ pub struct KvCodec {
     pub(in crate::ops) table: Tensor,
     /// u8 `[BINS]`: how many midpoints all numbers of a bin are above.
     starts: Tensor,
+    /// u32 `[PLACES]`: what `many.cu` has codes from.
+    places: Tensor,
 }
 
 impl KvCodec {
@@ -75,11 +80,13 @@ impl KvCodec {
         signs.map_or(Ok(()), |signs| check_signs(CODEC, "signs", signs, head_dim))?;
         let exact = codebook::lloyd_max(bits);
         let levels: Vec<f32> = exact.iter().map(|&c| c as f32).collect();
-        let midpoints = codebook::midpoints(&exact).map(|m| m as f32).chain([f32::INFINITY]);
-        let table: Vec<f32> = levels.iter().copied().chain(midpoints).collect();
+        let midpoints: Vec<f64> = codebook::midpoints(&exact).collect();
+        let rounded = midpoints.iter().map(|&m| m as f32).chain([f32::INFINITY]);
+        let table: Vec<f32> = levels.iter().copied().chain(rounded).collect();
+        let places = device.tensor(&codebook::places(&midpoints), [codebook::PLACES])?;
         let starts = device.tensor(&codebook::starts(&table[levels.len()..]), [codebook::BINS])?;
         let table = device.tensor(&table, [2, levels.len()])?;
-        Ok(KvCodec { head_dim, bits, norms, signs: signs.cloned(), levels, table, starts })
+        Ok(KvCodec { head_dim, bits, norms, signs: signs.cloned(), levels, table, starts, places })
     }
 
     /// Elements of a row.
@@ -252,22 +259,26 @@ pub fn kv_quantize_with(
     }
     params.rows = size(QUANTIZE, "rows of x", x.dim(0) * x.dim(1))?;
     let rows = params.rows as usize;
-    let launch = Launch::new(QUANTIZE, &params)
-        .read(x)
-        .read(positions)
-        .read(&codec.table)
-        .read(&codec.starts)
-        .read_optional(codec.signs.as_ref())
-        .write(codes)
-        .write(norms)
-        .writes_bytes(rows * (codec.row_bytes() + 4 * codec.norms))
-        .flops(x.elements() * (dim.ilog2() + codec.bits + 4) as usize);
-    stream.launch(launch, float_entry!(x.dtype(), T => cpu::quantize::<T>), || {
+    let whole = codes.vectors_align(16) && packets_align(dim, EACH as usize, &[Some(x)]);
+    let launch = |tables: &[&Tensor]| {
+        let launch = Launch::new(QUANTIZE, &params).read(x).read(positions);
+        let launch = tables.iter().fold(launch, |launch, table| launch.read(table));
+        launch
+            .read_optional(codec.signs.as_ref())
+            .write(codes)
+            .write(norms)
+            .writes_bytes(rows * (codec.row_bytes() + 4 * codec.norms))
+            .flops(x.elements() * (dim.ilog2() + codec.bits + 4) as usize)
+    };
+    if let Some(many) = Many::of(stream.device(), QUANTIZE, &params, x.dim(0) as u32, x.dtype(), whole) {
+        let launch = launch(&[&codec.places]).threadgroup_memory(many.memory);
+        return stream.launch(launch, NO_CPU, || many.gpu(QUANTIZE, x.dtype(), layout));
+    }
+    stream.launch(launch(&[&codec.table, &codec.starts]), float_entry!(x.dtype(), T => cpu::quantize::<T>), || {
         // Each brings the table and looks for the newest token of a ring, so there are no more than fill a large GPU. One token
         // has its lanes.
         let lanes = |rows: u32| (rows * (params.dim / EACH)).div_ceil(32 * SIMDGROUPS);
         let threadgroups = lanes(params.rows).min(MOST).max(lanes(params.heads));
-        let whole = codes.vectors_align(16) && packets_align(dim, EACH as usize, &[Some(x)]);
         codec.gpu(format!("kv_quantize_{}", x.dtype()), threadgroups, layout, whole)
     })
 }
@@ -333,11 +344,20 @@ pub fn kv_dequantize_into(
         .read_optional(codec.signs.as_ref())
         .write(out)
         .flops(out.elements() * if domain == KvDomain::Rotated { 1 } else { dim.ilog2() as usize + 2 });
+    let whole = codes.vectors_align(16) && packets_align(dim, EACH as usize, &[Some(out)]);
+    // A product is of 32 elements that lie together and 32 that lie 32 further on: of one half of the row, that is.
+    let apart = domain == KvDomain::Rotated || dim / codec.norms >= 64;
+    if let Some(many) = Many::of(stream.device(), DEQUANTIZE, &params, params.capacity, out.dtype(), whole && apart) {
+        let launch = launch.threadgroup_memory(many.memory);
+        return stream.launch(launch, NO_CPU, || many.gpu(DEQUANTIZE, out.dtype(), CacheLayout::Rows));
+    }
     stream.launch(launch, float_entry!(out.dtype(), T => cpu::dequantize::<T>), || {
         let threadgroups = params.rows.div_ceil(SIMDGROUPS);
         codec.gpu(format!("kv_dequantize_{}", out.dtype()), threadgroups, CacheLayout::Rows, false)
     })
 }
+
+const NO_CPU: Entry = |_| unreachable!("the stream is a GPU's");
 
 const QUANTIZE: &str = "kv_quantize";
 const DEQUANTIZE: &str = "kv_dequantize";

@@ -34,13 +34,20 @@ fn unpacked(bytes: &[u8], bits: u32) -> Vec<usize> {
     (0..codes).map(|c| (0..bits as usize).map(|b| bit(c * bits as usize + b) << b).sum()).collect()
 }
 
-/// A cache whose rows lie apart, heads first or slots first, all bytes `0xaa` and all norms 9.
-fn caches(device: &Device, codec: &KvCodec, heads: usize, capacity: usize, turned: bool) -> (Tensor, Tensor) {
-    let gap = 8;
+/// A cache whose rows lie apart, heads first or slots first, at multiples of `gap`; all bytes `0xaa` and all norms 9.
+fn caches(
+    device: &Device,
+    codec: &KvCodec,
+    heads: usize,
+    capacity: usize,
+    turned: bool,
+    gap: usize,
+) -> (Tensor, Tensor) {
     let bytes = codec.row_bytes();
     let (first, second) = if turned { (capacity, heads) } else { (heads, capacity) };
-    let codes = vec![0xaau8; first * second * (bytes + gap)];
-    let codes = device.tensor(&codes, [first, second, bytes + gap]).unwrap().slice(2, 4..4 + bytes).unwrap();
+    let all = bytes.next_multiple_of(gap) + 2 * gap;
+    let codes = vec![0xaau8; first * second * all];
+    let codes = device.tensor(&codes, [first, second, all]).unwrap().slice(2, gap..gap + bytes).unwrap();
     let order: &[usize] = if turned { &[1, 0, 2] } else { &[0, 1, 2] };
     let norms = match codec.norms {
         1 => device.tensor(&vec![9.0f32; first * (second + 1)], [first, second + 1]).unwrap().slice(1, 0..second),
@@ -62,63 +69,94 @@ proptest! {
         (turned, signed, outlier) in any::<(bool, bool, bool)>(),
         seed: u64,
     ) {
-        let (dim, bits, dtype, out_dtype) = (1usize << log, BITS[bits], DType::FLOATS[dtype], DType::FLOATS[out_dtype]);
-        on_every_device(|stream| {
-            let device = &stream.device().clone();
-            let mut random = Random::new(seed);
-            let mut x = random.values(tokens * heads * dim);
-            if outlier {
-                x.iter_mut().step_by(dim).for_each(|x| *x *= 50.0);
-            }
-            let x = rounded(dtype, &x);
-            // A part of wider rows, as keys lie in a product of queries, keys and values.
-            let xt = random.tensor(device, dtype, &x, [tokens, heads, dim]);
-            let signs = signed.then(|| hadamard_signs(device, dim, seed).unwrap());
-            let words = signs.as_ref().map(|s| s.to_vec::<u32>(stream).unwrap());
-            let codec = KvCodec::new(device, dim, KvCodecOptions { bits, signs: signs.as_ref(), norms }).unwrap();
-            let (codes, kept) = caches(device, &codec, heads, 7, turned);
-            let slots: Vec<u32> = (0..tokens as u32).map(|t| 6 - t).collect();
-            kv_quantize(stream, &xt, &device.tensor(&slots, [tokens]).unwrap(), &codec, &codes, &kept).unwrap();
-
-            let (bytes, got_norms) = (bytes_of(stream, &codes), values_of(stream, &kept));
-            let levels = codebook::lloyd_max(bits);
-            let mut decoded = Vec::new();
-            for (i, (row, got)) in bytes.chunks(codec.row_bytes()).zip(got_norms.chunks(norms)).enumerate() {
-                let (head, slot) = (i / 7, i % 7);
-                let got_codes = unpacked(row, bits);
-                let Some(token) = slots.iter().position(|&s| s as usize == slot) else {
-                    assert!(row.iter().all(|&b| b == 0xaa) && got.iter().all(|&n| n == 9.0));
-                    let unit = 9.0 / ((dim / norms) as f64).sqrt();
-                    decoded.extend(got_codes.iter().map(|&c| levels[c] * unit));
-                    continue;
-                };
-                let y = rotated(&x[(token * heads + head) * dim..][..dim], words.as_deref());
-                for ((y, codes), &got) in y.chunks(dim / norms).zip(got_codes.chunks(dim / norms)).zip(got) {
-                    let norm = y.iter().map(|y| y * y).sum::<f64>().sqrt();
-                    assert!((got as f64 - norm).abs() <= 1e-6 * norm, "norm {got}, wanted {norm}");
-                    let unit = norm / (y.len() as f64).sqrt();
-                    for (y, &code) in y.iter().zip(codes) {
-                        let y = y / unit;
-                        // Nearest, to within rounding.
-                        let nearest = levels.iter().map(|c| (y - c).abs()).fold(f64::INFINITY, f64::min);
-                        assert!((y - levels[code]).abs() <= nearest + 2e-5, "{y} has code {code}");
-                    }
-                    decoded.extend(codes.iter().map(|&c| levels[c] * unit));
-                }
-            }
-
-            for domain in [KvDomain::Original, KvDomain::Rotated] {
-                let out = device.zeros(out_dtype, [7, heads, dim]).unwrap().permute(&[1, 0, 2]).unwrap();
-                kv_dequantize_into(stream, &codes, &kept, &codec, domain, &out).unwrap();
-                let want: Vec<f64> = match domain {
-                    KvDomain::Rotated => decoded.clone(),
-                    KvDomain::Original => decoded.chunks(dim).flat_map(|y| restored(y, words.as_deref())).collect(),
-                };
-                let size = decoded.iter().fold(1.0f64, |m, y| m.max(y.abs()));
-                assert_close(out_dtype, &values_of(stream, &out), &want, size);
-            }
-        });
+        let form = Form { tokens, heads, capacity: 7, dim: 1 << log, bits: BITS[bits], norms, gap: if turned { 4 } else { 16 } };
+        follows(form, DType::FLOATS[dtype], DType::FLOATS[out_dtype], [turned, signed, outlier], seed);
     }
+}
+
+/// Of the form for tensor cores, whose rows have 16 bits, each number at least once; and the others of 33 rows.
+#[test]
+fn many_rows_follow_the_definition() {
+    for (i, dim) in [64, 128, 256, 512].into_iter().enumerate() {
+        for (j, bits) in BITS.into_iter().enumerate() {
+            for norms in 1..=2 {
+                let form = Form { tokens: 33 + j, heads: 1 + (i + j) % 3, capacity: 37, dim, bits, norms, gap: 16 };
+                let dtype = DType::FLOATS[if i == 3 { 0 } else { 1 + (i + j + norms) % 2 }];
+                follows(form, dtype, dtype, [j % 2 == 0, norms == 1 || i % 2 == 0, i % 2 == 0], 1);
+            }
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Form {
+    tokens: usize,
+    heads: usize,
+    capacity: usize,
+    dim: usize,
+    bits: u32,
+    norms: usize,
+    gap: usize,
+}
+
+/// Whether codes are the nearest and norms those of rows, and whether both give rows back.
+fn follows(form: Form, dtype: DType, out_dtype: DType, [turned, signed, outlier]: [bool; 3], seed: u64) {
+    let Form { tokens, heads, capacity, dim, bits, norms, gap } = form;
+    on_every_device(|stream| {
+        let device = &stream.device().clone();
+        let mut random = Random::new(seed);
+        let mut x = random.values(tokens * heads * dim);
+        if outlier {
+            x.iter_mut().step_by(dim).for_each(|x| *x *= 50.0);
+        }
+        let x = rounded(dtype, &x);
+        // A part of wider rows, as keys lie in a product of queries, keys and values.
+        let xt = random.tensor_by(if gap == 16 { 8 } else { 1 }, device, dtype, &x, [tokens, heads, dim]);
+        let signs = signed.then(|| hadamard_signs(device, dim, seed).unwrap());
+        let words = signs.as_ref().map(|s| s.to_vec::<u32>(stream).unwrap());
+        let codec = KvCodec::new(device, dim, KvCodecOptions { bits, signs: signs.as_ref(), norms }).unwrap();
+        let (codes, kept) = caches(device, &codec, heads, capacity, turned, gap);
+        let slots: Vec<u32> = (0..tokens as u32).map(|t| capacity as u32 - 1 - t).collect();
+        kv_quantize(stream, &xt, &device.tensor(&slots, [tokens]).unwrap(), &codec, &codes, &kept).unwrap();
+
+        let (bytes, got_norms) = (bytes_of(stream, &codes), values_of(stream, &kept));
+        let levels = codebook::lloyd_max(bits);
+        let mut decoded = Vec::new();
+        for (i, (row, got)) in bytes.chunks(codec.row_bytes()).zip(got_norms.chunks(norms)).enumerate() {
+            let (head, slot) = (i / capacity, i % capacity);
+            let got_codes = unpacked(row, bits);
+            let Some(token) = slots.iter().position(|&s| s as usize == slot) else {
+                assert!(row.iter().all(|&b| b == 0xaa) && got.iter().all(|&n| n == 9.0));
+                let unit = 9.0 / ((dim / norms) as f64).sqrt();
+                decoded.extend(got_codes.iter().map(|&c| levels[c] * unit));
+                continue;
+            };
+            let y = rotated(&x[(token * heads + head) * dim..][..dim], words.as_deref());
+            for ((y, codes), &got) in y.chunks(dim / norms).zip(got_codes.chunks(dim / norms)).zip(got) {
+                let norm = y.iter().map(|y| y * y).sum::<f64>().sqrt();
+                assert!((got as f64 - norm).abs() <= 1e-6 * norm, "norm {got}, wanted {norm}");
+                let unit = norm / (y.len() as f64).sqrt();
+                for (y, &code) in y.iter().zip(codes) {
+                    let y = y / unit;
+                    // Nearest, to within rounding.
+                    let nearest = levels.iter().map(|c| (y - c).abs()).fold(f64::INFINITY, f64::min);
+                    assert!((y - levels[code]).abs() <= nearest + 2e-5, "{y} has code {code}");
+                }
+                decoded.extend(codes.iter().map(|&c| levels[c] * unit));
+            }
+        }
+
+        for domain in [KvDomain::Original, KvDomain::Rotated] {
+            let out = device.zeros(out_dtype, [capacity, heads, dim]).unwrap().permute(&[1, 0, 2]).unwrap();
+            kv_dequantize_into(stream, &codes, &kept, &codec, domain, &out).unwrap();
+            let want: Vec<f64> = match domain {
+                KvDomain::Rotated => decoded.clone(),
+                KvDomain::Original => decoded.chunks(dim).flat_map(|y| restored(y, words.as_deref())).collect(),
+            };
+            let size = decoded.iter().fold(1.0f64, |m, y| m.max(y.abs()));
+            assert_close(out_dtype, &values_of(stream, &out), &want, size);
+        }
+    });
 }
 
 #[test]
