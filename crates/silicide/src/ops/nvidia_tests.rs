@@ -114,7 +114,11 @@ fn defines(source: &KernelSource) -> BTreeSet<String> {
         return pairs.map(|(&a, b)| batched_matmul::defines(a, b, a == DType::F32)).collect();
     }
     if source.name == "causal_conv1d" {
-        return (2..=8).map(causal_conv1d::defines).collect();
+        let types = DType::FLOATS.iter().cycle();
+        return (2..=8)
+            .zip(types)
+            .map(|(width, &dtype)| causal_conv1d::defines(dtype, width, 4, width % 2 == 0))
+            .collect();
     }
     if source.name == "gated_delta_rule" {
         return [1, 33, 64, 128, 192, 256].map(gated_delta_rule::defines).into();
