@@ -18,6 +18,7 @@ const SOURCES: &[&KernelSource] = &[
     &binary::SOURCE,
     &cast::SOURCE,
     &batched_matmul::SOURCE,
+    &batched_matmul::NVIDIA,
     &causal_conv1d::SOURCE,
     &compare::SOURCE,
     &copy::SOURCE,
@@ -112,6 +113,9 @@ fn defines(source: &KernelSource) -> BTreeSet<String> {
     if source.name == "batched_matmul" {
         let pairs = DType::FLOATS.iter().zip([DType::BF16, DType::F16, DType::F32]);
         return pairs.map(|(&a, b)| batched_matmul::defines(a, b, a == DType::F32)).collect();
+    }
+    if source.name == batched_matmul::NVIDIA.name {
+        return [DType::F16, DType::BF16].map(|dtype| batched_matmul::defines(dtype, dtype, true)).into();
     }
     if source.name == "causal_conv1d" {
         let types = DType::FLOATS.iter().cycle();
