@@ -159,6 +159,9 @@ fn defines(source: &KernelSource) -> BTreeSet<String> {
     if source.name.starts_with("quantized_attention") {
         return quantized_attention::some_defines(source.name.ends_with(".cu"));
     }
+    if source.name == "resize" {
+        return [(true, true), (false, false)].map(|(whole, short)| resize::defines(whole, short)).into();
+    }
     if source.name == "router" {
         return [1, 4, 128].map(|n| format!("#define PER_LANE {n}")).into();
     }
