@@ -109,10 +109,14 @@ impl Tensor {
         self.offset
     }
 
+    /// Whether the first element lies at a multiple of `bytes`.
+    pub(crate) fn starts_aligned(&self, bytes: usize) -> bool {
+        (self.buffer.address() + self.offset).is_multiple_of(bytes)
+    }
+
     /// Whether `n` consecutive elements of the last axis, from any multiple of `n` on, lie aligned for a vector load.
     pub(crate) fn vectors_align(&self, n: usize) -> bool {
-        let start = self.buffer.address() + self.offset;
-        start.is_multiple_of(n * self.dtype.size())
+        self.starts_aligned(n * self.dtype.size())
             && (1..self.rank()).all(|axis| self.shape[axis - 1] == 1 || self.strides[axis - 1].is_multiple_of(n))
     }
 

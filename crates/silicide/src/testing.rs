@@ -448,6 +448,7 @@ mod tests {
             "argmax",
             "attention",
             "batched_matmul",
+            "copy",
             "cumsum",
             "expert_matmul",
             "expert_schedule",

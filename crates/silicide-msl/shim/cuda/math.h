@@ -11,8 +11,9 @@ namespace metal {
 __msl_inline float __msl_fract(float x) { return x - ::floorf(x); }
 __msl_inline float __msl_sign(float x) { return x > 0.0f ? 1.0f : x < 0.0f ? -1.0f : 0.0f; }
 __msl_inline float __msl_step(float edge, float x) { return x < edge ? 0.0f : 1.0f; }
-#define __msl_math \
-  __msl_f1(exp, ::expf) __msl_f1(exp2, ::exp2f) __msl_f1(exp10, ::exp10f) \
+__msl_inline float __msl_divide(float a, float b) { return a / b; }
+#define __msl_math(EXP, DIVIDE) \
+  __msl_f1(exp, EXP) __msl_f1(exp2, ::exp2f) __msl_f1(exp10, ::exp10f) \
   __msl_f1(log, ::logf) __msl_f1(log2, ::log2f) __msl_f1(log10, ::log10f) \
   __msl_f1(sin, ::sinf) __msl_f1(cos, ::cosf) __msl_f1(tan, ::tanf) \
   __msl_f1(asin, ::asinf) __msl_f1(acos, ::acosf) __msl_f1(atan, ::atanf) \
@@ -30,12 +31,12 @@ __msl_inline float __msl_step(float edge, float x) { return x < edge ? 0.0f : 1.
   template <typename T> __msl_inline __msl_if_real<T> fma(T a, T b, T c) { \
     return __msl_map<T>([](float u, float v, float w) { return ::fmaf(u, v, w); }, a, b, c); \
   } \
-  template <typename T> __msl_inline __msl_if_real<T> divide(T a, T b) { return a / b; }
+  __msl_f2(divide, DIVIDE)
 
-__msl_math
-// Metal offers both accuracies by name; here there is one.
-namespace precise { __msl_math }
-namespace fast { __msl_math }
+__msl_math(::expf, __msl_divide)
+// Metal offers both accuracies by name; here they differ in what gates use.
+namespace precise { __msl_math(::expf, __msl_divide) }
+namespace fast { __msl_math(::__expf, ::__fdividef) }
 
 template <typename T> __msl_inline __msl_if_number<T> abs(T x) {
   return __msl_map<T>([](auto v) -> decltype(v) {

@@ -18,6 +18,7 @@ const SOURCES: &[&KernelSource] = &[
     &binary::SOURCE,
     &cast::SOURCE,
     &batched_matmul::SOURCE,
+    &batched_matmul::NVIDIA,
     &causal_conv1d::SOURCE,
     &compare::SOURCE,
     &copy::SOURCE,
@@ -114,8 +115,15 @@ fn defines(source: &KernelSource) -> BTreeSet<String> {
         let pairs = DType::FLOATS.iter().zip([DType::BF16, DType::F16, DType::F32]);
         return pairs.map(|(&a, b)| batched_matmul::defines(a, b, a == DType::F32)).collect();
     }
+    if source.name == batched_matmul::NVIDIA.name {
+        return [DType::F16, DType::BF16].map(|dtype| batched_matmul::defines(dtype, dtype, true)).into();
+    }
     if source.name == "causal_conv1d" {
-        return (2..=8).map(causal_conv1d::defines).collect();
+        let types = DType::FLOATS.iter().cycle();
+        return (2..=8)
+            .zip(types)
+            .map(|(width, &dtype)| causal_conv1d::defines(dtype, width, 4, width % 2 == 0))
+            .collect();
     }
     if source.name == "gated_delta_rule" {
         return [1, 33, 64, 128, 192, 256].map(gated_delta_rule::defines).into();
@@ -154,6 +162,9 @@ fn defines(source: &KernelSource) -> BTreeSet<String> {
     }
     if source.name.starts_with("quantized_attention") {
         return quantized_attention::some_defines(source.name.ends_with(".cu"));
+    }
+    if source.name == "resize" {
+        return [(true, true), (false, false)].map(|(whole, short)| resize::defines(whole, short)).into();
     }
     if source.name == "router" {
         return [1, 4, 128].map(|n| format!("#define PER_LANE {n}")).into();

@@ -41,6 +41,11 @@ pub(crate) fn whole(whole: bool) -> String {
     format!("#define WHOLE {whole}")
 }
 
+/// What a source is compiled with whose results are of `dtype`: whether its gates may be as rough as 16 bits are.
+pub(crate) fn quick(dtype: DType) -> &'static str {
+    if dtype == DType::F32 { "" } else { "\n#define QUICK" }
+}
+
 /// Whether rows of `len` elements are whole packets of `n`, which lie aligned in every tensor.
 pub(crate) fn packets_align(len: usize, n: usize, tensors: &[Option<&Tensor>]) -> bool {
     len.is_multiple_of(n) && tensors.iter().flatten().all(|t| t.vectors_align(n))

@@ -172,6 +172,14 @@ impl Walk {
         across.filter(|_| self.inner[0] != 1 && self.inner[1] == 1)
     }
 
+    /// The walk through the other axes than an outer one, and the elements of that.
+    pub(crate) fn without(&self, axis: usize) -> (Walk, usize) {
+        let mut others = *self;
+        let dim = std::mem::replace(&mut others.dims[axis], 1);
+        others.rows /= dim;
+        (others, dim as usize)
+    }
+
     /// Calls `f` for pieces of at most `most` neighbours along an outer axis, with all their elements, on as many threads as the
     /// work is worth: with the element at which the first starts, by operand, and how many there are.
     pub(crate) fn for_each_slab(
@@ -181,11 +189,10 @@ impl Walk {
         most: usize,
         f: impl Fn([usize; OPERANDS], usize) + Sync,
     ) {
-        let mut others = *self;
-        let dim = std::mem::replace(&mut others.dims[axis], 1) as usize;
+        let (others, dim) = self.without(axis);
         let pieces = dim.div_ceil(most);
         let grain = GRAIN / (self.len as usize * most).max(1);
-        pool.parallel_ranges(self.rows as usize / dim * pieces, grain, &|range| {
+        pool.parallel_ranges(others.rows as usize * pieces, grain, &|range| {
             for task in range {
                 let first = task % pieces * most;
                 let mut at = others.start(task / pieces);
@@ -195,6 +202,12 @@ impl Walk {
                 f(at, most.min(dim - first));
             }
         });
+    }
+
+    /// The strides of the first two operands along outer axes that are longer than one.
+    pub(crate) fn outer_strides(&self) -> impl Iterator<Item = usize> {
+        let axes = (0..self.outer as usize).filter(|&axis| self.dims[axis] > 1);
+        axes.flat_map(|axis| [0, 1].map(|operand| self.outer_stride(operand, axis)))
     }
 
     /// The stride of an operand along an outer axis.

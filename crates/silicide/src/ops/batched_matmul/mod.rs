@@ -13,7 +13,7 @@ use crate::ops::check::{broadcast, check, float_entry, size};
 use crate::ops::fill::full_into;
 use crate::ops::matmul::{self, Precision, ROWS, SIMDGROUPS, UNIT, reader, splits};
 use crate::ops::walk::Walk;
-use crate::{DType, Result, Shape, Tensor};
+use crate::{DType, Device, Result, Shape, Tensor};
 
 /// `a bᵀ` for each entry of a batch: every row of `a` times every row of `b`.
 ///
@@ -74,7 +74,10 @@ pub fn batched_matmul_into(
     };
     let walk = Walk::elements(OP, &[&corner(a)?, &corner(b)?, &corner(out)?])?;
     let (m, n) = (size(OP, "m", a.dim(-2))?, size(OP, "n", b.dim(-2))?);
-    let form = GpuForm::of(m, n, k);
+    let form = match tensor_cores(stream.device(), a, b, m) {
+        true => GpuForm::TENSOR,
+        false => GpuForm::of(m, n, k),
+    };
     let params = Params { walk, strides, m, n, k, blocks: n.div_ceil(form.rows), splits: form.splits };
     let batch = walk.len as usize * walk.row_count() as usize;
     let launch =
@@ -91,7 +94,7 @@ pub fn batched_matmul_into(
     stream.launch(launch, float_entry!(a.dtype(), T => cpu::run::<T>), || {
         let whole = k.is_multiple_of(UNIT) && a.vectors_align(4) && b.vectors_align(4);
         Gpu {
-            source: &SOURCE,
+            source: form.source,
             defines: defines(a.dtype(), b.dtype(), whole),
             entry: form.entry.into(),
             threadgroups: [groups, m.div_ceil(form.tokens), 1],
@@ -128,6 +131,7 @@ fn row_stride(name: &str, t: &Tensor) -> Result<u32> {
 
 /// An entry point of the kernel, and how much of an entry's result one of its threadgroups computes.
 struct GpuForm {
+    source: &'static KernelSource,
     entry: &'static str,
     /// Rows of b.
     rows: u32,
@@ -139,9 +143,15 @@ struct GpuForm {
 }
 
 impl GpuForm {
+    /// The form of `kernel.cu`.
+    const TENSOR: GpuForm =
+        GpuForm { source: &NVIDIA, entry: "batched_matmul_tensor", rows: 128, tokens: 128, threads: 256, splits: 1 };
+
     fn of(m: u32, n: u32, k: u32) -> GpuForm {
+        let source = &SOURCE;
         let splits = splits(n, k);
         let few = |entry, tokens| GpuForm {
+            source,
             entry,
             rows: ROWS * SIMDGROUPS / splits,
             tokens,
@@ -151,9 +161,15 @@ impl GpuForm {
         match m {
             1 => few("batched_matmul_one", 1),
             2..=16 => few("batched_matmul_few", 4),
-            _ => GpuForm { entry: "batched_matmul_tiled", rows: 64, tokens: 32, threads: 128, splits: 1 },
+            _ => GpuForm { rows: 64, threads: 128, splits: 1, ..few("batched_matmul_tiled", 32) },
         }
     }
+}
+
+/// Whether tensor cores take the products: of many rows, of one type of 16 bits, that are whole chunks of 16 bytes.
+fn tensor_cores(device: &Device, a: &Tensor, b: &Tensor, m: u32) -> bool {
+    let fits = |t: &Tensor| t.dtype() != DType::F32 && t.dim(-1).is_multiple_of(8) && t.vectors_align(8);
+    device.kind().is_nvidia() && m > 16 && a.dtype() == b.dtype() && fits(a) && fits(b)
 }
 
 const OP: &str = "batched_matmul";
@@ -180,8 +196,11 @@ pub(super) fn defines(a: DType, b: DType, whole: bool) -> String {
     matmul::defines(&reader(MatrixFormat::Dense(b)), a, whole) + &format!("\n#define OTHER {}", b.msl())
 }
 
-pub(super) static SOURCE: KernelSource = KernelSource {
-    name: "batched_matmul",
-    params: &[Walk::DECLARATION, Params::DECLARATION],
-    body: include_str!("kernel.metal"),
-};
+const PARAMS: &[&str] = &[Walk::DECLARATION, Params::DECLARATION];
+
+/// What NVIDIA GPUs have of their own.
+pub(super) static NVIDIA: KernelSource =
+    KernelSource { name: "batched_matmul/kernel.cu", params: PARAMS, body: include_str!("kernel.cu") };
+
+pub(super) static SOURCE: KernelSource =
+    KernelSource { name: "batched_matmul", params: PARAMS, body: include_str!("kernel.metal") };

@@ -94,6 +94,28 @@ fn any_schedule_gives_the_definition() {
     });
 }
 
+/// Tiles whose edges lie within them, a head of b for two of a, lines of the result that pack and others.
+#[test]
+fn tensor_cores_give_the_definition_under_every_schedule() {
+    on_every_schedule(|stream| {
+        let device = &stream.device().clone();
+        for (m, n, k, dtype) in
+            [(17, 8, 8, DType::F16), (33, 65, 96, DType::BF16), (130, 136, 72, DType::F16), (40, 264, 136, DType::BF16)]
+        {
+            let mut random = Random::new(n as u64);
+            let (a, b) = (rounded(dtype, &random.values(2 * m * k)), rounded(dtype, &random.values(n * k)));
+            let at = random.tensor_by(8, device, dtype, &a, [1, 2, m, k]);
+            let bt = random.tensor_by(8, device, dtype, &b, [1, 1, n, k]);
+            let (plan, y) = stream.record(|s| batched_matmul(s, &at, &bt, Precision::F32)).unwrap();
+            stream.replay(&plan).unwrap();
+            let tensor = plan.launches()[0].chosen().kernel.contains("tensor");
+            assert_eq!(tensor, device.kind().is_nvidia());
+            let want = reference(&a, &b, (m, n, k), &[(0, 0), (1, 0)]);
+            assert_close(dtype, &values_of(stream, &y), &want, k as f64);
+        }
+    });
+}
+
 #[test]
 fn leading_axes_may_have_any_strides() {
     on_every_device(|stream| {

@@ -1,18 +1,9 @@
-// cast: some 4 elements a thread; one kernel a source type, the target chosen by a uniform branch.
+// cast: a thread takes a few packets of 4, or elements where WHOLE says that these do not pack; one kernel a source type, the target
+// chosen by a uniform branch.
 
 #include "silicide.h"
+#include "packet.h"
 #include "walk.h"
-
-// The byte of a bool.
-struct Flag {
-  uchar byte;
-};
-
-// The value of an element as V: float, or long.
-template <typename V, typename S>
-inline V widened(S x) { return V(x); }
-template <>
-inline long widened<long, Flag>(Flag x) { return x.byte != 0; }
 
 // An integer of D's range from a float: the fraction dropped, the ends held, 0 for NaN.
 template <typename D>
@@ -26,58 +17,98 @@ inline D clamped(float x) {
   return x >= float(high) ? high : x <= float(low) ? low : D(x);
 }
 
+// An element of D from a float, or from a long between integers.
 template <typename D>
-inline D whole(float x) { return clamped<D>(x); }
-template <typename D>
-inline D whole(long x) { return D(x); }
-inline uchar truth(float x) { return x != 0.0f; }
-inline uchar truth(long x) { return x != 0; }
+struct To {
+  static D of(float x) { return clamped<D>(x); }
+  static D of(long x) { return D(x); }
+};
+template <>
+struct To<float> {
+  template <typename V>
+  static float of(V x) { return float(x); }
+};
+template <>
+struct To<half> {
+  template <typename V>
+  static half of(V x) { return half(float(x)); }
+};
+template <>
+struct To<bfloat> {
+  template <typename V>
+  static bfloat of(V x) { return bfloat(float(x)); }
+};
+// The byte of a bool.
+struct Truth {
+  template <typename V>
+  static uchar of(V x) { return x != 0; }
+};
 
-// Writes a value that is a float, or a long between integers.
-template <typename V>
-inline void put(device uchar* out, ulong at, DType to, V x) {
+template <typename D, typename By, uint N, typename V>
+inline void store(device uchar* out, ulong at, thread const V (&x)[N]) {
+  Packet<D, N> y = Packet<D, N>::zeros();
+  for (uint i = 0; i < N; ++i) {
+    y.put(i, By::of(x[i]));
+  }
+  y.store((device D*)out + at);
+}
+
+template <uint N, typename V>
+inline void store_as(DType to, device uchar* out, ulong at, thread const V (&x)[N]) {
   switch (to) {
-    case DType::F32: ((device float*)out)[at] = float(x); break;
-    case DType::F16: ((device half*)out)[at] = half(float(x)); break;
-    case DType::BF16: ((device bfloat*)out)[at] = bfloat(float(x)); break;
-    case DType::U8: ((device uchar*)out)[at] = whole<uchar>(x); break;
-    case DType::I8: ((device char*)out)[at] = whole<char>(x); break;
-    case DType::U16: ((device ushort*)out)[at] = whole<ushort>(x); break;
-    case DType::U32: ((device uint*)out)[at] = whole<uint>(x); break;
-    case DType::I32: ((device int*)out)[at] = whole<int>(x); break;
-    case DType::I64: ((device long*)out)[at] = whole<long>(x); break;
-    case DType::Bool: out[at] = truth(x); break;
+    case DType::F32: store<float, To<float>>(out, at, x); break;
+    case DType::F16: store<half, To<half>>(out, at, x); break;
+    case DType::BF16: store<bfloat, To<bfloat>>(out, at, x); break;
+    case DType::U8: store<uchar, To<uchar>>(out, at, x); break;
+    case DType::I8: store<char, To<char>>(out, at, x); break;
+    case DType::U16: store<ushort, To<ushort>>(out, at, x); break;
+    case DType::U32: store<uint, To<uint>>(out, at, x); break;
+    case DType::I32: store<int, To<int>>(out, at, x); break;
+    case DType::I64: store<long, To<long>>(out, at, x); break;
+    case DType::Bool: store<uchar, Truth>(out, at, x); break;
   }
 }
 
-// V is float for floats, long for integers and bools.
-template <typename S, typename V>
+// V is float for floats, long for integers and bools, of which any that is not 0 is 1.
+template <typename S, typename V, bool BOOL>
 kernel void cast(
     device const S* x [[buffer(0)]],
     device uchar* out [[buffer(1)]],
     constant Params& p [[buffer(2)]],
     uint3 group [[threadgroup_position_in_grid]],
-    uint3 groups [[threadgroups_per_grid]],
     uint3 thread_index [[thread_position_in_threadgroup]],
     uint3 threads [[threads_per_threadgroup]]) {
-  Lane lane(group, groups, thread_index, threads);
-  if (lane.row >= p.walk.rows) {
+  constexpr uint N = WHOLE ? 4 : 1;
+  Steps<N> steps(group, thread_index, threads);
+  if (steps.row >= p.walk.rows) {
     return;
   }
-  x += walk_start(p.walk, 0, lane.row);
-  ulong start = walk_start(p.walk, 1, lane.row);
-  for (ulong i = lane.first; i < p.walk.len; i += lane.step) {
-    put(out, start + i * p.walk.inner[1], DType(p.to), widened<V>(x[i * p.walk.inner[0]]));
+  x += walk_start(p.walk, 0, steps.row);
+  ulong start = walk_start(p.walk, 1, steps.row);
+  Packet<S, N> in[EACH];
+  for (uint v = 0; v < EACH; ++v) {
+    if (steps.at(v) < p.walk.len) {
+      in[v] = Packet<S, N>::load(x + steps.at(v) * p.walk.inner[0]);
+    }
+  }
+  for (uint v = 0; v < EACH; ++v) {
+    if (steps.at(v) < p.walk.len) {
+      V values[N];
+      for (uint i = 0; i < N; ++i) {
+        values[i] = BOOL ? V(in[v].get(i) != S(0)) : V(in[v].get(i));
+      }
+      store_as(DType(p.to), out, start + steps.at(v) * p.walk.inner[1], values);
+    }
   }
 }
 
-instantiate_kernel("cast_f32", cast, float, float)
-instantiate_kernel("cast_f16", cast, half, float)
-instantiate_kernel("cast_bf16", cast, bfloat, float)
-instantiate_kernel("cast_u8", cast, uchar, long)
-instantiate_kernel("cast_i8", cast, char, long)
-instantiate_kernel("cast_u16", cast, ushort, long)
-instantiate_kernel("cast_u32", cast, uint, long)
-instantiate_kernel("cast_i32", cast, int, long)
-instantiate_kernel("cast_i64", cast, long, long)
-instantiate_kernel("cast_bool", cast, Flag, long)
+instantiate_kernel("cast_f32", cast, float, float, false)
+instantiate_kernel("cast_f16", cast, half, float, false)
+instantiate_kernel("cast_bf16", cast, bfloat, float, false)
+instantiate_kernel("cast_u8", cast, uchar, long, false)
+instantiate_kernel("cast_i8", cast, char, long, false)
+instantiate_kernel("cast_u16", cast, ushort, long, false)
+instantiate_kernel("cast_u32", cast, uint, long, false)
+instantiate_kernel("cast_i32", cast, int, long, false)
+instantiate_kernel("cast_i64", cast, long, long, false)
+instantiate_kernel("cast_bool", cast, uchar, long, true)

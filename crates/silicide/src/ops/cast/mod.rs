@@ -7,6 +7,7 @@ mod tests;
 use crate::device::{Gpu, Launch, Stream};
 use crate::kernels::{KernelParams, KernelSource, kernel_params};
 use crate::ops::check::check;
+use crate::ops::rows::whole;
 use crate::ops::walk::Walk;
 use crate::ops::{copy, copy_into};
 use crate::{DType, Result, Tensor};
@@ -57,8 +58,10 @@ pub fn cast_into(stream: &mut Stream, x: &Tensor, out: &Tensor) -> Result<()> {
     let walk = Walk::elements(OP, &[x, out])?;
     let params = Params { walk, to: out.dtype() as u32, pad: 0 };
     stream.launch(Launch::new(OP, &params).read(x).write_in_place(out), cpu::run, || {
-        let (threadgroups, threads) = walk.grid();
-        Gpu { source: &SOURCE, defines: String::new(), entry: format!("cast_{}", x.dtype()), threadgroups, threads }
+        const PACKET: usize = 4;
+        let aligned = walk.packets_align(PACKET, &[x, out]);
+        let (threadgroups, threads) = walk.steps(if aligned { PACKET } else { 1 });
+        Gpu { source: &SOURCE, defines: whole(aligned), entry: format!("cast_{}", x.dtype()), threadgroups, threads }
     })
 }
 

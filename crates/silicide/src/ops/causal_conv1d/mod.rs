@@ -7,7 +7,8 @@ mod tests;
 use crate::device::{Gpu, Launch, Stream};
 use crate::kernels::{KernelParams, KernelSource, kernel_params};
 use crate::ops::check::{Rows, check, float_entry, same_or_f32, size};
-use crate::{Result, Tensor};
+use crate::ops::rows::{self, packet, packets_align};
+use crate::{DType, Result, Tensor};
 
 /// The widths that [`causal_conv1d`] takes.
 const WIDTHS: std::ops::RangeInclusive<usize> = 2..=8;
@@ -108,6 +109,16 @@ pub fn causal_conv1d_into(
         return Ok(());
     }
     let tokens = size(OP, "tokens", x.dim(0))?;
+    // Of few tokens every channel is a thread's, for enough of them.
+    let n = packet(dtype) / 2;
+    let dense = |state: Option<&Tensor>| state.is_none_or(|state| state.strides()[1] == 1);
+    let whole = tokens > FEW
+        && packets_align(channels, n, &[Some(x), Some(out), bias, initial_state, final_state])
+        && dense(initial_state)
+        && dense(final_state)
+        && weight.is_contiguous()
+        && weight.starts_aligned(n * weight_dtype.size());
+    let across = channels.div_ceil(if whole { n } else { 1 }) as u32;
     let params = Params {
         tokens,
         channels: size(OP, "channels", channels)?,
@@ -116,7 +127,8 @@ pub fn causal_conv1d_into(
         out_stride: out_rows.stride,
         state_strides,
         final_strides,
-        block: tokens.clamp(1, TOKENS),
+        // Longer runs read fewer inputs twice, as long as a large GPU has threads.
+        block: if across as usize * tokens as usize / 16 >= 1 << 18 { 16 } else { 8 },
         width: width as u32,
         has_bias: bias.is_some().into(),
         has_state: initial_state.is_some().into(),
@@ -137,25 +149,29 @@ pub fn causal_conv1d_into(
     };
     stream.launch(launch, entry, || Gpu {
         source: &SOURCE,
-        defines: defines(width),
+        defines: defines(dtype, width, if tokens == 1 { 1 } else { AHEAD }, whole),
         entry: format!("causal_conv1d_{dtype}_{weight_dtype}"),
-        threadgroups: [params.channels.div_ceil(THREADS), tokens.div_ceil(params.block).max(1), 1],
-        threads: [THREADS, 1, 1],
+        threadgroups: [across.div_ceil(ACROSS), tokens.div_ceil(params.block * DOWN).max(1), 1],
+        threads: [ACROSS, DOWN, 1],
     })
 }
 
 const OP: &str = "causal_conv1d";
 
 /// What the kernel is compiled with.
-pub(super) fn defines(width: usize) -> String {
-    format!("#define WIDTH {width}")
+pub(super) fn defines(dtype: DType, width: usize, ahead: u32, whole: bool) -> String {
+    format!("#define WIDTH {width}\n#define AHEAD {ahead}\n{}{}", rows::whole(whole), rows::quick(dtype))
 }
 
-/// Channels of a threadgroup.
-const THREADS: u32 = 128;
+/// Threads of a threadgroup along channels and along tokens: rows that follow each other are found in the first cache.
+const ACROSS: u32 = 32;
+const DOWN: u32 = 4;
 
-/// Tokens that a thread takes after each other, of which it reads a window's width before the first once more.
-const TOKENS: u32 = 16;
+/// Tokens of which inputs are loaded together.
+const AHEAD: u32 = 4;
+
+/// Tokens whose channels are not packed.
+const FEW: u32 = 8;
 
 kernel_params! {
     /// Strides are elements by token and, for states, by channel; the weight's by channel.

@@ -7,7 +7,7 @@ use crate::device::cpu::{Call, View};
 use crate::ops::walk::map;
 
 pub(super) fn run<T: Element>(call: &Call) {
-    let Params { walk } = call.params();
+    let walk = call.params::<Params>().walk;
     let (x, out) = (call.bits::<T>(0), call.bits::<T>(1));
     if let Some(axis) = walk.turned() {
         let (from, to) = (walk.stride(0), walk.outer_stride(1, axis));

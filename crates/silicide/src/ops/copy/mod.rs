@@ -8,6 +8,7 @@ use crate::device::cpu::Entry;
 use crate::device::{Gpu, Launch, Stream};
 use crate::kernels::{KernelParams, KernelSource, kernel_params};
 use crate::ops::check::check;
+use crate::ops::rows::whole;
 use crate::ops::walk::Walk;
 use crate::{Result, Tensor};
 
@@ -79,8 +80,12 @@ pub fn copy_into(stream: &mut Stream, x: &Tensor, out: &Tensor) -> Result<()> {
     if out.elements() == 0 {
         return Ok(());
     }
-    let (walk, size) = widest(Walk::elements(OP, &[x, out])?, x, out);
-    let launch = Launch::new(OP, &Params { walk }).read(x).write(out);
+    let on_cpu = stream.device().as_cpu().is_some();
+    let (walk, size) = widest(Walk::elements(OP, &[x, out])?, x, out, if on_cpu { 8 } else { 16 });
+    let plain = Params { walk, out_stride: 0, across: 0, squares: [0; 2], pad: 0 };
+    // A CPU finds by itself what is turned.
+    let turned = if on_cpu { None } else { Params::turned(&walk, size, x, out) };
+    let launch = Launch::new(OP, turned.as_ref().map_or(&plain, |(params, _)| params)).read(x).write(out);
     let entry = match size {
         1 => cpu::run::<u8> as Entry,
         2 => cpu::run::<u16>,
@@ -88,8 +93,12 @@ pub fn copy_into(stream: &mut Stream, x: &Tensor, out: &Tensor) -> Result<()> {
         _ => cpu::run::<i64>,
     };
     stream.launch(launch, entry, || {
-        let (threadgroups, threads) = walk.grid();
-        Gpu { source: &SOURCE, defines: String::new(), entry: format!("copy_{}", 8 * size), threadgroups, threads }
+        let (entry, (threadgroups, threads), packs) = match turned {
+            Some((params, packs)) => ("copy_turned", params.grid(size, packs), packs),
+            None => ("copy", walk.steps(1), false),
+        };
+        let entry = format!("{entry}_{}", 8 * size);
+        Gpu { source: &SOURCE, defines: whole(packs), entry, threadgroups, threads }
     })
 }
 
@@ -124,11 +133,10 @@ pub fn concat(stream: &mut Stream, tensors: &[&Tensor], axis: usize) -> Result<T
     Ok(out)
 }
 
-/// The same bytes as fewer, larger elements, of up to 8 bytes, where both views have them so; and their size.
-fn widest(mut walk: Walk, x: &Tensor, out: &Tensor) -> (Walk, usize) {
+/// The same bytes as fewer, larger elements, of up to `most` bytes, where both views have them so; and their size.
+fn widest(mut walk: Walk, x: &Tensor, out: &Tensor, most: usize) -> (Walk, usize) {
     let mut size = x.dtype().size();
-    let address = |t: &Tensor| t.buffer().address() + t.offset();
-    while size < 8 && (address(x) | address(out)).is_multiple_of(2 * size) && walk.pair() {
+    while size < most && x.starts_aligned(2 * size) && out.starts_aligned(2 * size) && walk.pair() {
         size *= 2;
     }
     (walk, size)
@@ -136,9 +144,56 @@ fn widest(mut walk: Walk, x: &Tensor, out: &Tensor) -> (Walk, usize) {
 
 const OP: &str = "copy";
 
+/// Threads that turn a square.
+const THREADS: u32 = 128;
+
 kernel_params! {
     struct Params {
+        /// Of what is turned without the axis along which `x` is contiguous.
         walk: Walk,
+        /// From element to element of that axis in `out`.
+        out_stride: u64,
+        /// Elements of that axis; 0 where nothing is turned.
+        across: u32,
+        /// Squares along rows of `out`, and along that axis.
+        squares: [u32; 2],
+        /// Makes the size a multiple of 8.
+        pad: u32,
+    }
+}
+
+impl Params {
+    /// For elements of `size` bytes by squares, where lines of `x` become columns of `out` and both are long enough to fill some;
+    /// and whether lines are whole packets.
+    fn turned(walk: &Walk, size: usize, x: &Tensor, out: &Tensor) -> Option<(Params, bool)> {
+        /// Elements of a line that are read or written together.
+        const FEWEST: usize = 16;
+        let axis = walk.turned()?;
+        let (rest, across) = walk.without(axis);
+        let side = 128 / size;
+        let squares = [walk.row_len(), across].map(|len| len.div_ceil(side));
+        let groups = squares[0].checked_mul(squares[1])?.checked_mul(rest.row_count() as usize)?;
+        if across.min(walk.row_len()) < FEWEST || groups > i32::MAX as usize {
+            return None;
+        }
+        let packet = 16 / size;
+        let mut strides =
+            rest.outer_strides().chain([walk.outer_stride(1, axis), walk.stride(0), across, walk.row_len()]);
+        let packs = x.starts_aligned(16) && out.starts_aligned(16) && strides.all(|s| s.is_multiple_of(packet));
+        let params = Params {
+            walk: rest,
+            out_stride: walk.outer_stride(1, axis) as u64,
+            across: across as u32,
+            squares: squares.map(|n| n as u32),
+            pad: 0,
+        };
+        Some((params, packs))
+    }
+
+    fn grid(&self, size: usize, packs: bool) -> ([u32; 3], [u32; 3]) {
+        let squares = self.squares[0] * self.squares[1] * self.walk.row_count();
+        let packets = if packs { 8 } else { 128 / size as u32 };
+        ([squares, 1, 1], [packets, THREADS / packets, 1])
     }
 }
 

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::testing::{Golden, Random, on_every_device};
+use crate::testing::{Golden, Random, on_every_device, on_every_schedule};
 use crate::{DType, Device, Shape};
 
 /// The bytes of a view's elements in row-major order, by the definition of strides.
@@ -75,6 +75,42 @@ proptest! {
             assert_eq!(&contents(stream, &dense)[..want.len()], want);
         });
     }
+}
+
+/// By squares in threadgroup memory: whole ones and those at the edges, of lines that pack and of others.
+#[test]
+fn turns_matrices() {
+    let shapes = [
+        (DType::U8, [1, 144, 272]),
+        (DType::F16, [2, 72, 136]),
+        (DType::F32, [3, 36, 68]),
+        (DType::I64, [1, 18, 34]),
+        (DType::I8, [1, 131, 150]),
+        (DType::U16, [2, 67, 129]),
+        (DType::I32, [1, 17, 65]),
+        (DType::I64, [2, 17, 33]),
+    ];
+    on_every_schedule(|stream| {
+        let device = &stream.device().clone();
+        let mut random = Random::new(9);
+        for (dtype, [n, rows, columns]) in shapes {
+            let bytes: Vec<u8> = (0..n * rows * columns * dtype.size()).map(|_| random.next() as u8).collect();
+            let x = device.tensor_from_bytes(&bytes, dtype, [n, rows, columns]).unwrap();
+            // The matrices outside, and within: a gap between the output's lines.
+            let turned = x.permute(&[0, 2, 1]).unwrap();
+            let got = copy(stream, &turned).unwrap();
+            assert_eq!(contents(stream, &got)[..bytes.len()], bytes_of(&bytes, &turned), "{dtype} {rows} x {columns}");
+            let turned = x.permute(&[2, 0, 1]).unwrap();
+            let gap = 16 / dtype.size();
+            let whole = device.zeros(dtype, [columns, n, rows + gap]).unwrap();
+            let out = whole.slice(2, 0..rows).unwrap();
+            copy_into(stream, &turned, &out).unwrap();
+            let after = contents(stream, &whole);
+            assert_eq!(bytes_of(&after, &out), bytes_of(&bytes, &turned), "{dtype} {rows} x {columns}, a gap");
+            let rest = whole.slice(2, rows..rows + gap).unwrap();
+            assert!(bytes_of(&after, &rest).iter().all(|&b| b == 0), "{dtype} {rows} x {columns}, past the end");
+        }
+    });
 }
 
 #[test]

@@ -7,6 +7,7 @@ mod tests;
 use crate::device::{Gpu, Launch, Stream};
 use crate::kernels::{KernelParams, KernelSource, kernel_params};
 use crate::ops::check::{check, float_entry, size};
+use crate::ops::rows::{packet, packets_align, whole};
 use crate::{Result, Tensor};
 
 /// What lies between the elements of a grid.
@@ -103,14 +104,16 @@ pub fn resize_into(stream: &mut Stream, x: &Tensor, options: Resize, out: &Tenso
     let taps = params.y.most_taps() * params.x.most_taps();
     let launch = Launch::new(OP, &params).read(x).write(out).flops(2 * taps * out.elements());
     stream.launch(launch, float_entry!(x.dtype(), T => cpu::run::<T>), || {
-        let across = params.dim.div_ceil(PER_THREAD).next_power_of_two().min(THREADS);
-        let down = THREADS / across;
+        let n = packet(x.dtype());
+        let aligned = packets_align(x.dim(2), n, &[Some(x), Some(out)]) && [x, out].iter().all(|t| t.strides()[2] == 1);
+        let across = params.dim.div_ceil(EACH * if aligned { n as u32 } else { 1 });
+        let blocks = across.div_ceil(ACROSS);
         Gpu {
             source: &SOURCE,
-            defines: String::new(),
+            defines: defines(aligned, params.y.is_short() && params.x.is_short()),
             entry: format!("resize_{}", x.dtype()),
-            threadgroups: [params.pixels.div_ceil(down), params.dim.div_ceil(PER_THREAD * across), 1],
-            threads: [across, down, 1],
+            threadgroups: [params.pixels.div_ceil(PIXELS), blocks, 1],
+            threads: [across.div_ceil(blocks), PIXELS, 1],
         }
     })
 }
@@ -123,9 +126,15 @@ fn check_input(x: &Tensor) -> Result<()> {
 
 const OP: &str = "resize";
 
-/// Threads of a threadgroup, and elements of a pixel that one of them makes.
-const THREADS: u32 = 256;
-const PER_THREAD: u32 = 4;
+/// Packets of a pixel that a thread makes, threads that a pixel has at most in a threadgroup, and pixels of one.
+const EACH: u32 = 4;
+const ACROSS: u32 = 16;
+const PIXELS: u32 = 32;
+
+/// What the kernel is compiled with: whether elements are packed, and whether places are 32 bits wide.
+pub(super) fn defines(aligned: bool, short: bool) -> String {
+    whole(aligned) + if short { "\n#define PLACE int" } else { "\n#define PLACE long" }
+}
 
 kernel_params! {
     /// Element `i` of an axis lies at `(i * step + start) / divisor` of the `from` elements there were, which is exact.
@@ -169,6 +178,12 @@ impl Axis {
         let width = if options.antialias { divisor.max(2 * n) } else { divisor };
         let reach = if options.filter == ResizeFilter::Bicubic { 2 } else { 1 };
         Ok(Axis { step, start, divisor, width, reach, from: from as u32, to: to as u32 })
+    }
+
+    /// Whether 32 bits hold what places are computed of; of 64 a GPU divides slowly.
+    fn is_short(&self) -> bool {
+        let reach = (self.reach + 1) * self.width;
+        i64::from(self.to) * self.step + reach + (i64::from(self.from) + 1) * self.divisor <= i64::from(i32::MAX)
     }
 
     /// At least as many as count for any element.

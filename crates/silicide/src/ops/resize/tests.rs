@@ -65,7 +65,7 @@ proptest! {
 
     #[test]
     fn follows_the_definition(
-        shape in (side(), side(), prop_oneof![Just(1usize), Just(3), Just(31), Just(65)]),
+        shape in (side(), side(), prop_oneof![Just(1usize), Just(3), Just(31), Just(64), Just(65)]),
         size in (side(), side()),
         options in prop::sample::select(all_options().collect::<Vec<_>>()),
         dtype in 0usize..3,
@@ -196,6 +196,17 @@ fn many_threads_give_what_one_gives() {
     for options in all_options() {
         assert!(run(1, options) == run(3, options), "{options:?}");
     }
+}
+
+/// Of so many columns that places are more than 32 bits hold.
+#[test]
+fn a_long_row_stays_as_it_is() {
+    on_every_device(|stream| {
+        let x = Random::new(4).values(33_000);
+        let xt = stream.device().tensor(&x, [1, 33_000, 1]).unwrap();
+        let out = resize(stream, &xt, [1, 33_000], Resize::default()).unwrap();
+        assert_eq!(out.to_vec::<f32>(stream).unwrap(), x);
+    });
 }
 
 #[test]

@@ -7,7 +7,7 @@ mod tests;
 use crate::device::{Gpu, Launch, Stream};
 use crate::kernels::{KernelParams, KernelSource, kernel_enum, kernel_params};
 use crate::ops::check::{check, float_entry};
-use crate::ops::rows::{packet, whole};
+use crate::ops::rows::{packet, quick, whole};
 use crate::ops::walk::Walk;
 use crate::{Result, Tensor};
 
@@ -71,8 +71,9 @@ kernel_enum! {
 
 /// `function(x)`, element by element.
 ///
-/// `x` is f32, f16 or bf16 with any strides. The arithmetic is in f32, to a few units in its last place, and rounded
-/// once. Outside a function's domain the result is NaN, as IEEE 754 has it. The result is row-major.
+/// `x` is f32, f16 or bf16 with any strides. The arithmetic is in f32, to a few units in its last place, or on GPUs to some
+/// 1e-5 where results have 16 bits, and rounded once. Outside a function's domain the result is NaN, as IEEE 754 has it. The
+/// result is row-major.
 ///
 /// # Errors
 ///
@@ -121,7 +122,7 @@ pub fn unary_into(stream: &mut Stream, function: Unary, x: &Tensor, out: &Tensor
     stream.launch(launch, float_entry!(dtype, T => cpu::run::<T>), || {
         let aligned = params.walk.packets_align(packet(dtype), &[x, out]);
         let (threadgroups, threads) = params.walk.steps(if aligned { packet(dtype) } else { 1 });
-        let defines = whole(aligned) + &function.define();
+        let defines = whole(aligned) + quick(dtype) + &function.define();
         Gpu { source: &SOURCE, defines, entry: format!("unary_{dtype}"), threadgroups, threads }
     })
 }
