@@ -76,13 +76,6 @@ inline uint4 sign_bits(device const uint* signs, uint run) {
   return words;
 }
 
-// A quarter of the copies of a word, four of which make a table's 128 bytes. Neighbouring lanes write to different banks.
-inline void fill(threadgroup uint4* table, uint quarter, uint word) {
-  for (uint i = 0; i < 2; ++i) {
-    table[2 * quarter + (i ^ quarter / 4 % 2)] = uint4(word);
-  }
-}
-
 // Numbers within RANGE of zero lie in BINS bins, each with one midpoint of levels at most. The sum of what a bin holds and of the bits of a float from 1
 // to 2, whose fraction says the bin in its first ten bits, has the code as its first eight.
 constant constexpr uint BINS = 640;
@@ -182,8 +175,12 @@ inline void store_eight(device uchar* to, uint first, uint second) {
   uint position = position_of(token);
 
   int newest = newest_position(positions, tokens, newest_of, thread_index, THREADS, lane);
-  for (uint i = thread_index; i < 4 * BINS; i += THREADS) {
-    fill(table, i, bins[i / 4]);
+#pragma unroll 8
+  for (uint begin = 0; begin < BINS * 8; begin += THREADS) {
+    uint i = begin + thread_index;
+    if (i < BINS * 8) {
+      table[i] = uint4(bins[i / 8]);
+    }
   }
   if (thread_index < DIM / 8) {
     turned[thread_index] = p.has_signs ? sign_bits(signs, thread_index) : uint4(0);
@@ -305,10 +302,14 @@ inline uint2 load_eight(device const uchar* from) {
   load(share.first);
 
   // A level as the sum of two numbers.
-  for (uint i = thread_index; i < 4 * LEVELS; i += THREADS) {
-    float level = levels[i / 4];
-    float rest = level - float(SCALAR(level));
-    fill(table, i, pack_two(level, rest));
+#pragma unroll 8
+  for (uint begin = 0; begin < LEVELS * 8; begin += THREADS) {
+    uint i = begin + thread_index;
+    if (i < LEVELS * 8) {
+      float level = levels[i / 8];
+      float rest = level - float(SCALAR(level));
+      table[i] = uint4(pack_two(level, rest));
+    }
   }
   if (thread_index < DIM / 8) {
     turned[thread_index] = p.has_signs ? sign_bits(signs, thread_index) : uint4(0);

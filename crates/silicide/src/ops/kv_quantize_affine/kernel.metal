@@ -49,21 +49,17 @@ kernel void kv_quantize_affine(
   for (uint begin = 0; begin < tokens; begin += together) {
     uint token = begin + first;
     uint slot = p.capacity;
+    // Rows are asked for before it is known whether they have a place.
+    device const T* from = x + ulong(token) * p.row_strides[0];
+    Packet<T, EACH> packet = Packet<T, EACH>::zeros();
     if (first < together && token < tokens) {
+      packet = WHOLE ? Packet<T, EACH>::load(from) : Packet<T, EACH>::gather(from, 1, EACH);
       slot = row_of(positions[token], newest, p.capacity);
     }
     bool present = slot < p.capacity;
-    device const T* from = x + ulong(token) * p.row_strides[0];
-    float values[EACH] = {};
-    if (present && WHOLE) {
-      Packet<T, EACH> packet = Packet<T, EACH>::load(from);
-      for (uint i = 0; i < EACH; ++i) {
-        values[i] = float(packet.get(i));
-      }
-    } else if (present) {
-      for (uint i = 0; i < EACH; ++i) {
-        values[i] = float(from[i]);
-      }
+    float values[EACH];
+    for (uint i = 0; i < EACH; ++i) {
+      values[i] = float(packet.get(i));
     }
     float least = INFINITY;
     float most = -INFINITY;
