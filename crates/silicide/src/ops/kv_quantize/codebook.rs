@@ -64,22 +64,24 @@ pub(super) fn starts(midpoints: &[f32]) -> Vec<u8> {
     (0..BINS).map(|bin| below(bin) as u8).collect()
 }
 
-/// Parts that the numbers within [`PLACES_RANGE`] of 0 are cut into for `many.cu`, which has the same.
-pub(super) const PLACES: usize = 640;
-const PLACES_RANGE: f64 = 4.5;
+/// Parts that the numbers within [`RANGE`] of 0 are cut into for `many.cu`, which has the same: of 2.5 for each level one midpoint is in each at most.
+pub(super) fn places_of(bits: u32) -> u32 {
+    (5 << bits) / 2
+}
+const RANGE: f64 = 4.5;
 
 /// For each part the number that gives the code of a number in it, as the first eight bits of a sum with the bits of a float from 1 to 2.
-/// That float is 1 + 639 / 1024 of how far the number is from the least of all parts to the greatest, so its fraction's first ten bits say the part.
+/// Of that float's fraction, which is in proportion to how far the number is from the least of all parts, the first `bits + 2` bits say the part.
 pub(super) fn places(midpoints: &[f64]) -> Vec<u32> {
-    const FRACTION: f64 = (1 << 23) as f64;
-    const PART: u32 = 1 << 13;
-    let fraction = |m: f64| (m / PLACES_RANGE + 1.0) / 2.0 * (PLACES - 1) as f64 / 1024.0 * FRACTION;
+    let bits = (midpoints.len() + 1).ilog2();
+    let (count, part) = (places_of(bits), 1 << (21 - bits));
+    let fraction = |m: f64| (m / RANGE + 1.0) / 2.0 * ((count - 1) * part) as f64;
     // The first fraction that is above each.
     let above: Vec<u32> = midpoints.iter().map(|&m| fraction(m).floor() as u32 + 1).collect();
-    (0..PLACES as u32)
-        .map(|part| {
-            let code = above.iter().filter(|&&a| a <= part * PART).count() as u32;
-            let next = above.get(code as usize).copied().filter(|&a| a < (part + 1) * PART).unwrap_or(1 << 23);
+    (0..count)
+        .map(|i| {
+            let code = above.iter().filter(|&&a| a <= i * part).count() as u32;
+            let next = above.get(code as usize).copied().filter(|&a| a < (i + 1) * part).unwrap_or(1 << 23);
             ((code + 1) << 24).wrapping_sub(next).wrapping_sub(1f32.to_bits())
         })
         .collect()
@@ -218,9 +220,9 @@ mod tests {
             let places = places(&midpoints);
             for step in 0..=1_000_000 {
                 let x = 10.0 * (step as f64 / 500_000.0 - 1.0);
-                let part = ((x / PLACES_RANGE + 1.0) / 2.0).clamp(0.0, 1.0);
-                let float = (1.0 + part * (PLACES - 1) as f64 / 1024.0) as f32;
-                let place = places[((float.to_bits() >> 13) & 1023) as usize];
+                let part = ((x / RANGE + 1.0) / 2.0).clamp(0.0, 1.0) * (places.len() - 1) as f64;
+                let float = (1.0 + part / (4 << bits) as f64) as f32;
+                let place = places[((float.to_bits() >> (21 - bits)) % (4 << bits)) as usize];
                 let code = float.to_bits().wrapping_add(place) >> 24;
                 let nearest = |slack: f64| midpoints.iter().filter(|&&m| m < x + slack).count() as u32;
                 assert!((nearest(-3e-6)..=nearest(3e-6)).contains(&code), "{bits} bits: {x} has code {code}");

@@ -20,6 +20,8 @@ constant constexpr uint RUNS = DIM / 64;
 // Products, each of which leaves two elements of a run.
 constant constexpr uint PRODUCTS = DIM / 16;
 constant constexpr uint LEVELS = 1u << BITS;
+constant constexpr uint COPIES = 32;
+constant constexpr uint CHUNKS = COPIES / 4;
 // Norms that a lane has elements of.
 constant constexpr uint HALVES = NORMS == 2 && RUNS > 1 ? 2 : 1;
 
@@ -76,14 +78,14 @@ inline uint4 sign_bits(device const uint* signs, uint run) {
   return words;
 }
 
-// Numbers within RANGE of zero lie in BINS bins, each with one midpoint of levels at most. The sum of what a bin holds and of the bits of a float from 1
-// to 2, whose fraction says the bin in its first ten bits, has the code as its first eight.
-constant constexpr uint BINS = 640;
+// Numbers within RANGE of zero lie in PLACES places, each with one midpoint of levels at most. The sum of what a place holds and of the bits of a
+// float from 1 to 2, whose fraction begins with the number of the place, has the code as its first eight bits.
+constant constexpr uint PLACES = 5 * LEVELS / 2;
 constant constexpr float RANGE = 4.5f;
-inline uint code_of(threadgroup const uint* bins, float x) {
-  uint place = as_type<uint>(fma(saturated(x), float(BINS - 1) / 1024.0f, 1.0f));
-  uint bin = hidden(place >> 13) - (0x3f800000u >> 13);
-  return place + bins[bin * 32];
+inline uint code_of(threadgroup const uint* places, float x) {
+  uint bits = as_type<uint>(fma(saturated(x), float(PLACES - 1) / float(4 * LEVELS), 1.0f));
+  uint place = hidden(bits >> (21 - BITS)) - (0x3f800000u >> (21 - BITS));
+  return bits + places[place * COPIES];
 }
 
 // The first bytes of four words.
@@ -141,7 +143,7 @@ inline void store_eight(device uchar* to, uint first, uint second) {
 [[kernel, max_total_threads_per_threadgroup(THREADS)]] void kv_quantize_many(
     device const SCALAR* x [[buffer(0)]],
     device const uint* positions [[buffer(1)]],
-    device const uint* bins [[buffer(2)]],
+    device const uint* places [[buffer(2)]],
     device const uint* signs [[buffer(3)]],
     device uchar* codes [[buffer(4)]],
     device float* norms [[buffer(5)]],
@@ -162,7 +164,7 @@ inline void store_eight(device uchar* to, uint first, uint second) {
   codes += 4 * ulong(share.head) * p.code_strides[1];
   norms += ulong(share.head) * p.norm_strides[1];
   // A block of rows is on its way while tables are filled and codes found.
-  threadgroup uint4* staged = table + BINS * 8 + simdgroup * (FACTORS * 32) + lane;
+  threadgroup uint4* staged = table + PLACES * CHUNKS + simdgroup * (FACTORS * 32) + lane;
   auto load = [&](uint token) {
     for (uint f = 0; f < FACTORS; ++f) {
       copy_sixteen(shared_address(staged + f * 32), x + ulong(token) * p.row_strides[0] + 32 * f, token < tokens);
@@ -175,12 +177,8 @@ inline void store_eight(device uchar* to, uint first, uint second) {
   uint position = position_of(token);
 
   int newest = newest_position(positions, tokens, newest_of, thread_index, THREADS, lane);
-#pragma unroll 8
-  for (uint begin = 0; begin < BINS * 8; begin += THREADS) {
-    uint i = begin + thread_index;
-    if (i < BINS * 8) {
-      table[i] = uint4(bins[i / 8]);
-    }
+  for (uint i = thread_index; i < PLACES * CHUNKS; i += THREADS) {
+    table[i] = uint4(places[i / CHUNKS]);
   }
   if (thread_index < DIM / 8) {
     turned[thread_index] = p.has_signs ? sign_bits(signs, thread_index) : uint4(0);
@@ -189,7 +187,7 @@ inline void store_eight(device uchar* to, uint first, uint second) {
 
   uint a[4];
   hadamard_factors(a, lane);
-  threadgroup const uint* mine = (threadgroup const uint*)table + lane;
+  threadgroup const uint* mine = (threadgroup const uint*)table + lane % COPIES;
   float to_part = p.unit / (2 * RANGE);
   float to_norm = p.rotation_scale / ELEMENT;
   for (uint first = share.first; first < tokens; first += share.step) {
@@ -303,10 +301,10 @@ inline uint2 load_eight(device const uchar* from) {
 
   // A level as the sum of two numbers.
 #pragma unroll 8
-  for (uint begin = 0; begin < LEVELS * 8; begin += THREADS) {
+  for (uint begin = 0; begin < LEVELS * CHUNKS; begin += THREADS) {
     uint i = begin + thread_index;
-    if (i < LEVELS * 8) {
-      float level = levels[i / 8];
+    if (i < LEVELS * CHUNKS) {
+      float level = levels[i / CHUNKS];
       float rest = level - float(SCALAR(level));
       table[i] = uint4(pack_two(level, rest));
     }
@@ -318,7 +316,7 @@ inline uint2 load_eight(device const uchar* from) {
 
   uint a[4];
   hadamard_factors(a, lane);
-  threadgroup const uint* mine = (threadgroup const uint*)table + lane;
+  threadgroup const uint* mine = (threadgroup const uint*)table + lane % COPIES;
   float from_unit = 1.0f / p.unit;
   float from_sums = from_unit * (p.rotation_scale / ELEMENT);
   for (uint first = share.first; first < p.capacity; first += share.step) {
@@ -327,8 +325,8 @@ inline uint2 load_eight(device const uchar* from) {
     for (uint f = 0; f < FACTORS; ++f) {
       for (uint w = 0; w < 4; ++w) {
         uint pair = bytes[f][w / 2] >> w % 2 * 16;
-        uint first_level = mine[(pair & 255) * 32];
-        uint second_level = mine[(pair >> 8 & 255) * 32];
+        uint first_level = mine[(pair & 255) * COPIES];
+        uint second_level = mine[(pair >> 8 & 255) * COPIES];
         factors[f][w] = low_halves(first_level, second_level);
         rests[f][w] = high_halves(first_level, second_level);
       }

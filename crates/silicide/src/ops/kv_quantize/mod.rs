@@ -60,7 +60,7 @@ pub struct KvCodec {
     pub(in crate::ops) table: Tensor,
     /// u8 `[BINS]`: how many midpoints all numbers of a bin are above.
     starts: Tensor,
-    /// u32 `[PLACES]`: what `many.cu` has codes from.
+    /// u32 `[places_of(bits)]`: what `many.cu` has codes from.
     places: Tensor,
 }
 
@@ -83,7 +83,8 @@ impl KvCodec {
         let midpoints: Vec<f64> = codebook::midpoints(&exact).collect();
         let rounded = midpoints.iter().map(|&m| m as f32).chain([f32::INFINITY]);
         let table: Vec<f32> = levels.iter().copied().chain(rounded).collect();
-        let places = device.tensor(&codebook::places(&midpoints), [codebook::PLACES])?;
+        let places = codebook::places(&midpoints);
+        let places = device.tensor(&places, [places.len()])?;
         let starts = device.tensor(&codebook::starts(&table[levels.len()..]), [codebook::BINS])?;
         let table = device.tensor(&table, [2, levels.len()])?;
         Ok(KvCodec { head_dim, bits, norms, signs: signs.cloned(), levels, table, starts, places })

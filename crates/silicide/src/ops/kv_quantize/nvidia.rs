@@ -39,7 +39,7 @@ impl Many {
         let most = if few { 2 * processors } else { processors };
         let threadgroups = tiles.div_ceil(simdgroups).min(most).max(p.heads.div_ceil(simdgroups));
         let memory = match op {
-            QUANTIZE => 4 * 32 * codebook::PLACES as u32 + simdgroups * ROWS * p.dim * 2,
+            QUANTIZE => 4 * 32 * codebook::places_of(p.bits) + simdgroups * ROWS * p.dim * 2,
             _ => (4 * 32) << p.bits,
         };
         let fits = memory + DECLARED <= device.nvidia_threadgroup_memory();
