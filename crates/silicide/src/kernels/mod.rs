@@ -6,6 +6,7 @@ use std::fmt::Write;
 const HEADERS: &[(&str, &str)] = &[
     ("attention.h", include_str!("attention.h")),
     ("codes.h", include_str!("codes.h")),
+    ("delta.h", include_str!("delta.h")),
     ("experts.h", include_str!("experts.h")),
     ("gate.h", include_str!("gate.h")),
     ("hadamard.h", include_str!("hadamard.h")),

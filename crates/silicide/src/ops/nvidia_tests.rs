@@ -30,6 +30,7 @@ const SOURCES: &[&KernelSource] = &[
     &fill::SOURCE,
     &gated_delta_gates::SOURCE,
     &gated_delta_rule::SOURCE,
+    &gated_delta_rule::nvidia::SOURCE,
     &gather::SOURCE,
     &glu::SOURCE,
     &hadamard_transform::SOURCE,
@@ -127,6 +128,11 @@ fn defines(source: &KernelSource) -> BTreeSet<String> {
     }
     if source.name == "gated_delta_rule" {
         return [1, 33, 64, 128, 192, 256].map(gated_delta_rule::defines).into();
+    }
+    if source.name == gated_delta_rule::nvidia::SOURCE.name {
+        let forms = [(DType::F16, 48, 65), (DType::F16, 128, 64), (DType::BF16, 128, 64), (DType::BF16, 128, 65)];
+        let form = |(dtype, dk, tokens)| gated_delta_rule::nvidia::Chunked::shaped(dtype, dk, tokens, 227 << 10);
+        return forms.map(|shape| form(shape).expect("it has the memory").defines()).into();
     }
     if source.name == "hadamard_transform" {
         return (5..14).map(|log| hadamard_transform::defines(1 << log)).collect();

@@ -253,8 +253,8 @@ impl Driver {
     ) -> Result<()> {
         self.enter()?;
         let mut parameters = [arguments.as_ptr() as *mut c_void];
-        // What every GPU has is given without asking.
-        if shared > 48 << 10 {
+        // 48 KiB are given without asking, of which kernels declare 32 at most.
+        if shared > 16 << 10 {
             use sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as SIZE;
             // SAFETY: the function's module is loaded.
             check(unsafe { sys::cuFuncSetAttribute(function.function, SIZE, shared as i32) }, "cuFuncSetAttribute")?;

@@ -7,15 +7,10 @@
 //   y(i) = scale (b(i) S q(i) + sum over j <= i of d(i, j) (q(i) . k(j)) u(j))
 //   S    = b(last) S + sum over j of d(last, j) u(j) k(j)^T
 
+#include "delta.h"
 #include "silicide.h"
 
-inline uint key_head(constant Params& p, uint head) {
-  return p.tiled ? head % p.key_heads : head / (p.value_heads / p.key_heads);
-}
-
-inline float decay(constant Params& p, float g) { return p.log ? metal::precise::exp(g) : g; }
-
-// Token by token: 8 lanes a row, 4 rows a simdgroup, 16 rows a threadgroup.
+// Token by token: 4 simdgroups a threadgroup.
 template <typename T>
 kernel void gated_delta_rule_recurrent(
     device const T* q [[buffer(0)]],
@@ -29,59 +24,8 @@ kernel void gated_delta_rule_recurrent(
     uint3 group [[threadgroup_position_in_grid]],
     uint lane [[thread_index_in_simdgroup]],
     uint simdgroup [[simdgroup_index_in_threadgroup]]) {
-  constexpr uint LANES = 8;
-  constexpr uint PER_LANE = (DK + LANES - 1) / LANES;
-  uint head = group.y;
-  uint part = lane % LANES;
-  uint row = group.x * 16 + simdgroup * 4 + lane / LANES;
-  bool inside = row < p.dv;
-  row = min(row, p.dv - 1);
-  q += ulong(key_head(p, head)) * p.q_strides[1];
-  k += ulong(key_head(p, head)) * p.k_strides[1];
-  v += ulong(head) * p.v_strides[1] + row;
-  out += ulong(head) * p.out_strides[1] + row;
-  g += head;
-  beta += head;
-  state += (ulong(head) * p.dv + row) * DK;
-
-  float s[PER_LANE];
-  float key[PER_LANE];
-  for (uint i = 0; i < PER_LANE; ++i) {
-    uint d = part + LANES * i;
-    s[i] = inside && d < DK ? state[d] : 0.0f;
-  }
-  for (uint token = 0; token < p.tokens; ++token) {
-    float kept = decay(p, g[ulong(token) * p.g_stride]);
-    float predicted = 0;
-    for (uint i = 0; i < PER_LANE; ++i) {
-      uint d = part + LANES * i;
-      key[i] = d < DK ? float(k[ulong(token) * p.k_strides[0] + d]) : 0.0f;
-      s[i] *= kept;
-      predicted += s[i] * key[i];
-    }
-    for (ushort step = 1; step < LANES; step *= 2) {
-      predicted += simd_shuffle_xor(predicted, step);
-    }
-    float u = (float(v[ulong(token) * p.v_strides[0]]) - predicted) * beta[ulong(token) * p.beta_stride];
-    float y = 0;
-    for (uint i = 0; i < PER_LANE; ++i) {
-      uint d = part + LANES * i;
-      s[i] += key[i] * u;
-      y += d < DK ? s[i] * float(q[ulong(token) * p.q_strides[0] + d]) : 0.0f;
-    }
-    for (ushort step = 1; step < LANES; step *= 2) {
-      y += simd_shuffle_xor(y, step);
-    }
-    if (part == 0 && inside) {
-      out[ulong(token) * p.out_strides[0]] = T(y * p.scale);
-    }
-  }
-  for (uint i = 0; i < PER_LANE; ++i) {
-    uint d = part + LANES * i;
-    if (inside && d < DK) {
-      state[d] = s[i];
-    }
-  }
+  uint row = group.x * 4 * ROWS_AT_ONCE + simdgroup * ROWS_AT_ONCE;
+  token_by_token(q, k, v, g, beta, state, out, p, group.y, row, lane);
 }
 
 // What the chunked form shares among the rows of a value head, a record a chunk: the factors of u(j) in u(i), those of

@@ -1,9 +1,11 @@
 //! The gated delta rule: linear attention whose state forgets and corrects itself at each token.
 
 mod cpu;
+pub(in crate::ops) mod nvidia;
 #[cfg(test)]
 mod tests;
 
+use self::nvidia::Chunked;
 use crate::device::{DeviceKind, Gpu, Launch, Stream};
 use crate::kernels::{KernelParams, KernelSource, kernel_params};
 use crate::ops::check::{check, float_entry, size};
@@ -55,7 +57,8 @@ pub enum HeadMap {
 /// arithmetic is in f32 and the result, `[tokens, value_heads, dv]`, is rounded once.
 ///
 /// A CPU takes token by token, so that a prompt gives the same bits whole or in parts. A GPU takes several tokens at once
-/// where there are enough, by the chunked form, which differs in rounding only. Mathematics: Yang, Kautz and
+/// where there are enough, by the chunked form, which differs in rounding only. An NVIDIA GPU's tensor cores take f32 as pairs
+/// of numbers of the type of the keys, where these are of 16 bits and `dk` up to 128 and `dv` multiples of 16. Mathematics: Yang, Kautz and
 /// Hatamizadeh, "Gated Delta Networks: Improving Mamba2 with Delta Rule", 2024.
 ///
 /// # Errors
@@ -178,26 +181,39 @@ fn run(
         scale,
     };
     let on_cpu = stream.device().kind() == DeviceKind::Cpu;
-    let chunked = !on_cpu && chunked.unwrap_or(tokens >= chunk);
-    let (form, why) = match (on_cpu, chunked) {
+    let tensor = Chunked::of(stream.device(), [q, k, v, out], &params);
+    let least = if tensor.is_some() { Chunked::LEAST } else { chunk };
+    let chunked = !on_cpu && chunked.unwrap_or(tokens >= least);
+    let tensor = tensor.filter(|_| chunked);
+    let (form, why) = match (on_cpu, &tensor) {
         (true, _) => ("cpu token by token", "in chunks the operations would be no fewer"),
-        (_, true) => ("gated_delta_rule chunked", ""),
-        _ => ("gated_delta_rule token by token", "a chunk would not be full"),
+        (_, Some(_)) => ("gated_delta_rule chunks", ""),
+        _ if chunked => ("gated_delta_rule chunked", ""),
+        _ => ("gated_delta_rule token by token", "for so few tokens no chunk is faster"),
     };
     let gpu = |entry: String, threadgroups, threads| Gpu {
         source: &SOURCE,
         defines: defines(dk),
         entry,
         threadgroups,
-        threads,
+        threads: [threads, 1, 1],
+    };
+    let on_tensor = |form: &Chunked, entry: &str, threadgroups, threads| Gpu {
+        source: &nvidia::SOURCE,
+        defines: form.defines(),
+        ..gpu(entry.into(), threadgroups, threads)
     };
     // Per token and value head: a factor, a prediction, an update and a reading of each element of the state.
     let flops = 7 * v.elements() * dk;
     let mut launch = Launch::new(OP, &params).read(q).read(k).read(v).read(g).read(beta).read_write(state);
-    let mut pairs = None;
+    let mut shared = None;
     if chunked {
+        // What the rows of a value head share in a chunk.
+        let (name, chunk, record, memory) = match &tensor {
+            Some(form) => ("gated_delta_rule factors", form.tokens as usize, form.record() as usize / 4, form.tiles()),
+            None => ("gated_delta_rule pairs", chunk, 2 * chunk * chunk + 3 * chunk, 0),
+        };
         let chunks = tokens.div_ceil(chunk);
-        let record = 2 * chunk * chunk + 3 * chunk;
         let temporary = stream.empty(DType::F32, [value_heads, chunks, record])?;
         let prepare = Launch::new("gated_delta_rule, pairs", &params)
             .read(q)
@@ -206,30 +222,27 @@ fn run(
             .read(beta)
             .write(&temporary)
             .flops(4 * tokens * chunk * value_heads * dk)
-            .choice("gated_delta_rule pairs", "");
+            .threadgroup_memory(memory)
+            .choice(name, "");
+        let groups = [chunks as u32, params.value_heads, 1];
         stream.launch(
             prepare,
             |_| unreachable!("a CPU takes token by token"),
-            || {
-                let groups = [chunks as u32, params.value_heads, 1];
-                gpu(format!("gated_delta_rule_pairs_{}", q.dtype()), groups, [(chunk * chunk) as u32, 1, 1])
+            || match &tensor {
+                Some(form) => on_tensor(form, "gated_delta_rule_factors", groups, Chunked::FACTOR_THREADS),
+                None => gpu(format!("gated_delta_rule_pairs_{}", q.dtype()), groups, (chunk * chunk) as u32),
             },
         )?;
         launch = launch.read(&temporary);
-        pairs = Some(temporary);
+        shared = Some(temporary);
     }
-    let launch = launch.write(out).flops(flops).choice(form, why);
-    stream.launch(launch, float_entry!(q.dtype(), T => cpu::run::<T>), || match &pairs {
-        Some(_) => gpu(
-            format!("gated_delta_rule_chunked_{}", q.dtype()),
-            [params.dv.div_ceil(32), params.value_heads, 1],
-            [128, 1, 1],
-        ),
-        None => gpu(
-            format!("gated_delta_rule_recurrent_{}", q.dtype()),
-            [params.dv.div_ceil(16), params.value_heads, 1],
-            [128, 1, 1],
-        ),
+    let memory = tensor.as_ref().map_or(0, |form| form.threadgroup_memory());
+    let launch = launch.write(out).flops(flops).threadgroup_memory(memory).choice(form, why);
+    let groups = |rows| [params.dv.div_ceil(rows), params.value_heads, 1];
+    stream.launch(launch, float_entry!(q.dtype(), T => cpu::run::<T>), || match (&tensor, &shared) {
+        (Some(form), _) => on_tensor(form, "gated_delta_rule_chunks", groups(Chunked::ROWS), Chunked::THREADS),
+        (_, Some(_)) => gpu(format!("gated_delta_rule_chunked_{}", q.dtype()), groups(32), 128),
+        _ => gpu(format!("gated_delta_rule_recurrent_{}", q.dtype()), groups(16), 128),
     })
 }
 
