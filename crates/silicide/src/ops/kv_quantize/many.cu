@@ -177,8 +177,13 @@ inline void store_eight(device uchar* to, uint first, uint second) {
   uint position = position_of(token);
 
   int newest = newest_position(positions, tokens, newest_of, thread_index, THREADS, lane);
-  for (uint i = thread_index; i < PLACES * CHUNKS; i += THREADS) {
-    table[i] = uint4(places[i / CHUNKS]);
+#pragma unroll 1
+  for (uint i = thread_index; i < PLACES; i += THREADS) {
+    uint4 word = uint4(places[i]);
+    // Lanes that write together write to different banks.
+    for (uint chunk = 0; chunk < CHUNKS; ++chunk) {
+      table[i * CHUNKS + (chunk + lane) % CHUNKS] = word;
+    }
   }
   if (thread_index < DIM / 8) {
     turned[thread_index] = p.has_signs ? sign_bits(signs, thread_index) : uint4(0);
@@ -187,7 +192,7 @@ inline void store_eight(device uchar* to, uint first, uint second) {
 
   uint a[4];
   hadamard_factors(a, lane);
-  threadgroup const uint* mine = (threadgroup const uint*)table + lane % COPIES;
+  threadgroup const uint* mine = (threadgroup const uint*)table + lane;
   float to_part = p.unit / (2 * RANGE);
   float to_norm = p.rotation_scale / ELEMENT;
   for (uint first = share.first; first < tokens; first += share.step) {
@@ -316,7 +321,7 @@ inline uint2 load_eight(device const uchar* from) {
 
   uint a[4];
   hadamard_factors(a, lane);
-  threadgroup const uint* mine = (threadgroup const uint*)table + lane % COPIES;
+  threadgroup const uint* mine = (threadgroup const uint*)table + lane;
   float from_unit = 1.0f / p.unit;
   float from_sums = from_unit * (p.rotation_scale / ELEMENT);
   for (uint first = share.first; first < p.capacity; first += share.step) {

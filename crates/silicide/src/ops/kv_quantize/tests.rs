@@ -255,28 +255,32 @@ fn d_23_two_norms_are_those_of_the_halves() {
 fn zeros_stay_zeros_and_what_is_not_finite_becomes_nan() {
     on_every_device(|stream| {
         let device = &stream.device().clone();
-        let dim = 64;
-        let mut x = vec![1.0f32; 6 * dim];
-        x[..dim].fill(0.0);
-        x[dim + 7] = f32::NAN;
-        x[2 * dim + 63] = f32::INFINITY;
-        (x[3 * dim], x[3 * dim + 1]) = (f32::NEG_INFINITY, f32::INFINITY);
-        x[4 * dim] = 2e19;
-        for bits in BITS {
-            let codec = KvCodec::new(device, dim, KvCodecOptions { bits, ..Default::default() }).unwrap();
-            let (codes, norms) = codec.cache(1, 6).unwrap();
-            let slots = device.tensor(&[0u32, 1, 2, 3, 4, 5], [6]).unwrap();
-            kv_quantize(stream, &device.tensor(&x, [6, 1, dim]).unwrap(), &slots, &codec, &codes, &norms).unwrap();
-            let norms_got = values_of(stream, &norms);
-            assert_eq!(norms_got[0], 0.0);
-            assert!(norms_got[1..5].iter().all(|n| n.is_nan()), "{norms_got:?}");
-            assert!((norms_got[5] - 8.0).abs() < 1e-5);
-            for domain in [KvDomain::Original, KvDomain::Rotated] {
-                let back = kv_dequantize(stream, &codes, &norms, &codec, domain, DType::F16).unwrap();
-                let back = values_of(stream, &back);
-                assert!(back[..dim].iter().all(|&y| y == 0.0));
-                assert!(back[dim..5 * dim].iter().all(|y| y.is_nan()));
-                assert!(back[5 * dim..].iter().all(|y| y.is_finite()));
+        // Few rows, and so many that tensor cores take them.
+        for (dtype, rows) in [(DType::F32, 6), (DType::BF16, 40)] {
+            let dim = 64;
+            let mut x = vec![1.0f32; rows * dim];
+            x[..dim].fill(0.0);
+            x[dim + 7] = f32::NAN;
+            x[2 * dim + 63] = f32::INFINITY;
+            (x[3 * dim], x[3 * dim + 1]) = (f32::NEG_INFINITY, f32::INFINITY);
+            x[4 * dim] = 2e19;
+            let x = tensor_of(device, dtype, &x, [rows, 1, dim]);
+            let slots = device.tensor(&(0..rows as u32).collect::<Vec<_>>(), [rows]).unwrap();
+            for bits in BITS {
+                let codec = KvCodec::new(device, dim, KvCodecOptions { bits, ..Default::default() }).unwrap();
+                let (codes, norms) = codec.cache(1, rows).unwrap();
+                kv_quantize(stream, &x, &slots, &codec, &codes, &norms).unwrap();
+                let norms_got = values_of(stream, &norms);
+                assert_eq!(norms_got[0], 0.0);
+                assert!(norms_got[1..5].iter().all(|n| n.is_nan()), "{norms_got:?}");
+                assert!(norms_got[5..].iter().all(|n| (n - 8.0).abs() < 1e-5));
+                for domain in [KvDomain::Original, KvDomain::Rotated] {
+                    let back = kv_dequantize(stream, &codes, &norms, &codec, domain, DType::F16).unwrap();
+                    let back = values_of(stream, &back);
+                    assert!(back[..dim].iter().all(|&y| y == 0.0));
+                    assert!(back[dim..5 * dim].iter().all(|y| y.is_nan()));
+                    assert!(back[5 * dim..].iter().all(|y| y.is_finite()));
+                }
             }
         }
     });
