@@ -72,6 +72,7 @@ impl Buffer {
     ///
     /// Nothing writes them while the slice is used.
     pub(crate) unsafe fn bytes(&self) -> &[u8] {
+        assert!(self.storage.device.0.shares_memory(), "the device has memory of its own");
         // SAFETY: the memory is `len` bytes for as long as `self`; the caller keeps writers out.
         unsafe { std::slice::from_raw_parts(self.storage.memory.ptr.as_ptr(), self.len()) }
     }
@@ -79,6 +80,7 @@ impl Buffer {
     /// The bytes, where this is the only handle to the memory, so that no view and no launch can reach it.
     pub(crate) fn bytes_mut(&mut self) -> Option<&mut [u8]> {
         let storage = Arc::get_mut(&mut self.storage).filter(|s| !s.read_only)?;
+        assert!(storage.device.0.shares_memory(), "the device has memory of its own");
         // SAFETY: the memory is `len` bytes and ours to write; `storage` is borrowed for as long as the slice.
         Some(unsafe { std::slice::from_raw_parts_mut(storage.memory.ptr.as_ptr(), storage.memory.len) })
     }

@@ -162,6 +162,11 @@ impl Device {
         self.0.processors()
     }
 
+    /// Whether the host reaches its memory.
+    pub(crate) fn shares_memory(&self) -> bool {
+        self.0.shares_memory()
+    }
+
     /// Bytes of threadgroup memory that kernels written for NVIDIA GPUs may have, those that they declare included; none elsewhere.
     pub(crate) fn nvidia_threadgroup_memory(&self) -> u32 {
         self.0.nvidia_threadgroup_memory()

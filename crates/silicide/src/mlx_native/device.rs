@@ -10,14 +10,25 @@ use crate::{DType, Device, Stream};
 pub struct MlxDevice(Device);
 
 impl MlxDevice {
-    /// The fastest device here: [`Device::auto`].
+    /// The fastest device here that shares its memory with the host: Apple's GPU, or the CPU.
     pub fn new() -> Result<MlxDevice> {
-        Ok(MlxDevice(Device::auto()))
+        MlxDevice::on(Device::metal().unwrap_or_else(|_| Device::cpu()))
     }
 
-    /// Any device.
-    pub fn on(device: Device) -> MlxDevice {
-        MlxDevice(device)
+    /// A device that shares its memory with the host, which buffers are slices of.
+    ///
+    /// # Errors
+    ///
+    /// [`MlxError::InvalidArgument`](super::MlxError::InvalidArgument) for a device with memory of its own, an NVIDIA GPU.
+    pub fn on(device: Device) -> Result<MlxDevice> {
+        check(device.shares_memory(), || {
+            format!(
+                "MlxDevice: got {}, whose memory the host does not reach, wanted one that shares memory with the host; \
+                 ops::rope_multi takes any device",
+                device.kind().name()
+            )
+        })?;
+        Ok(MlxDevice(device))
     }
 
     /// A buffer of `byte_len` zero bytes that holds a row-major tensor.

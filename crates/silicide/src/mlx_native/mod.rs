@@ -1,7 +1,7 @@
 //! The names that mlx-native 0.4.7 gives to its multi-section rotary embedding, for code that comes from there.
 //!
 //! The call sequence is the same and the import changes: `use mlx_native::..` becomes `use silicide::mlx_native::..`. It runs
-//! on any [`Device`](crate::Device), not on Metal alone. New code is better served by
+//! on Apple's GPUs and on CPUs, whose memory the host reads and writes as slices. New code is better served by
 //! [`ops::rope_multi`](crate::ops::rope_multi), which has the parameters that this form fixes: here pairs are
 //! [`HeadHalves`](crate::ops::Pairing::HeadHalves) and the fallback axis is
 //! [`Extra`](crate::ops::FallbackAxis::Extra). MLX and transformers pair `Halves` and fall back to `Temporal`, which

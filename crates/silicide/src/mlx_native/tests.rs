@@ -1,7 +1,17 @@
 use half::{bf16, f16};
 
 use super::*;
+use crate::Stream;
 use crate::testing::{Golden, assert_close, on_every_device, rounded};
+
+/// Runs `test` on every device that shares its memory with the host.
+fn on_devices(mut test: impl FnMut(&mut Stream)) {
+    on_every_device(|stream| {
+        if stream.device().shares_memory() {
+            test(stream);
+        }
+    });
+}
 
 struct Call {
     device: MlxDevice,
@@ -11,7 +21,7 @@ struct Call {
 
 impl Call {
     fn on(device: &crate::Device) -> Call {
-        let device = MlxDevice::on(device.clone());
+        let device = MlxDevice::on(device.clone()).unwrap();
         Call { encoder: device.command_encoder().unwrap(), registry: KernelRegistry::new(), device }
     }
 
@@ -71,7 +81,7 @@ fn gives_exact_results_in_every_mode_and_type() {
             sections: serde_json::from_value(p["sections"].clone()).unwrap(),
         };
         modes.push(params.mode as u32);
-        on_every_device(|stream| {
+        on_devices(|stream| {
             let call = &mut Call::on(stream.device());
             let positions = call.buffer(DType::I32, &positions);
             let input = call.buffer(DType::F32, &x);
@@ -110,7 +120,7 @@ fn gives_exact_results_in_every_mode_and_type() {
 
 #[test]
 fn takes_unsigned_positions_and_repeats_itself() {
-    on_every_device(|stream| {
+    on_devices(|stream| {
         let call = &mut Call::on(stream.device());
         let x: Vec<f32> = rounded(DType::F32, &(0..48).map(|i| i as f32 / 7.0).collect::<Vec<_>>());
         let input = call.buffer(DType::F32, &x);
@@ -207,7 +217,7 @@ fn refuses_what_does_not_fit() {
 /// D-30: the host neither reads what work writes nor writes what work reads, and no two slices to write are of one buffer.
 #[test]
 fn d_30_the_host_waits_for_encoded_work() {
-    on_every_device(|stream| {
+    on_devices(|stream| {
         let call = &mut Call::on(stream.device());
         let mut input = call.buffer(DType::F32, &[1.0f32; 48]);
         let mut output = call.buffer(DType::F32, &[0.0f32; 48]);
@@ -229,6 +239,15 @@ fn d_30_the_host_waits_for_encoded_work() {
         input.as_mut_slice::<f32>().unwrap()[0] = 2.0;
         assert!(input.as_slice::<[f32; 5]>().unwrap_err().to_string().contains("divides 192 bytes"));
     });
+}
+
+#[test]
+fn a_device_with_memory_of_its_own_is_refused() {
+    on_every_device(|stream| {
+        let (device, kind) = (stream.device().clone(), stream.device().kind());
+        assert_eq!(MlxDevice::on(device).is_ok(), kind != crate::DeviceKind::Cuda);
+    });
+    assert!(MlxDevice::new().is_ok());
 }
 
 #[test]
