@@ -10,7 +10,7 @@
 // What is not of 16 bits goes to the tensor cores in two pieces, the second of what the first has lost, which keep 16 bits of a number in
 // bf16 and 22 in f16. With one piece results would be off by more than their rounding. States and all sums are f32.
 //
-// The host defines SCALAR, DK, TOKENS of a chunk, a multiple of 16 up to 64, and SIMDGROUPS.
+// The host defines SCALAR, DK, and TOKENS of a chunk, a multiple of 16 up to 64.
 
 #include "delta.h"
 #include "nvidia.h"
