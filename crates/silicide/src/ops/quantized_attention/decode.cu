@@ -115,7 +115,11 @@ struct Factors {
     if constexpr (GROUPS == 1) {
       *to = *from;
     } else {
-      *(thread vec<S, GROUPS>*)to = *(device const vec<S, GROUPS>*)from;
+      // Of an array of numbers only these are known to be aligned.
+      vec<S, GROUPS> all = *(device const vec<S, GROUPS>*)from;
+      for (uint i = 0; i < GROUPS; ++i) {
+        to[i] = all[i];
+      }
     }
   }
   void load(uint r, device const S* scale, device const S* bias, uint apart) {
