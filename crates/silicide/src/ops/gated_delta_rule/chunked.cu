@@ -42,8 +42,12 @@ struct Pieces {
     low[i] = pack_two(first - rounded.x, second - rounded.y);
   }
   void load(threadgroup const uchar* from, uint lane) {
-    *(thread uint4*)high = ((threadgroup const uint4*)from)[lane];
-    *(thread uint4*)low = ((threadgroup const uint4*)from)[lane + 32];
+    uint4 highs = ((threadgroup const uint4*)from)[lane];
+    uint4 lows = ((threadgroup const uint4*)from)[lane + 32];
+    for (uint i = 0; i < 4; ++i) {
+      high[i] = highs[i];
+      low[i] = lows[i];
+    }
   }
 };
 
