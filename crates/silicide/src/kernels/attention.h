@@ -18,14 +18,17 @@ struct Places {
   uint row_of_oldest;
 };
 
-// All lanes of a simdgroup take part.
-inline Places places_of(constant Params& p, device const uint* table, device const uint* positions, uint lane) {
+inline Places places_from(constant Params& p, device const uint* table, uint oldest) {
   Places places = {table, 0, 0};
 #ifdef RING
-  places.oldest = oldest_position(p, positions, lane);
-  places.row_of_oldest = places.oldest % p.keys;
+  places.oldest = oldest;
+  places.row_of_oldest = oldest % p.keys;
 #endif
   return places;
+}
+// All lanes of a simdgroup take part.
+inline Places places_of(constant Params& p, device const uint* table, device const uint* positions, uint lane) {
+  return places_from(p, table, oldest_position(p, positions, lane));
 }
 
 // Whether positions are rows.

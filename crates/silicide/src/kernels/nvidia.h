@@ -14,6 +14,13 @@ inline Shared kept(Shared address) {
   return same;
 }
 
+// What lies there. Nothing may write it meanwhile: the compiler is free to load it earlier.
+inline uint load_word(Shared at) {
+  uint word;
+  asm("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(at));
+  return word;
+}
+
 // The same number, of which the compiler knows nothing.
 inline uint hidden(uint x) {
   asm("" : "+r"(x));
@@ -40,6 +47,16 @@ inline void end_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); 
 template <uint MORE>
 inline void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(MORE) : "memory");
+}
+
+// For use before wait_for_inputs, while launches before may still write what lies there. Asks the second cache for a line of it.
+constant constexpr uint LINE = 128;
+inline void prefetch(device const void* at) { asm volatile("prefetch.global.L2 [%0];" ::"l"(at)); }
+// The number that lies there so far, past the first cache.
+inline uint peek(device const uint* at) {
+  uint x;
+  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(x) : "l"(at));
+  return x;
 }
 
 // Four 8x8 matrices, whose rows begin at the addresses of lanes 0 to 7, 8 to 15 ...

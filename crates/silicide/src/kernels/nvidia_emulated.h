@@ -3,6 +3,7 @@
 typedef ulong Shared;
 inline Shared shared_address(threadgroup const void* at) { return (ulong)at; }
 inline Shared kept(Shared address) { return address; }
+inline uint load_word(Shared at) { return *(threadgroup const uint*)at; }
 inline uint hidden(uint x) { return x; }
 
 inline device const uchar* as_device(threadgroup const uchar* at) { return (device const uchar*)(ulong)at; }
@@ -21,6 +22,9 @@ inline void wait_for_copies() {
 
 // Nothing runs before the launches before it have ended.
 inline void wait_for_inputs() {}
+inline void prefetch(device const void*) {}
+constant constexpr uint LINE = 128;
+inline uint peek(device const uint* at) { return *at; }
 
 inline threadgroup const ushort* matrix_row(Shared row, uint lane) {
   uint2 words = simd_shuffle(as_type<uint2>(row), ushort(lane));

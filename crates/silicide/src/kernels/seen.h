@@ -8,9 +8,10 @@ inline float share(float x, float most) { return x == -INFINITY ? 0.0f : metal::
 // The greater; NaN where one is.
 inline float greater(float a, float b) { return a > b || a != a ? a : b; }
 
-// Scores times this are by the logarithm of 2. Kernels of tensor cores measure weights by a score that may be SLACK less than the greatest,
-// by that logarithm: only where one rises further they scale their sums again.
+// Scores times LOG2_E are by the logarithm of 2, and those times LN_2 as they were. Kernels of tensor cores measure weights by a score that
+// may be SLACK less than the greatest, by that logarithm: only where one rises further they scale their sums again.
 constant constexpr float LOG2_E = 1.4426950408889634f;
+constant constexpr float LN_2 = 0.6931471805599453f;
 
 // The greatest of `known` and of what each of some simdgroups has found, whose places are `pitch` apart.
 inline float greatest(threadgroup const float* maxima, uint simdgroups, uint pitch, float known) {
@@ -20,6 +21,9 @@ inline float greatest(threadgroup const float* maxima, uint simdgroups, uint pit
   return known;
 }
 
+// The oldest position that a ring has whose newest is `count - 1`.
+inline uint oldest_of(constant Params& p, uint count) { return count > p.keys ? count - p.keys : 0; }
+
 // The oldest position that a ring has. All lanes of a simdgroup take part.
 inline uint oldest_position(constant Params& p, device const uint* positions, uint lane) {
 #ifdef RING
@@ -27,28 +31,33 @@ inline uint oldest_position(constant Params& p, device const uint* positions, ui
   for (uint i = lane; i < p.queries; i += 32) {
     latest = max(latest, as_type<int>(positions[i]));
   }
-  uint count = uint(simd_max(latest)) + 1;
-  return count > p.keys ? count - p.keys : 0;
+  return oldest_of(p, uint(simd_max(latest)) + 1);
 #else
   return 0;
 #endif
 }
 
-// The positions first..end that a query sees, but for those that a mask hides.
-inline uint2 visible(constant Params& p, uint oldest, device const uint* positions, uint query) {
+// Whether what a query sees depends on its position.
+inline bool has_positions(constant Params& p) {
 #ifdef RING
-  int position = as_type<int>(positions[query]);
-  uint end = position < 0 ? 0 : uint(position) + 1;
-  uint start = p.window != 0 && end > p.window ? end - p.window : 0;
-  return uint2(min(max(start, oldest), end), end);
+  return true;
 #else
-  uint end = p.keys;
-  if (p.mask == 1) {
-    end = p.keys - p.queries + query + 1;
-  } else if (p.mask == 2) {
-    int position = as_type<int>(positions[query]);
-    end = position < 0 ? 0 : min(uint(position) + 1, p.keys);
-  }
-  return uint2(p.window != 0 && end > p.window ? end - p.window : 0, end);
+  return p.mask == 2;
 #endif
+}
+
+// The positions first..end that a query at a position sees, but for those that a mask hides.
+inline uint2 visible_at(constant Params& p, uint oldest, uint position, uint query) {
+  uint end = as_type<int>(position) < 0 ? 0 : position + 1;
+#ifndef RING
+  end = p.mask == 2 ? min(end, p.keys) : p.mask == 1 ? p.keys - p.queries + query + 1 : p.keys;
+#endif
+  uint start = p.window != 0 && end > p.window ? end - p.window : 0;
+#ifdef RING
+  start = min(max(start, oldest), end);
+#endif
+  return uint2(start, end);
+}
+inline uint2 visible(constant Params& p, uint oldest, device const uint* positions, uint query) {
+  return visible_at(p, oldest, has_positions(p) ? positions[query] : 0, query);
 }

@@ -18,8 +18,11 @@ constant constexpr uint CHUNKS = DIM / 8;                       // of sixteen by
 constant constexpr uint PITCH = (CHUNKS + 7) / 8 * 8;           // of a row of a tile, in chunks
 constant constexpr uint TILE = KEYS * PITCH * 16;               // bytes
 constant constexpr uint STEPS = DIM / 16;
+constant constexpr uint CHAINS = STEPS < 4 ? STEPS : 4;             // sums of a score side by side, so that one need not wait for the other
+constant constexpr uint LINES = (DIM * 2 + LINE - 1) / LINE;    // of the cache in a row
+constant constexpr uint COLUMNS = TILES * 8;                    // of products: heads, and zeros
 constant constexpr float SLACK = 8.0f;                          // see LOG2_E
-constant constexpr uint SUMS_PITCH = DIM + 4;                   // of sums of a head: so that those of lanes lie in different banks
+constant constexpr uint SUMS_PITCH = (DIM + 31) / 32 * 32 + 4;  // of sums of a head: so that those of lanes lie in different banks
 
 kernel void attention_decode(
     device const SCALAR* q [[buffer(0)]],
@@ -37,9 +40,8 @@ kernel void attention_decode(
     uint3 groups [[threadgroups_per_grid]],
     uint lane [[thread_index_in_simdgroup]],
     uint simdgroup [[simdgroup_index_in_threadgroup]]) {
-  threadgroup float maxima[SIMDGROUPS * TILES * 8];
-  threadgroup float sums[SIMDGROUPS * TILES * 8];
-  threadgroup float shares[SIMDGROUPS * TILES * 8];
+  threadgroup float maxima[SIMDGROUPS * COLUMNS];
+  threadgroup float sums[SIMDGROUPS * COLUMNS];
   Shared staged = kept(align_chunks(shared_address(dynamic))) + simdgroup * STAGES * 2 * TILE;
   // Where a lane's rows of matrices of keys and of values begin.
   uint key_at = chunk_at<PITCH>(lane % 16, lane / 16);
@@ -53,12 +55,16 @@ kernel void attention_decode(
   v += ulong(group.y) * p.v_strides[1];
   out += ulong(query) * p.out_strides[0] + ulong(first_head) * p.out_strides[1];
 
-  Places places = places_of(p, table, positions, lane);
-  uint2 range = visible(p, places.oldest, positions, query);
-  uint step = SIMDGROUPS * KEYS;
-  uint chunk = ((range.y - range.x + groups.z - 1) / groups.z + step - 1) / step * step;
-  uint start = min(range.x + group.z * chunk, range.y);
-  uint end = min(start + chunk, range.y);
+  Places places = {table, 0, 0};
+  uint start = 0;
+  uint end = 0;
+  auto take_part = [&](uint position) {
+    uint2 range = visible_at(p, places.oldest, position, query);
+    uint step = SIMDGROUPS * KEYS;
+    uint chunk = ((range.y - range.x + groups.z - 1) / groups.z + step - 1) / step * step;
+    start = min(range.x + group.z * chunk, range.y);
+    end = min(start + chunk, range.y);
+  };
 
   auto first_key = [&](uint turn) { return start + (turn * SIMDGROUPS + simdgroup) * KEYS; };
   auto fetch = [&](uint turn) {
@@ -94,15 +100,48 @@ kernel void attention_decode(
     end_copies();
   };
 
+#ifndef PAGES
+  // Launches before may still write the newest rows, and the position: the second cache is asked for what the first turn will likely
+  // read. More of them delay the first.
+  uint likely = has_positions(p) ? peek(positions + query) : 0;
+  places = places_from(p, table, oldest_of(p, likely + 1));
+  take_part(likely);
+  for (uint i = lane; i < KEYS * LINES; i += 32) {
+    uint key = first_key(0) + i / LINES;
+    ulong2 at;
+    if (key < end && find(p, places, key, at)) {
+      prefetch(k + at.x + i % LINES * (LINE / 2));
+      prefetch(v + at.y + i % LINES * (LINE / 2));
+    }
+  }
+#endif
+  wait_for_inputs();
+  places = places_of(p, table, positions, lane);
+  take_part(has_positions(p) ? positions[query] : 0);
+
+  // Queries come by way of the last stage.
+  Shared queries = staged + (STAGES - 1) * 2 * TILE;
+  for (uint i = lane; i < COLUMNS * CHUNKS; i += 32) {
+    uint head = i / CHUNKS;
+    uint c = i % CHUNKS;
+    copy_sixteen(queries + chunk_at<PITCH>(head, c), q + ulong(min(head, heads - 1)) * p.q_strides[1] + c * 8, head < heads);
+  }
+  end_copies();
   for (uint turn = 0; turn + 1 < STAGES; ++turn) {
     fetch(turn);
   }
   uint mine[TILES][STEPS][2];
+  wait_for_copies<STAGES - 1>();
+  simdgroup_barrier(mem_flags::mem_threadgroup);
   for (uint n = 0; n < TILES; ++n) {
-    uint head = n * 8 + lane / 4;
-    for (uint i = 0; i < STEPS * 2; ++i) {
-      device const SCALAR* from = q + ulong(min(head, heads - 1)) * p.q_strides[1] + i * 8 + lane % 4 * 2;
-      mine[n][i / 2][i % 2] = head < heads ? *(device const uint*)from : 0;
+    Shared row = queries + chunk_at<PITCH>(n * 8 + lane % 8, lane / 8);
+    for (uint i = 0; i < STEPS; i += 2) {
+      uint four[4];
+      // Where the number of steps is odd the last two matrices are of no use.
+      load_matrices(four, beside(row, i));
+      for (uint j = 0; j < 4 && i + j / 2 < STEPS; ++j) {
+        mine[n][i + j / 2][j % 2] = four[j];
+      }
     }
   }
 
@@ -131,19 +170,21 @@ kernel void attention_decode(
       simdgroup_barrier(mem_flags::mem_threadgroup);
       fetch(turn + STAGES - 1);
       Shared keys = staged + turn % STAGES * 2 * TILE;
-      // Two sums go side by side, so that one need not wait for the other.
-      float halves_of[2][TILES][4] = {};
+      float parts_of[CHAINS][TILES][4] = {};
       for (uint i = 0; i < STEPS; ++i) {
         uint a[4];
         load_matrices(a, beside(keys + key_at, i));
         for (uint n = 0; n < TILES; ++n) {
-          multiply(halves_of[i % 2][n], a, mine[n][i]);
+          multiply(parts_of[i % CHAINS][n], a, mine[n][i]);
         }
       }
       float scores[TILES][4];
       for (uint n = 0; n < TILES; ++n) {
         for (uint e = 0; e < 4; ++e) {
-          scores[n][e] = halves_of[0][n][e] + halves_of[1][n][e];
+          scores[n][e] = parts_of[0][n][e];
+          for (uint c = 1; c < CHAINS; ++c) {
+            scores[n][e] += parts_of[c][n][e];
+          }
         }
       }
 
@@ -171,15 +212,15 @@ kernel void attention_decode(
             scores[n][r * 2 + c] = seen[r] ? scores[n][r * 2 + c] : -INFINITY;
           }
           // A score that is NaN is the greatest of none, but its weight is NaN.
-          most[c] = max(scores[n][c], scores[n][2 + c]);
-          for (uint other = 4; other < 32; other *= 2) {
-            most[c] = max(most[c], simd_shuffle_xor(most[c], other));
-          }
-          most[c] *= unit;
+          most[c] = max(scores[n][c], scores[n][2 + c]) * unit;
           rises[c] = most[c] > maximum[n][c] + SLACK;
         }
         if (simd_any(rises[0] || rises[1])) {
           for (uint c = 0; c < 2; ++c) {
+            for (uint other = 4; other < 32; other *= 2) {
+              most[c] = max(most[c], simd_shuffle_xor(most[c], other));
+            }
+            rises[c] = most[c] > maximum[n][c] + SLACK;
             float kept = rises[c] ? power_of_two(maximum[n][c] - most[c]) : 1.0f;
             maximum[n][c] = rises[c] ? most[c] : maximum[n][c];
             sum[n][c] *= kept;
@@ -218,73 +259,83 @@ kernel void attention_decode(
     wait_for_copies<0>();
     simdgroup_barrier(mem_flags::mem_threadgroup);
     // Zero, unless one is not finite.
-    float zero = 0.0f;
+    float zeros[4] = {};
     for (uint n = 0; n < TILES; ++n) {
       for (uint i = 0; i < STEPS * 4; ++i) {
-        zero = fma(sum_v[n][i / 4][i % 4], 0.0f, zero);
+        zeros[i % 4] = fma(sum_v[n][i / 4][i % 4], 0.0f, zeros[i % 4]);
       }
     }
-    if (simd_all(zero == 0.0f)) {
+    if (simd_all(zeros[0] + zeros[1] + zeros[2] + zeros[3] == 0.0f)) {
       break;
     }
   }
 
-  // The stages are used up; their memory joins the simdgroups.
-  threadgroup_barrier(mem_flags::mem_threadgroup);
-  threadgroup float* joined = (threadgroup float*)dynamic;
   for (uint n = 0; n < TILES; ++n) {
     for (uint c = 0; c < 2; ++c) {
-      uint head = n * 8 + lane % 4 * 2 + c;
+      if (lane < 4) {
+        maxima[simdgroup * COLUMNS + n * 8 + lane * 2 + c] = maximum[n][c] * LN_2;
+      }
       for (uint other = 4; other < 32; other *= 2) {
         sum[n][c] += simd_shuffle_xor(sum[n][c], other);
       }
-      if (lane < 4) {
-        maxima[simdgroup * TILES * 8 + head] = maximum[n][c] / LOG2_E;
-        sums[simdgroup * TILES * 8 + head] = sum[n][c];
-      }
-      for (uint i = 0; i < STEPS; ++i) {
-        for (uint r = 0; r < 2; ++r) {
-          joined[(simdgroup * TILES * 8 + head) * SUMS_PITCH + i * 16 + r * 8 + lane / 4] = sum_v[n][i][r * 2 + c];
-        }
-      }
     }
   }
+  // From here on the stages are used up; their memory joins the simdgroups.
   threadgroup_barrier(mem_flags::mem_threadgroup);
-
-  // What the sums of each simdgroup count for.
+  threadgroup float* joined = (threadgroup float*)dynamic;
   bool whole = groups.z == 1;
-  auto highest_of = [&](uint h) {
-    float sink = whole && p.has_sinks && h < heads ? sinks[first_head + h] : -INFINITY;
-    return greatest(maxima + h, SIMDGROUPS, TILES * 8, sink);
-  };
   uint thread_index = simdgroup * 32 + lane;
-  if (thread_index < SIMDGROUPS * TILES * 8) {
-    shares[thread_index] = share(maxima[thread_index], highest_of(thread_index % (TILES * 8)));
+  auto highest_of = [&](uint head) {
+    float sink = whole && p.has_sinks && head < heads ? sinks[first_head + head] : -INFINITY;
+    return greatest(maxima + head, SIMDGROUPS, COLUMNS, sink);
+  };
+  // Of each head four sums of a lane lie side by side: those of elements 8 apart.
+  for (uint n = 0; n < TILES; ++n) {
+    for (uint c = 0; c < 2; ++c) {
+      uint head = n * 8 + lane % 4 * 2 + c;
+      float counts = share(maximum[n][c] * LN_2, highest_of(head));
+      if (lane < 4) {
+        sums[simdgroup * COLUMNS + head] = sum[n][c] * counts;
+      }
+      threadgroup float* to = joined + (simdgroup * COLUMNS + head) * SUMS_PITCH + lane / 4 * 4;
+      for (uint i = 0; i < STEPS; i += 2) {
+        float4 four;
+        for (uint j = 0; j < 4; ++j) {
+          four[j] = i + j / 2 < STEPS ? sum_v[n][min(i + j / 2, STEPS - 1)][j % 2 * 2 + c] * counts : 0.0f;
+        }
+        *(threadgroup float4*)(to + i * 16) = four;
+      }
+    }
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
 
-  for (uint i = thread_index * 4; i < heads * DIM; i += SIMDGROUPS * 32 * 4) {
-    uint h = i / DIM;
-    uint d = i % DIM;
+  constexpr uint FOURS = (STEPS + 1) / 2 * 8;
+  for (uint i = thread_index; i < heads * FOURS; i += SIMDGROUPS * 32) {
+    uint h = i / FOURS;
+    uint of_head = i % FOURS;
     uint head = first_head + h;
-    float all = 0.0f;
     float4 four = float4(0.0f);
+    float all = 0.0f;
     for (uint s = 0; s < SIMDGROUPS; ++s) {
-      uint at = s * TILES * 8 + h;
-      all += sums[at] * shares[at];
-      four += *(threadgroup const float4*)(joined + at * SUMS_PITCH + d) * shares[at];
+      four += *(threadgroup const float4*)(joined + (s * COLUMNS + h) * SUMS_PITCH + of_head * 4);
+      all += sums[s * COLUMNS + h];
     }
-    if (whole) {
-      all += p.has_sinks ? share(sinks[head], highest_of(h)) : 0.0f;
-      for (uint j = 0; j < 4; ++j) {
-        out[ulong(h) * p.out_strides[1] + d + j] = SCALAR(all == 0.0f ? 0.0f : four[j] / all);
-      }
-      continue;
+    if (whole && p.has_sinks) {
+      all += share(sinks[head], highest_of(h));
     }
     device float* to = partial + ((ulong(query) * p.q_heads + head) * groups.z + group.z) * (DIM + 2);
-    *(device float2*)(to + d) = float2(four.x, four.y);
-    *(device float2*)(to + d + 2) = float2(four.z, four.w);
-    if (d == 0) {
+    for (uint j = 0; j < 4; ++j) {
+      uint d = of_head / 8 * 32 + j * 8 + of_head % 8;
+      if (STEPS % 2 != 0 && d >= DIM) {
+        break;
+      }
+      if (whole) {
+        out[ulong(h) * p.out_strides[1] + d] = SCALAR(all == 0.0f ? 0.0f : four[j] / all);
+      } else {
+        to[d] = four[j];
+      }
+    }
+    if (!whole && of_head == 0) {
       *(device float2*)(to + DIM) = float2(highest_of(h), all);
     }
   }

@@ -101,7 +101,7 @@ impl Decode {
     /// Bytes that the stages take, and at the end the sums of all simdgroups.
     pub(super) fn threadgroup_memory(&self) -> u32 {
         let tile = KEYS * self.dim.next_multiple_of(64) * 2;
-        let sums = self.tiles * 8 * (self.dim + 4) * 4;
+        let sums = self.tiles * 8 * (self.dim.next_multiple_of(32) + 4) * 4;
         SIMDGROUPS * (self.stages * 2 * tile).max(sums) + 128
     }
 

@@ -163,7 +163,7 @@ inline void store_eight(device uchar* to, uint first, uint second) {
   x += ulong(share.head) * p.row_strides[1] + 8 * t;
   codes += 4 * ulong(share.head) * p.code_strides[1];
   norms += ulong(share.head) * p.norm_strides[1];
-  // A block of rows is on its way while tables are filled and codes found.
+  // A block of rows is on its way while codes are found.
   threadgroup uint4* staged = table + PLACES * CHUNKS + simdgroup * (FACTORS * 32) + lane;
   auto load = [&](uint token) {
     for (uint f = 0; f < FACTORS; ++f) {
@@ -172,11 +172,7 @@ inline void store_eight(device uchar* to, uint first, uint second) {
     end_copies();
   };
   auto position_of = [&](uint token) { return token < tokens ? positions[token] : ~0u; };
-  uint token = share.first + g;
-  load(token);
-  uint position = position_of(token);
-
-  int newest = newest_position(positions, tokens, newest_of, thread_index, THREADS, lane);
+  // No launch writes these.
 #pragma unroll 1
   for (uint i = thread_index; i < PLACES; i += THREADS) {
     uint4 word = uint4(places[i]);
@@ -185,6 +181,12 @@ inline void store_eight(device uchar* to, uint first, uint second) {
       table[i * CHUNKS + (chunk + lane) % CHUNKS] = word;
     }
   }
+  wait_for_inputs();
+  uint token = share.first + g;
+  load(token);
+  uint position = position_of(token);
+
+  int newest = newest_position(positions, tokens, newest_of, thread_index, THREADS, lane);
   if (thread_index < DIM / 8) {
     turned[thread_index] = p.has_signs ? sign_bits(signs, thread_index) : uint4(0);
   }

@@ -84,10 +84,22 @@ inline float pick_bits(uint mask, float a, float b) { return as_type<float>(as_t
   for (uint i = 0; i + 1 < DEPTH; ++i) {
     fetch(i);
   }
+  uint threads = simdgroups * 32;
+  if (thread_index < 4) {
+    zero[thread_index] = uint4(0);
+  }
+  auto clear_parts = [&]() {
+    for (uint i = thread_index; i < (simdgroups + of_mine) * ROWS; i += threads) {
+      parts[i] = 0.0f;
+    }
+  };
+  // Here already only with two weights: with one the compiler would run out of registers.
+  if (SUMS == 2) {
+    clear_parts();
+  }
   wait_for_inputs();
 
   // Some are asked for together: each takes long to come.
-  uint threads = simdgroups * 32;
   uint eights = stages * RUNS * 4;
   for (uint first = thread_index; first < eights; first += 4 * threads) {
     uint4 loaded[4];
@@ -121,11 +133,8 @@ inline float pick_bits(uint mask, float a, float b) { return as_type<float>(as_t
       }
     }
   }
-  if (thread_index < 4) {
-    zero[thread_index] = uint4(0);
-  }
-  for (uint i = thread_index; i < (simdgroups + of_mine) * ROWS; i += threads) {
-    parts[i] = 0.0f;
+  if (SUMS == 1) {
+    clear_parts();
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
 
