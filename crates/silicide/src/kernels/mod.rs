@@ -5,6 +5,7 @@ use std::fmt::Write;
 /// The headers a kernel may `#include`, by name.
 const HEADERS: &[(&str, &str)] = &[
     ("attention.h", include_str!("attention.h")),
+    ("code_tiles.h", include_str!("code_tiles.h")),
     ("codes.h", include_str!("codes.h")),
     ("delta.h", include_str!("delta.h")),
     ("experts.h", include_str!("experts.h")),

@@ -14,11 +14,11 @@
 // ROWS, SIMDGROUPS and STAGES; and what quantized_attention.h names.
 
 #include "silicide.h"
+#include "code_tiles.h"
 #include "hadamard.h"
 #include "nvidia.h"
 #include "quantized_attention.h"
 
-constant constexpr uint KEYS = 16;
 constant constexpr uint STEPS = DIM / 16;
 constant constexpr uint K_GROUPS = DIM / K_GROUP;
 constant constexpr uint V_GROUPS = DIM / V_GROUP;
@@ -38,58 +38,6 @@ constant constexpr float SLACK = 2.0f;     // see LOG2_E: products of weights wi
 constant constexpr uint PADDED = PACKED ? 4 : 8;
 constant constexpr uint PITCH = DIM + 4;  // of sums of a head
 
-// A chunk of sixteen bytes lies at its place exclusive-or this, so that eight rows at one column lie in different banks.
-template <uint CHUNKS>
-inline uint swizzle(uint row) {
-  return CHUNKS & (CHUNKS - 1) ? 0 : ((row & 1) << 2 | (row & 2) | (row >> 2 & 1)) & (CHUNKS - 1);
-}
-
-// A row of what lies `stride` elements apart: by bytes, which are found by one multiplication and addition.
-template <typename T>
-inline device const T* row_at(device const T* all, uint row, uint stride) {
-  return (device const T*)((device const uchar*)all + ulong(row) * (stride * uint(sizeof(T))));
-}
-
-// Asks for sixteen rows of codes, which are those that `row_of` names.
-template <uint BITS, typename F>
-inline void copy_tile(Shared to, device const uint* codes, uint stride, uint lane, F row_of) {
-  constexpr uint CHUNKS = DIM * BITS / 128;
-  for (uint n = 0; n < (KEYS * CHUNKS + 31) / 32; ++n) {
-    uint i = n * 32 + lane;
-    uint row = i / CHUNKS;
-    uint c = i % CHUNKS;
-    if (KEYS * CHUNKS % 32 == 0 || i < KEYS * CHUNKS) {
-      copy_some(to + (row * CHUNKS + (c ^ swizzle<CHUNKS>(row))) * 16, row_at(codes + c * 4, row_of(row), stride), 16);
-    }
-  }
-}
-
-// The bits of the eight elements `eighth` of a row of a tile.
-template <uint BITS>
-inline uint2 load_eight(threadgroup const uchar* tile, uint row, uint eighth) {
-  constexpr uint CHUNKS = DIM * BITS / 128;
-  uint byte = eighth * BITS;
-  threadgroup const uchar* from = tile + row * (CHUNKS * 16);
-  if constexpr (BITS == 4 || BITS == 8) {
-    from += (byte / 16 ^ swizzle<CHUNKS>(row)) * 16 + byte % 16;
-    return BITS == 4 ? uint2(*(threadgroup const uint*)from, 0) : *(threadgroup const uint2*)from;
-  } else {
-    uint low = ((threadgroup const uint*)from)[byte / 4];
-    uint high = ((threadgroup const uint*)from)[byte / 4 + 1];
-    uint shift = byte % 4 * 8;
-    return shift == 0 ? uint2(low, high) : uint2(low >> shift | high << (32 - shift), high >> shift);
-  }
-}
-
-// Two codes as subnormals: codes i and i + 4 of a word of eight, i and i + 2 of a word of four. Of eight, odd ones are times 16.
-template <uint BITS>
-inline uint two_codes(uint word, uint i) {
-  if (BITS == 4) {
-    return (i < 2 ? word : word >> 8) & (i % 2 == 0 ? 0x000f000fu : 0x00f000f0u);
-  }
-  return (i == 0 ? word : word >> 8) & 0x00ff00ffu;
-}
-
 // The transpose of an 8x8 matrix of 16 bits, by shuffles: with movmatrix this kernel does not end on Hopper.
 inline uint turned(uint rows, uint lane) {
   uint from = lane % 4 * 8 + lane / 8;
@@ -104,35 +52,6 @@ inline uint halves_of(float x) { return pack_two(x, x - unpack_two(pack_two(x, x
 // 2^(exponent - 127), and 2^(127 - exponent).
 inline float power(uint exponent) { return as_type<float>(exponent << 23); }
 inline float inverse_power(uint exponent) { return as_type<float>((254 - exponent) << 23); }
-
-// The scales and biases of two rows, or scales alone.
-template <typename S, uint GROUPS, bool ROTATED>
-struct Factors {
-  S scales[2][GROUPS];
-  S biases[2][ROTATED ? 1 : GROUPS];
-
-  static void load(thread S* to, device const S* from) {
-    if constexpr (GROUPS == 1) {
-      *to = *from;
-    } else {
-      // Of an array of numbers only these are known to be aligned.
-      vec<S, GROUPS> all = *(device const vec<S, GROUPS>*)from;
-      for (uint i = 0; i < GROUPS; ++i) {
-        to[i] = all[i];
-      }
-    }
-  }
-  void load(uint r, device const S* scale, device const S* bias, uint apart) {
-    if constexpr (ROTATED) {
-      for (uint i = 0; i < GROUPS; ++i) {
-        scales[r][i] = scale[i * apart];
-      }
-    } else {
-      load(scales[r], scale);
-      load(biases[r], bias);
-    }
-  }
-};
 
 kernel void quantized_attention_decode(
     device const QUERY* q [[buffer(0)]],
@@ -157,7 +76,7 @@ kernel void quantized_attention_decode(
   threadgroup uint exponents[PADDED];
   threadgroup float maxima[SIMDGROUPS * 8];
   threadgroup float sums[SIMDGROUPS * 8];
-  threadgroup float shares[SIMDGROUPS * 8];
+  dynamic += align_chunks(shared_address(dynamic)) - shared_address(dynamic);
   threadgroup uchar* staged = dynamic + simdgroup * (STAGES * STAGE);
   threadgroup uint* k_levels = (threadgroup uint*)(dynamic + SIMDGROUPS * STAGES * STAGE);
   threadgroup uint* v_levels = ONE_TABLE ? k_levels : k_levels + 32 * K_LEVELS;
@@ -176,38 +95,7 @@ kernel void quantized_attention_decode(
   v_scales += ulong(kv_head) * p.v.scale_strides[1];
   uint thread_index = simdgroup * 32 + lane;
 
-  // Of what is visible this part has a share in whole turns.
-  uint oldest = oldest_position(p, positions, lane);
-  uint2 range = visible(p, oldest, positions, query);
-  constexpr uint STEP = SIMDGROUPS * KEYS;
-  uint chunk = ((range.y - range.x + groups.z - 1) / groups.z + STEP - 1) / STEP * STEP;
-  uint start = min(range.x + group.z * chunk, range.y);
-  uint end = min(start + chunk, range.y);
-#ifdef RING
-  uint oldest_row = oldest % p.keys;
-#endif
-  auto row_of = [&](uint key) {
-    uint row = min(key, end - 1);
-#ifdef RING
-    row = oldest_row + (row - oldest);
-    row = row >= p.keys ? row - p.keys : row;
-#endif
-    return row;
-  };
-  auto first_key = [&](uint turn) { return start + (turn * SIMDGROUPS + simdgroup) * KEYS; };
-  auto fetch = [&](uint turn) {
-    uint base = first_key(turn);
-    if (base < end) {
-      Shared to = shared_address(staged + turn % STAGES * STAGE);
-      copy_tile<K_BITS>(to, k_codes, p.k.code_strides[0], lane, [&](uint i) { return row_of(base + i); });
-      copy_tile<V_BITS>(to + K_TILE, v_codes, p.v.code_strides[0], lane, [&](uint i) { return row_of(base + i); });
-    }
-    end_copies();
-  };
-  for (uint turn = 0; turn + 1 < STAGES; ++turn) {
-    fetch(turn);
-  }
-
+  // Levels are written by no launch.
   auto fill = [&](threadgroup uint* levels, uint count, auto* from) {
     for (uint i = thread_index; i < count * 32; i += 32 * SIMDGROUPS) {
       levels[i] = halves_of(float(from[i / 32]));
@@ -224,12 +112,111 @@ kernel void quantized_attention_decode(
     fill(v_levels, V_LEVELS, v_biases);
   }
 
-  // A row of queries a simdgroup, turned as the keys were.
-  if (simdgroup < PADDED) {
-    float values[DIM / 32];
-    for (uint i = 0; i < DIM / 32; ++i) {
-      values[i] = simdgroup < rows ? float(q[ulong(simdgroup) * p.q_strides[1] + lane + 32 * i]) : 0.0f;
+  // Of what is visible this part has a share in whole turns.
+  uint oldest = 0;
+  uint oldest_row = 0;
+  uint start = 0;
+  uint end = 0;
+  auto take_part = [&](uint position) {
+    constexpr uint STEP = SIMDGROUPS * KEYS;
+    uint2 range = visible_at(p, oldest, position, query);
+    uint chunk = ((range.y - range.x + groups.z - 1) / groups.z + STEP - 1) / STEP * STEP;
+    start = min(range.x + group.z * chunk, range.y);
+    end = min(start + chunk, range.y);
+#ifdef RING
+    oldest_row = oldest % p.keys;
+#endif
+  };
+  auto row_of = [&](uint key) {
+    uint row = min(key, end - 1);
+#ifdef RING
+    row = oldest_row + (row - oldest);
+    row = row >= p.keys ? row - p.keys : row;
+#endif
+    return row;
+  };
+  auto first_key = [&](uint turn) { return start + (turn * SIMDGROUPS + simdgroup) * KEYS; };
+#ifdef RING
+  constexpr bool WHOLE_TURNS = false;
+#else
+  constexpr bool WHOLE_TURNS = WHOLE_ROWS<K_BITS> && WHOLE_ROWS<V_BITS>;
+#endif
+  device const uchar* next_keys;
+  device const uchar* next_values;
+  auto fetch = [&](uint turn, uint slot) {
+    uint base = first_key(turn);
+    if (base < end) {
+      Shared to = shared_address(staged + slot * STAGE);
+      if (WHOLE_TURNS && base + KEYS <= end) {
+        copy_rows<K_BITS>(to, next_keys, p.k.code_strides[0], lane);
+        copy_rows<V_BITS>(to + K_TILE, next_values, p.v.code_strides[0], lane);
+        next_keys += SIMDGROUPS * KEYS * 4 * ulong(p.k.code_strides[0]);
+        next_values += SIMDGROUPS * KEYS * 4 * ulong(p.v.code_strides[0]);
+      } else {
+        copy_tile<K_BITS>(to, k_codes, p.k.code_strides[0], lane, [&](uint i) { return row_of(base + i); });
+        copy_tile<V_BITS>(to + K_TILE, v_codes, p.v.code_strides[0], lane, [&](uint i) { return row_of(base + i); });
+      }
     }
+    end_copies();
+  };
+  // Launches before may still write the newest rows, and the position: the second cache is asked for what the first turns will likely read.
+  uint likely = has_positions(p) ? peek(positions + query) : 0;
+  oldest = oldest_of(p, likely + 1);
+  take_part(likely);
+  for (uint turn = 0; turn + 1 < STAGES && first_key(turn) < end; ++turn) {
+    // A side of a row has half of the lanes.
+    uint row = row_of(first_key(turn) + lane % 16);
+    auto ask = [&](auto* codes, auto* scales, auto* biases, constant Side& side, uint bytes, bool rotated) {
+      for (uint byte = 0; byte < bytes; byte += LINE) {
+        prefetch((device const uchar*)row_at(codes, row, side.code_strides[0]) + byte);
+      }
+      prefetch(row_at(scales, row, side.scale_strides[0]));
+      if (!rotated) {
+        prefetch(row_at(biases, row, side.bias_strides[0]));
+      }
+    };
+    if (lane < 16) {
+      ask(k_codes, k_scales, k_biases, p.k, K_TILE / KEYS, K_ROTATED);
+    } else {
+      ask(v_codes, v_scales, v_biases, p.v, V_TILE / KEYS, V_ROTATED);
+    }
+  }
+  wait_for_inputs();
+  oldest = oldest_position(p, positions, lane);
+  take_part(has_positions(p) ? positions[query] : 0);
+  // Each takes long to come: a row of queries a simdgroup, codes, scales.
+  float values[DIM / 32];
+  for (uint i = 0; i < DIM / 32; ++i) {
+    values[i] = simdgroup < rows ? float(q[ulong(simdgroup) * p.q_strides[1] + lane + 32 * i]) : 0.0f;
+  }
+  next_keys = chunk_from<K_BITS>(k_codes, p.k.code_strides[0], first_key(0), lane);
+  next_values = chunk_from<V_BITS>(v_codes, p.v.code_strides[0], first_key(0), lane);
+  for (uint turn = 0; turn + 1 < STAGES; ++turn) {
+    fetch(turn, turn);
+  }
+
+  // Row i of a tile of scores is a key as in `row_place`.
+  uint t = lane % 4;
+  uint g = lane / 4;
+  uint first_row_key = g / 2 + g % 2 * 4;
+  // Asked for as soon as those of the turn before are used up.
+  Factors<K_SCALE, K_GROUPS, K_ROTATED> k_factors;
+  Factors<V_SCALE, V_GROUPS, V_ROTATED> v_factors;
+  auto look = [&](auto& factors, uint turn, auto* scales, auto* biases, constant Side& side) {
+    uint base = first_key(turn);
+    if (base < end) {
+      for (uint r = 0; r < 2; ++r) {
+        uint row = row_of(base + first_row_key + r * 8);
+        factors.load(
+            r, row_at(scales, row, side.scale_strides[0]), row_at(biases, row, side.bias_strides[0]), side.scale_stride);
+      }
+    }
+  };
+  look(k_factors, 0, k_scales, k_biases, p.k);
+  look(v_factors, 0, v_scales, v_biases, p.v);
+
+  // Queries are turned as keys were.
+  if (simdgroup < PADDED) {
     if (K_ROTATED) {
       for (uint i = 0; i < DIM / 32; ++i) {
         bool negative = p.k.has_signs && negative_sign(k_signs, lane + 32 * i);
@@ -258,8 +245,6 @@ kernel void quantized_attention_decode(
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
 
-  uint t = lane % 4;
-  uint g = lane / 4;
   // Those of the columns of scores that this lane has.
   float unit[2];
   float sum_q[2][K_GROUPS];
@@ -267,7 +252,8 @@ kernel void quantized_attention_decode(
     uint head = (2 * t + c) % PADDED;
     unit[c] = power(exponents[head]) * (K_ROTATED ? p.k.from_unit : 16777216.0f) * (p.scale * LOG2_E);
     for (uint i = 0; i < K_GROUPS; ++i) {
-      sum_q[c][i] = query_sums[head * K_GROUPS + i];
+      // Of columns that are one head one has them.
+      sum_q[c][i] = PACKED && !EXACT && t >= 2 ? 0.0f : query_sums[head * K_GROUPS + i];
     }
   }
   uint mine[Q_HALVES][DIM / 8];
@@ -276,9 +262,11 @@ kernel void quantized_attention_decode(
     uint pair = i % 4;
     uint first = K_ROTATED ? 2 * pair : K_BITS == 4 ? pair : pair / 2 * 4 + pair % 2;
     uint second = first + (K_ROTATED ? 1 : K_BITS == 4 ? 4 : 2);
-    uint at = g % PADDED * DIM + (i / 4 * 4 + t) * 8;
+    // Of 32 elements a lane has eight; of bytes four, and four that are 16 further on.
+    uint at = g % PADDED * DIM + i / 4 * 32 + t * (K_BITS == 8 ? 4 : 8);
+    auto place_of = [](uint code) { return K_BITS == 8 ? code / 4 * 16 + code % 4 : code; };
     float factor = inverse_power(exponents[g % PADDED]) * (!K_ROTATED && K_BITS == 4 && pair % 2 == 1 ? 0.0625f : 1.0f);
-    float2 x = float2(queries[at + first], queries[at + second]) * factor;
+    float2 x = float2(queries[at + place_of(first)], queries[at + place_of(second)]) * factor;
     uint high = pack_two(x.x, x.y);
     float2 rest = x - unpack_two(high);
     uint low = EXACT ? high : pack_two(rest.x, rest.y);
@@ -288,50 +276,52 @@ kernel void quantized_attention_decode(
     }
   }
 
-  // Row i of a tile of scores is key i / 2 + i % 2 * 4 of eight: so rows that are read at once lie in different banks.
-  uint first_row_key = g / 2 + g % 2 * 4;
-  // Asked for as soon as those of the turn before are used up.
-  Factors<K_SCALE, K_GROUPS, K_ROTATED> k_factors;
-  Factors<V_SCALE, V_GROUPS, V_ROTATED> v_factors;
-  auto look = [&](auto& factors, uint turn, auto* scales, auto* biases, constant Side& side) {
-    uint base = first_key(turn);
-    if (base < end) {
-      for (uint r = 0; r < 2; ++r) {
-        uint row = row_of(base + first_row_key + r * 8);
-        factors.load(
-            r, row_at(scales, row, side.scale_strides[0]), row_at(biases, row, side.bias_strides[0]), side.scale_stride);
-      }
-    }
-  };
-  look(k_factors, 0, k_scales, k_biases, p.k);
-  look(v_factors, 0, v_scales, v_biases, p.v);
-
+  Shared my_k_levels = kept(shared_address(k_levels + lane));
+  Shared my_v_levels = ONE_TABLE ? my_k_levels : kept(shared_address(v_levels + lane));
+  uint key_place = row_place<K_BITS>(lane);
+  uint value_place = row_place<V_BITS>(lane);
   float sum_v[STEPS][4] = {};
   float sum_bias[V_GROUPS][2] = {};
   float maximum[2] = {-INFINITY, -INFINITY};
   float sum[2] = {};
   uint exponent = 1;  // that scales of values have at most so far
   float limit = power(2);
+  uint slot = 0;
   for (uint turn = 0; first_key(turn) < end; ++turn) {
     wait_for_copies<STAGES - 2>();
     simdgroup_barrier(mem_flags::mem_threadgroup);
-    fetch(turn + STAGES - 1);
-    threadgroup const uchar* keys = staged + turn % STAGES * STAGE;
+    fetch(turn + STAGES - 1, slot == 0 ? STAGES - 1 : slot - 1);
+    threadgroup const uchar* keys = staged + slot * STAGE;
+    slot = slot + 1 == STAGES ? 0 : slot + 1;
     threadgroup const uchar* values = keys + K_TILE;
+    Shared key_matrices = shared_address(keys) + key_place;
+    Shared value_matrices = shared_address(values) + value_place;
 
     float scores[4] = {};
     for (uint i = 0; i < K_GROUPS; ++i) {
       float dots[4] = {};
+      uint four[4];
       for (uint j = i * (K_GROUP / 32); j < (i + 1) * (K_GROUP / 32); ++j) {
+        if (K_BITS == 8 || (K_BITS == 4 && j % 2 == 0)) {
+          load_matrices(four, beside(key_matrices, j * K_BITS / 8));
+        }
         uint2 words[2];
         for (uint r = 0; r < 2; ++r) {
-          words[r] = load_eight<K_BITS>(keys, first_row_key + r * 8, j * 4 + t);
+          words[r] = K_BITS == 8   ? uint2(four[r], four[2 + r])
+                     : K_BITS == 4 ? uint2(four[j % 2 * 2 + r], 0)
+                                   : load_eight<K_BITS>(keys, first_row_key + r * 8, j * 4 + t);
         }
         if constexpr (K_ROTATED) {
           for (uint pair = 0; pair < 4; ++pair) {
             uint a[4];
             for (uint e = 0; e < 4; ++e) {
-              a[e] = k_levels[code_of<K_BITS>(words[e % 2], pair * 2 + e / 2) * 32 + lane];
+              uint code = pair * 2 + e / 2;
+              if constexpr (WHOLE<K_BITS>) {
+                uint word = code * K_BITS < 32 ? words[e % 2].x : words[e % 2].y;
+                a[e] = level_of<K_BITS>(my_k_levels, word, code * K_BITS % 32);
+              } else {
+                a[e] = load_word(my_k_levels + code_of<K_BITS>(words[e % 2], code) * 128);
+              }
             }
             for (uint h = 0; h < Q_HALVES; ++h) {
               uint two = mine[h][j * 4 + pair];
@@ -354,10 +344,9 @@ kernel void quantized_attention_decode(
         }
       }
       for (uint e = 0; e < 4; ++e) {
-        scores[e] = fma(float(k_factors.scales[e / 2][i]) * unit[e % 2], dots[e], scores[e]);
+        scores[e] = fma(k_factors.scales[e / 2][i] * unit[e % 2], dots[e], scores[e]);
         if (!K_ROTATED) {
-          float whole = PACKED && !EXACT && t >= 2 ? 0.0f : sum_q[e % 2][i];
-          scores[e] = fma(float(k_factors.biases[e / 2][i]), whole, scores[e]);
+          scores[e] = fma(k_factors.biases[e / 2][i], sum_q[e % 2][i], scores[e]);
         }
       }
     }
@@ -378,20 +367,23 @@ kernel void quantized_attention_decode(
     }
     bool rises[2];
     float most[2];
+    if (first_key(turn) + KEYS > end) {
+      for (uint e = 0; e < 4; ++e) {
+        scores[e] = first_key(turn) + first_row_key + e / 2 * 8 < end ? scores[e] : -INFINITY;
+      }
+    }
     for (uint c = 0; c < 2; ++c) {
-      for (uint r = 0; r < 2; ++r) {
-        scores[r * 2 + c] = first_key(turn) + first_row_key + r * 8 < end ? scores[r * 2 + c] : -INFINITY;
-      }
       most[c] = max(scores[c], scores[2 + c]);
-      for (uint other = 4; other < 32; other *= 2) {
-        most[c] = max(most[c], simd_shuffle_xor(most[c], ushort(other)));
-      }
       rises[c] = most[c] > maximum[c] + SLACK;
     }
     float scaled[2] = {1.0f, 1.0f};
     bool rescales = simd_any(rises[0] || rises[1]);
     if (rescales) {
       for (uint c = 0; c < 2; ++c) {
+        for (uint other = 4; other < 32; other *= 2) {
+          most[c] = max(most[c], simd_shuffle_xor(most[c], ushort(other)));
+        }
+        rises[c] = most[c] > maximum[c] + SLACK;
         scaled[c] = rises[c] ? power_of_two(maximum[c] - most[c]) : 1.0f;
         maximum[c] = rises[c] ? most[c] : maximum[c];
         sum[c] *= scaled[c];
@@ -412,19 +404,19 @@ kernel void quantized_attention_decode(
     for (uint i = 0; i < V_GROUPS * 2 && !V_ROTATED; ++i) {
       float sum = sum_bias[i / 2][i % 2];
       for (uint r = 0; r < 2; ++r) {
-        sum = fma(scores[r * 2 + i % 2], float(v_factors.biases[r][i / 2]), sum);
+        sum = fma(scores[r * 2 + i % 2], v_factors.biases[r][i / 2], sum);
       }
       sum_bias[i / 2][i % 2] = sum;
     }
     float largest = 0.0f;
     for (uint i = 0; i < V_GROUPS * 2; ++i) {
-      largest = max(largest, abs(float(v_factors.scales[i % 2][i / 2])));
+      largest = max(largest, abs(v_factors.scales[i % 2][i / 2]));
     }
     if (simd_any(largest >= limit)) {
       // A scale that is not finite has no say: its products are not finite either.
       uint before = exponent;
       for (uint i = 0; i < V_GROUPS * 2; ++i) {
-        uint of = as_type<uint>(abs(float(v_factors.scales[i % 2][i / 2]))) >> 23;
+        uint of = as_type<uint>(abs(v_factors.scales[i % 2][i / 2])) >> 23;
         exponent = max(exponent, of == 255 ? 0 : min(of, 253u));
       }
       exponent = simd_max(exponent);
@@ -444,8 +436,7 @@ kernel void quantized_attention_decode(
       // Of keys as rows of scores are, of heads as columns: columns and rows of what multiplies values.
       uint weights[V_HALVES][2];
       for (uint r = 0; r < 2; ++r) {
-        float scale = float(v_factors.scales[r][i]) * inverse_power(exponent);
-        float2 x = float2(scores[r * 2], scores[r * 2 + 1]) * WEIGHT * scale;
+        float2 x = float2(scores[r * 2], scores[r * 2 + 1]) * (v_factors.scales[r][i] * (inverse_power(exponent) * WEIGHT));
         uint high = pack_two(x.x, x.y);
         float2 rest = x - unpack_two(high);
         uint low = pack_two(rest.x, rest.y);
@@ -454,43 +445,56 @@ kernel void quantized_attention_decode(
           weights[V_HALVES - 1][r] = turned(low, lane);
         }
       }
-      for (uint j = i * (V_GROUP / 64); j < (i + 1) * (V_GROUP / 64); ++j) {
-        uint2 words[4];
-        for (uint k = 0; k < 4; ++k) {
-          words[k] = load_eight<V_BITS>(values, t + k * 4, j * 8 + g);
+      if constexpr (WHOLE<V_BITS>) {
+        // Words of sixteen keys: STEPS_EACH steps of each, for two eights.
+        constexpr uint STEPS_EACH = BESIDE<V_BITS> / 2;
+        for (uint j = i * (V_GROUP / (32 * STEPS_EACH)); j < (i + 1) * (V_GROUP / (32 * STEPS_EACH)); ++j) {
+          uint four[4];
+          load_transposed(four, beside(value_matrices, j));
+          for (uint chunk = 0; chunk < 2; ++chunk) {
+            for (uint step = 0; step < STEPS_EACH; ++step) {
+              thread float* sums = sum_v[(j * 2 + chunk) * STEPS_EACH + step];
+              if constexpr (V_ROTATED) {
+                for (uint r = 0; r < 2; ++r) {
+                  uint a[4];
+                  for (uint e = 0; e < 4; ++e) {
+                    a[e] = level_of<V_BITS>(my_v_levels, four[chunk * 2 + r], e / 2 * 16 + (step * 2 + e % 2) * V_BITS);
+                  }
+                  for (uint h = 0; h < V_HALVES; ++h) {
+                    uint two = weights[h][r];
+                    uint b[2] = {low_halves(two, two), high_halves(two, two)};
+                    multiply(sums, a, b);
+                  }
+                }
+              } else {
+                uint a[4];
+                for (uint e = 0; e < 4; ++e) {
+                  a[e] = two_codes<V_BITS>(four[chunk * 2 + e / 2], step * 2 + e % 2);
+                }
+                for (uint h = 0; h < V_HALVES; ++h) {
+                  multiply(sums, a, weights[h]);
+                }
+              }
+            }
+          }
         }
-        if constexpr (V_ROTATED) {
+      } else {
+        for (uint j = i * (V_GROUP / 64); j < (i + 1) * (V_GROUP / 64); ++j) {
+          uint2 words[4];
+          for (uint k = 0; k < 4; ++k) {
+            words[k] = load_eight<V_BITS>(values, t + k * 4, j * 8 + g);
+          }
           for (uint step = 0; step < 4; ++step) {
             for (uint r = 0; r < 2; ++r) {
               uint a[4];
               for (uint e = 0; e < 4; ++e) {
-                a[e] = v_levels[code_of<V_BITS>(words[r * 2 + e / 2], step * 2 + e % 2) * 32 + lane];
+                a[e] = load_word(my_v_levels + code_of<V_BITS>(words[r * 2 + e / 2], step * 2 + e % 2) * 128);
               }
               for (uint h = 0; h < V_HALVES; ++h) {
                 uint two = weights[h][r];
                 uint b[2] = {low_halves(two, two), high_halves(two, two)};
                 multiply(sum_v[j * 4 + step], a, b);
               }
-            }
-          }
-        } else {
-          // Of two keys side by side.
-          uint both[2][4];
-          for (uint r = 0; r < 2; ++r) {
-            both[r][0] = low_halves(words[r * 2].x, words[r * 2 + 1].x);
-            both[r][1] = high_halves(words[r * 2].x, words[r * 2 + 1].x);
-            both[r][2] = low_halves(words[r * 2].y, words[r * 2 + 1].y);
-            both[r][3] = high_halves(words[r * 2].y, words[r * 2 + 1].y);
-          }
-          constexpr uint EACH = 16 / V_BITS;
-          for (uint step = 0; step < 4; ++step) {
-            uint a[4];
-            for (uint e = 0; e < 4; ++e) {
-              uint code = step * 2 + e % 2;
-              a[e] = two_codes<V_BITS>(both[e / 2][code / EACH], code % EACH);
-            }
-            for (uint h = 0; h < V_HALVES; ++h) {
-              multiply(sum_v[j * 4 + step], a, weights[h]);
             }
           }
         }
@@ -500,10 +504,10 @@ kernel void quantized_attention_decode(
   }
   wait_for_copies<0>();
 
-  // The stages are used up; their memory joins the simdgroups.
-  threadgroup_barrier(mem_flags::mem_threadgroup);
-  threadgroup float* joined = (threadgroup float*)dynamic;
   for (uint c = 0; c < 2; ++c) {
+    if (g == 0) {
+      maxima[simdgroup * 8 + 2 * t + c] = maximum[c] * LN_2;
+    }
     for (uint other = 4; other < 32; other *= 2) {
       sum[c] += simd_shuffle_xor(sum[c], ushort(other));
       for (uint i = 0; i < V_GROUPS; ++i) {
@@ -511,51 +515,57 @@ kernel void quantized_attention_decode(
       }
     }
   }
-  for (uint c = 0; c < 2; ++c) {
-    uint column = simdgroup * 8 + 2 * t + c;
-    if (g == 0) {
-      maxima[column] = maximum[c] / LOG2_E;
-      sums[column] = sum[c];
-    }
-    for (uint i = 0; i < STEPS; ++i) {
-      for (uint r = 0; r < 2; ++r) {
-        float unit = V_ROTATED ? p.v.from_unit : V_BITS == 4 && r == 1 ? 1048576.0f : 16777216.0f;
-        float element = sum_v[i][r * 2 + c] * (unit / WEIGHT) * power(exponent);
-        // Of columns that are one head one has the biases.
-        bool biased = !V_ROTATED && !(PACKED && t >= 2);
-        joined[column * PITCH + i * 16 + r * 8 + g] = element + (biased ? sum_bias[i / (V_GROUP / 16)][c] : 0.0f);
-      }
-    }
-  }
+  // From here on the stages are used up; their memory joins the simdgroups.
   threadgroup_barrier(mem_flags::mem_threadgroup);
-
-  // What the sums of each simdgroup count for.
-  auto highest_of = [&](uint h) { return greatest(maxima + h, SIMDGROUPS, 8, -INFINITY); };
-  if (thread_index < SIMDGROUPS * 8) {
-    shares[thread_index] = share(maxima[thread_index], highest_of(thread_index % 8));
+  threadgroup float* joined = (threadgroup float*)dynamic;
+  // Of the column lane % 8.
+  float most = greatest(maxima + lane, SIMDGROUPS / 4, 32, -INFINITY);
+  most = greater(most, simd_shuffle_xor(most, ushort(8)));
+  most = greater(most, simd_shuffle_xor(most, ushort(16)));
+  // Of each column four sums of a lane lie side by side.
+  for (uint c = 0; c < 2; ++c) {
+    uint column = 2 * t + c;
+    float counts = share(maximum[c] * LN_2, simd_shuffle(most, ushort(column)));
+    if (g == 0) {
+      sums[simdgroup * 8 + column] = sum[c] * counts;
+    }
+    // Their product may not be finite where that of a sum and both is.
+    float unit = (V_ROTATED ? p.v.from_unit : 16777216.0f) / WEIGHT;
+    float scale = power(exponent) * counts;
+    for (uint i = 0; i < STEPS; i += 2) {
+      // Of columns that are one head one has the biases.
+      float bias = V_ROTATED || (PACKED && t >= 2) ? 0.0f : sum_bias[i / (V_GROUP / 16)][c] * counts;
+      float4 four;
+      for (uint j = 0; j < 4; ++j) {
+        float of_code = !V_ROTATED && V_BITS == 4 && j % 2 == 1 ? 0.0625f : 1.0f;
+        four[j] = fma(sum_v[i + j / 2][j % 2 * 2 + c] * (unit * of_code), scale, bias);
+      }
+      *(threadgroup float4*)(joined + (simdgroup * 8 + column) * PITCH + (i * 4 + g) * 4) = four;
+    }
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
 
   // Of each part its sums, then the greatest score and the sum of weights.
   for (uint i = thread_index; i < rows * DIM; i += SIMDGROUPS * 32) {
     uint h = i / DIM;
-    uint d = i % DIM;
-    // Elements lie as lanes had them.
-    uint at = d / 64 * 64 + d % 8 / 2 * 16 + d % 2 * 8 + d / 8 % 8;
-    float all = 0.0f;
+    uint at = i % DIM;
     float element = 0.0f;
     for (uint s = 0; s < SIMDGROUPS; ++s) {
-      float one = joined[(s * 8 + h) * PITCH + at];
-      if (PACKED) {
-        one += joined[(s * 8 + h + 4) * PITCH + at];
-      }
-      all += sums[s * 8 + h] * shares[s * 8 + h];
-      element += one * shares[s * 8 + h];
+      threadgroup const float* from = joined + (s * 8 + h) * PITCH + at;
+      element += PACKED ? from[0] + from[4 * PITCH] : from[0];
     }
+    constexpr uint STEPS_EACH = BESIDE<V_BITS> / 2;
+    uint step = at / 32 * 2 + at % 4 / 2;
+    uint d = step / STEPS_EACH * (16 * STEPS_EACH) + at / 4 % 8 * (2 * STEPS_EACH) + step % STEPS_EACH * 2 + at % 2;
     device float* to = partial + ((ulong(query) * p.q_heads + first_head + h) * groups.z + group.z) * (DIM + 2);
     to[d] = element;
-    if (d == 0) {
-      to[DIM] = highest_of(h);
+    float highest = simd_shuffle(most, ushort(h));
+    if (at == 0) {
+      float all = 0.0f;
+      for (uint s = 0; s < SIMDGROUPS; ++s) {
+        all += sums[s * 8 + h];
+      }
+      to[DIM] = highest;
       to[DIM + 1] = all;
     }
   }

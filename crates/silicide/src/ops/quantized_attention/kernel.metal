@@ -374,6 +374,19 @@ kernel void quantized_attention_join(
       sums[i] = from[part * (p.dim + 2) + p.dim + 1];
     }
   }
+  // Asked for before weights are known: the elements of the first parts, and signs.
+  constexpr uint PARTS = 64 / SIMDGROUPS;
+  constexpr uint AHEAD = 1024 / DIM < PARTS ? 1024 / DIM : PARTS;
+  float elements[AHEAD][DIM / 32];
+  bool negative[DIM / 32];
+  for (uint i = 0; i < DIM / 32; ++i) {
+    uint d = lane + 32 * i;
+    for (uint j = 0; j < AHEAD; ++j) {
+      uint part = j * SIMDGROUPS + simdgroup;
+      elements[j][i] = part < p.parts && d < p.dim ? from[part * (p.dim + 2) + d] : 0.0f;
+    }
+    negative[i] = V_ROTATED && p.v.has_signs && negative_sign(v_signs, d);
+  }
   float highest = greater(maxima[0], maxima[1]);
   for (uint other = 1; other < 32; other *= 2) {
     highest = greater(highest, simd_shuffle_xor(highest, ushort(other)));
@@ -391,7 +404,14 @@ kernel void quantized_attention_join(
   for (uint i = 0; i < DIM / 32; ++i) {
     values[i] = 0.0f;
   }
-  for (uint part = simdgroup; part < p.parts; part += SIMDGROUPS) {
+  for (uint j = 0; j < AHEAD; ++j) {
+    uint part = j * SIMDGROUPS + simdgroup;
+    float weight = simd_shuffle(part < 32 ? weights[0] : weights[1], ushort(part % 32));
+    for (uint i = 0; i < DIM / 32; ++i) {
+      values[i] = fma(elements[j][i], weight, values[i]);
+    }
+  }
+  for (uint part = AHEAD * SIMDGROUPS + simdgroup; part < p.parts; part += SIMDGROUPS) {
     float weight = simd_shuffle(part < 32 ? weights[0] : weights[1], ushort(part % 32));
     for (uint i = 0; i < DIM / 32; ++i) {
       uint d = lane + 32 * i;
@@ -415,8 +435,7 @@ kernel void quantized_attention_join(
     hadamard_registers(values, DIM / 32);
     hadamard_lanes(values, lane, 32);
     for (uint i = 0; i < DIM / 32; ++i) {
-      bool negative = p.v.has_signs && negative_sign(v_signs, lane + 32 * i);
-      values[i] *= negative ? -p.rotation_scale : p.rotation_scale;
+      values[i] *= negative[i] ? -p.rotation_scale : p.rotation_scale;
     }
   }
   out += ulong(query) * p.out_strides[0] + ulong(head) * p.out_strides[1];

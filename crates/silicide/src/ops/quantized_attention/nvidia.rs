@@ -46,7 +46,7 @@ impl Decode {
         // As many as a processor has registers for.
         let simdgroups = match dim {
             256 => 8,
-            _ if rows > 4 && codes[0].rotated => 12,
+            _ if codes.iter().any(|code| code.rotated) => 12,
             _ => 16,
         };
         let form = Decode { dim, codes, rows, tiles, simdgroups, stages: 0, parts: 1 };
@@ -70,7 +70,7 @@ impl Decode {
     /// Bytes that the stages and levels take, and at the end the sums of all simdgroups.
     pub(super) fn threadgroup_memory(&self) -> u32 {
         let sums = 8 * (self.dim + 4) * 4;
-        (self.simdgroups * self.stages * self.stage() + self.tables()).max(self.simdgroups * sums)
+        (self.simdgroups * self.stages * self.stage() + self.tables()).max(self.simdgroups * sums) + 128
     }
 
     pub(super) fn threads(&self) -> u32 {
