@@ -83,6 +83,14 @@ pub(in crate::ops) fn assert_products(name: &str, got: &[f32], wanted: &[(f64, f
 
 /// Products of `matrix` with m rows, for each m, from and into views with gaps.
 fn check_products(stream: &mut Stream, matrix: &StoredMatrix, dtype: DType, ms: &[usize], random: &mut Random) {
+    for &m in ms {
+        let x = random.values(m * matrix.columns);
+        check_products_with(stream, matrix, dtype, &x, random);
+    }
+}
+
+/// Products of `matrix` with the rows `x`.
+fn check_products_with(stream: &mut Stream, matrix: &StoredMatrix, dtype: DType, x: &[f32], random: &mut Random) {
     let device = &stream.device().clone();
     let weight = Weight::new(&matrix.on(device)).unwrap();
     // Only the CPU rounds activations, and NVIDIA's tensor cores weights.
@@ -90,17 +98,15 @@ fn check_products(stream: &mut Stream, matrix: &StoredMatrix, dtype: DType, ms: 
     let precisions = if rounds { &PRECISIONS[..] } else { &PRECISIONS[..1] };
     // NVIDIA GPUs have forms of their own for rows that vectors fit.
     let units = if device.kind().is_nvidia() { vec![1, 8] } else { vec![[1, 8][random.below(2)]] };
-    for &m in ms {
-        let x = rounded(dtype, &random.values(m * matrix.columns));
-        for &precision in precisions {
-            let wanted = reference(matrix, &x, dtype, precision);
-            for &unit in &units {
-                let xt = random.tensor_by(unit, device, dtype, &x, [m, matrix.columns]);
-                let out = random.tensor_by(unit, device, dtype, &vec![7.0; m * matrix.rows], [m, matrix.rows]);
-                matmul_into(stream, &xt, &weight, precision, &out).unwrap();
-                let name = format!("{device:?} {weight:?}, {m} rows of {dtype} by {unit}, {precision:?}");
-                assert_products(&name, &values_of(stream, &out), &wanted);
-            }
+    let (x, m) = (rounded(dtype, x), x.len() / matrix.columns);
+    for &precision in precisions {
+        let wanted = reference(matrix, &x, dtype, precision);
+        for &unit in &units {
+            let xt = random.tensor_by(unit, device, dtype, &x, [m, matrix.columns]);
+            let out = random.tensor_by(unit, device, dtype, &vec![7.0; m * matrix.rows], [m, matrix.rows]);
+            matmul_into(stream, &xt, &weight, precision, &out).unwrap();
+            let name = format!("{device:?} {weight:?}, {m} rows of {dtype} by {unit}, {precision:?}");
+            assert_products(&name, &values_of(stream, &out), &wanted);
         }
     }
 }
@@ -266,6 +272,44 @@ fn few_rows_of_16_bits_of_every_format() {
             };
             let matrix = StoredMatrix::random(format, 17, 256 + group, random);
             check_products(stream, &matrix, dtype, &[1, 2 + i % 12], random);
+        }
+    });
+}
+
+/// Activations that are all small or all large, or that differ from one part of a row to the next and are zero in some.
+#[test]
+fn rows_of_any_magnitude() {
+    on_every_device(|stream| {
+        let random = &mut Random::new(21);
+        let affine = |bits, group_size| QuantFormat::Affine { bits, group_size };
+        for (format, scales) in [
+            (affine(4, 32), DType::BF16),
+            (affine(4, 64), DType::F16),
+            (affine(8, 128), DType::BF16),
+            (QuantFormat::Mxfp4, DType::F32),
+            (QuantFormat::Ggml(GgmlFormat::Q8_0), DType::F32),
+            (QuantFormat::Ggml(GgmlFormat::Q4_K), DType::F32),
+        ] {
+            let format = MatrixFormat::Quantized(format, scales);
+            for (dtype, exponents) in [(DType::F16, [-14, -9, 4]), (DType::BF16, [-80, -20, 100])] {
+                let matrix = StoredMatrix::random(format, 20, 1536, random);
+                let by_parts = |i: usize| [0, exponents[1], 0, exponents[0]][i % 4] as f32;
+                for m in [1, 3] {
+                    let x = random.values(m * matrix.columns);
+                    for exponent in exponents {
+                        let x: Vec<f32> = x.iter().map(|x| x * 2f32.powi(exponent)).collect();
+                        check_products_with(stream, &matrix, dtype, &x, random);
+                    }
+                    let parts = x.chunks(32).enumerate();
+                    let x: Vec<f32> = parts
+                        .flat_map(|(i, part)| {
+                            let factor = if i % 5 == 3 { 0.0 } else { by_parts(i).exp2() };
+                            part.iter().map(move |x| x * factor)
+                        })
+                        .collect();
+                    check_products_with(stream, &matrix, dtype, &x, random);
+                }
+            }
         }
     });
 }
