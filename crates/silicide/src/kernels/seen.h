@@ -61,3 +61,10 @@ inline uint2 visible_at(constant Params& p, uint oldest, uint position, uint que
 inline uint2 visible(constant Params& p, uint oldest, device const uint* positions, uint query) {
   return visible_at(p, oldest, has_positions(p) ? positions[query] : 0, query);
 }
+
+// The share that a part has of a range, in whole steps.
+inline uint2 part_of(uint2 range, uint part, uint parts, uint step) {
+  uint length = ((range.y - range.x + parts - 1) / parts + step - 1) / step * step;
+  uint start = min(range.x + part * length, range.y);
+  return uint2(start, min(start + length, range.y));
+}

@@ -18,7 +18,7 @@ constant constexpr uint CHUNKS = DIM / 8;                       // of sixteen by
 constant constexpr uint PITCH = (CHUNKS + 7) / 8 * 8;           // of a row of a tile, in chunks
 constant constexpr uint TILE = KEYS * PITCH * 16;               // bytes
 constant constexpr uint STEPS = DIM / 16;
-constant constexpr uint CHAINS = STEPS < 4 ? STEPS : 4;             // sums of a score side by side, so that one need not wait for the other
+constant constexpr uint CHAINS = STEPS < 4 ? STEPS : 4;         // sums of a score side by side, so that one need not wait for the other
 constant constexpr uint LINES = (DIM * 2 + LINE - 1) / LINE;    // of the cache in a row
 constant constexpr uint COLUMNS = TILES * 8;                    // of products: heads, and zeros
 constant constexpr float SLACK = 8.0f;                          // see LOG2_E
@@ -59,11 +59,9 @@ kernel void attention_decode(
   uint start = 0;
   uint end = 0;
   auto take_part = [&](uint position) {
-    uint2 range = visible_at(p, places.oldest, position, query);
-    uint step = SIMDGROUPS * KEYS;
-    uint chunk = ((range.y - range.x + groups.z - 1) / groups.z + step - 1) / step * step;
-    start = min(range.x + group.z * chunk, range.y);
-    end = min(start + chunk, range.y);
+    uint2 range = part_of(visible_at(p, places.oldest, position, query), group.z, groups.z, SIMDGROUPS * KEYS);
+    start = range.x;
+    end = range.y;
   };
 
   auto first_key = [&](uint turn) { return start + (turn * SIMDGROUPS + simdgroup) * KEYS; };

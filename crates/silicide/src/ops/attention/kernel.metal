@@ -66,14 +66,10 @@ kernel void attention(
   out += ulong(query) * p.out_strides[0] + ulong(first_head) * p.out_strides[1];
 
   Places places = places_of(p, table, positions, lane);
-  uint2 range = visible(p, places.oldest, positions, query);
+  uint step = SIMDGROUPS * KEYS;
+  uint2 range = part_of(visible(p, places.oldest, positions, query), group.z, groups.z, step);
   uint start = range.x;
   uint end = range.y;
-  // Of them this part has a share, which is a multiple of what is taken at a time.
-  uint step = SIMDGROUPS * KEYS;
-  uint chunk = ((end - start + groups.z - 1) / groups.z + step - 1) / step * step;
-  start = min(start + group.z * chunk, end);
-  end = min(start + chunk, end);
 
   float4 mine[HEADS][SPAN / 4];
   float4 sum_v[HEADS][SPAN / 4];

@@ -112,17 +112,14 @@ kernel void quantized_attention_decode(
     fill(v_levels, V_LEVELS, v_biases);
   }
 
-  // Of what is visible this part has a share in whole turns.
   uint oldest = 0;
   uint oldest_row = 0;
   uint start = 0;
   uint end = 0;
   auto take_part = [&](uint position) {
-    constexpr uint STEP = SIMDGROUPS * KEYS;
-    uint2 range = visible_at(p, oldest, position, query);
-    uint chunk = ((range.y - range.x + groups.z - 1) / groups.z + STEP - 1) / STEP * STEP;
-    start = min(range.x + group.z * chunk, range.y);
-    end = min(start + chunk, range.y);
+    uint2 range = part_of(visible_at(p, oldest, position, query), group.z, groups.z, SIMDGROUPS * KEYS);
+    start = range.x;
+    end = range.y;
 #ifdef RING
     oldest_row = oldest % p.keys;
 #endif

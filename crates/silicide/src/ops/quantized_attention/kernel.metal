@@ -154,12 +154,10 @@ kernel void quantized_attention(
     }
   }
 
-  // Of what is visible this part has a share in whole blocks.
   uint oldest = oldest_position(p, positions, lane);
-  uint2 range = visible(p, oldest, positions, query);
-  uint chunk = ((range.y - range.x + groups.z - 1) / groups.z + BLOCK - 1) / BLOCK * BLOCK;
-  uint start = min(range.x + group.z * chunk, range.y);
-  uint end = min(start + chunk, range.y);
+  uint2 range = part_of(visible(p, oldest, positions, query), group.z, groups.z, BLOCK);
+  uint start = range.x;
+  uint end = range.y;
 
 #ifdef RING
   uint oldest_row = oldest % p.keys;
