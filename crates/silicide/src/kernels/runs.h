@@ -28,6 +28,25 @@ inline uint two_of_four(uint word, uint i, Kept kept) {
 }
 constant constexpr uint OF_FOUR = HALF ? 0 : 128;
 
+// Whether codes are the smallest numbers of SCALAR as they are, odd pairs times 16: x is brought near its greatest numbers, by powers of two.
+template <typename R>
+constant constexpr bool SMALL = false;
+template <typename S>
+constant constexpr bool SMALL<Affine<4, S>> = true;
+
+// The power of two that brings the greatest of a run of x near the greatest number, and what products with small codes are multiplied by
+// then. Exponents are those of floats. Where that is not finite the greatest of x is not, or nearly so.
+struct Near {
+  float to;
+  float back;
+  static Near of(float most) {
+    constexpr uint TOP = 254 + (HALF ? 14 : 126);
+    constexpr uint UNIT = 254 + (HALF ? 24 : 133);
+    uint to = min(TOP - (as_type<uint>(most) >> 23), 254u);
+    return {as_type<float>(to << 23), as_type<float>(min(UNIT - to, 255u) << 23)};
+  }
+};
+
 // Parts of a run that have scales of their own.
 template <typename R>
 constant constexpr uint PARTS = Codes<R>::GROUP == 16 ? 2 : 1;
@@ -87,7 +106,7 @@ struct Run<Blocks<Q8_0>> {
 template <uint BITS, typename S>
 struct Run<Affine<BITS, S>> {
   static constant constexpr Order ORDER = BITS == 8 ? Order::FOURS : Order::EIGHTS;
-  static constant constexpr uint OFFSET = BITS == 4 ? OF_FOUR : BITS == 8 ? -128 : 0;
+  static constant constexpr uint OFFSET = BITS == 8 ? -128 : 0;
   static uint place(uint four) { return four; }
 
   static void pairs(Affine<BITS, S> reader, uint run, Kept kept, thread uint* to) {
@@ -95,7 +114,7 @@ struct Run<Affine<BITS, S>> {
       uint4 words = ((device const uint4*)reader.codes)[run];
       for (uint w = 0; w < 4; ++w) {
         for (uint i = 0; i < 4; ++i) {
-          to[w * 4 + i] = two_of_four(words[w], i, kept);
+          to[w * 4 + i] = (i < 2 ? words[w] : words[w] >> 8) & (i % 2 == 0 ? 0x000f000fu : 0x00f000f0u);
         }
       }
     } else if constexpr (BITS == 8) {
@@ -192,6 +211,16 @@ inline void factors_of_two(R reader, uint run, thread Factors* to) {
   }
 }
 
+// Groups of 64 and more have both runs.
+template <uint BITS, typename S>
+inline void factors_of_two(Affine<BITS, S> reader, uint run, thread Factors* to) {
+  to[0] = reader.factors(run * 2);
+  to[1] = to[0];
+  if (reader.shift == 1) {
+    to[1] = reader.factors(run * 2 + 2);
+  }
+}
+
 // Scales and minimums of six bits of two runs at once: see factors_of_32.
 inline void factors_of_64(device const uchar* block, uint run, thread Factors* to) {
   uint4 words = *(device const uint4*)block;
@@ -210,9 +239,15 @@ inline void factors_of_two(Blocks<Q5_K> reader, uint run, thread Factors* to) { 
 
 // The pairs of columns of x that stand beside those of a run: eight columns, as two fours.
 template <typename R>
-inline void beside_run(uint4 eight, thread uint2* fours) {
+inline void beside_run(uint4 eight, float scale, thread uint2* fours) {
   uint pairs[4] = {eight.x, eight.y, eight.z, eight.w};
   put_in_order<Run<R>::ORDER, 4>(pairs);
+  if constexpr (SMALL<R>) {
+    for (uint i = 0; i < 4; ++i) {
+      float2 two = unpack_two(pairs[i]) * (i % 2 == 0 ? scale : scale * 0.0625f);
+      pairs[i] = pack_two(two.x, two.y);
+    }
+  }
   fours[0] = uint2(pairs[0], pairs[1]);
   fours[1] = uint2(pairs[2], pairs[3]);
 }

@@ -10,25 +10,25 @@ template <typename R>
 struct Layout;
 template <uint BITS, typename S>
 struct Layout<Affine<BITS, S>> {
-  static constant constexpr uint CODES = 32 * BITS, SCALE = sizeof(S);
+  static constant constexpr uint CODES = 32 * BITS, SCALE = sizeof(S), LEAST = 32;
   static constant constexpr bool BIASES = true;
   static uint group(uint group) { return group; }
 };
 template <typename C, typename S, uint GROUP>
 struct Layout<SmallFloats<C, S, GROUP>> {
-  static constant constexpr uint CODES = 16 * C::BYTES, SCALE = 1;
+  static constant constexpr uint CODES = 16 * C::BYTES, SCALE = 1, LEAST = GROUP;
   static constant constexpr bool BIASES = false;
   static uint group(uint) { return GROUP; }
 };
 template <typename B>
 struct Layout<Blocks<B>> {
-  static constant constexpr uint CODES = 16 / B::UNITS * B::BYTES, SCALE = 0;
+  static constant constexpr uint CODES = 16 / B::UNITS * B::BYTES, SCALE = 0, LEAST = 256;
   static constant constexpr bool BIASES = false;
   static uint group(uint) { return 256; }
 };
 template <typename T>
 struct Layout<Dense<T>> {
-  static constant constexpr uint CODES = 256 * sizeof(T), SCALE = 0;
+  static constant constexpr uint CODES = 256 * sizeof(T), SCALE = 0, LEAST = 256;
   static constant constexpr bool BIASES = false;
   static uint group(uint) { return 256; }
 };
@@ -155,8 +155,11 @@ struct Stages {
         if (k % COLUMNS == 0) {
           uint mine = COLUMNS / group * L::SCALE;
           if (mine % 16 == 0) {
-            for (uint at = 0; at < mine; at += 16) {
-              copy_sixteen(to + at, scales + at, true);
+#pragma unroll
+            for (uint at = 0; at < COLUMNS / L::LEAST * L::SCALE; at += 16) {
+              if (at < mine) {
+                copy_sixteen(to + at, scales + at, true);
+              }
             }
           } else if (mine == 8) {
             copy_cached<8>(to, scales);

@@ -21,6 +21,7 @@ typedef Stages<ROWS, COLUMNS, Layout<Reader>::CODES == 128 ? 4 : 0> S;
 typedef Run<Reader> R;
 constant constexpr uint HALVES = PARTS<Reader>;  // of a run, which have scales of their own
 constant constexpr bool TOTALS = Reader::HAS_MINIMUM || R::OFFSET != 0;
+constant constexpr uint KNOWN = SMALL<Reader> ? 2 : 1;  // numbers that are kept of a part of x: its sum, then what its products are times
 
 // The bits of a where `mask` has ones, else of b. A choice of floats would become a branch.
 inline float pick_bits(uint mask, float a, float b) { return as_type<float>(as_type<uint>(a) & mask | as_type<uint>(b) & ~mask); }
@@ -47,11 +48,11 @@ inline float pick_bits(uint mask, float a, float b) { return as_type<float>(as_t
 
   // The stages of all simdgroups; runs of x, as pairs, and their sums; parts of sums. A simdgroup has a part for each of its tiles, at
   // the sum of the numbers of both.
-  threadgroup uchar* staged = dynamic + simdgroup * DEPTH * stage_bytes;
+  threadgroup uchar* staged = dynamic + hidden(simdgroup * DEPTH * stage_bytes);
   threadgroup uint2* x_pairs = (threadgroup uint2*)(dynamic + simdgroups * DEPTH * stage_bytes);
   threadgroup uint4* zero = (threadgroup uint4*)(x_pairs + stages * RUNS * 8);
   threadgroup float* totals = (threadgroup float*)(zero + 4);
-  threadgroup float* parts = totals + (TOTALS ? stages * RUNS * HALVES : 0);
+  threadgroup float* parts = totals + (TOTALS ? stages * RUNS * HALVES * KNOWN : 0);
 
   uint tile = begin / stages;
   uint stage = begin % stages;
@@ -88,14 +89,8 @@ inline float pick_bits(uint mask, float a, float b) { return as_type<float>(as_t
   if (thread_index < 4) {
     zero[thread_index] = uint4(0);
   }
-  auto clear_parts = [&]() {
-    for (uint i = thread_index; i < (simdgroups + of_mine) * ROWS; i += threads) {
-      parts[i] = 0.0f;
-    }
-  };
-  // Here already only with two weights: with one the compiler would run out of registers.
-  if (SUMS == 2) {
-    clear_parts();
+  for (uint i = thread_index; i < (simdgroups + of_mine) * ROWS; i += threads) {
+    parts[i] = 0.0f;
   }
   wait_for_inputs();
 
@@ -112,8 +107,19 @@ inline float pick_bits(uint mask, float a, float b) { return as_type<float>(as_t
       if (i >= eights) {
         break;
       }
+      Near near = {1.0f, 1.0f};
+      if constexpr (SMALL<Reader>) {
+        float most = 0.0f;
+        for (uint w = 0; w < 4; ++w) {
+          float2 two = abs(unpack_two(loaded[j][w]));
+          most = max(most, max(two.x, two.y));
+        }
+        most = max(most, simd_shuffle_xor(most, ushort(1)));
+        most = max(most, simd_shuffle_xor(most, ushort(2)));
+        near = Near::of(most);
+      }
       uint2 fours[2];
-      beside_run<Reader>(loaded[j], fours);
+      beside_run<Reader>(loaded[j], near.to, fours);
       for (uint h = 0; h < 2; ++h) {
         x_pairs[i / 4 * 8 + R::place(i % 4 * 2 + h)] = fours[h];
       }
@@ -128,13 +134,13 @@ inline float pick_bits(uint mask, float a, float b) { return as_type<float>(as_t
           total += simd_shuffle_xor(total, ushort(2));
         }
         if (i % (4 / HALVES) == 0) {
-          totals[i / (4 / HALVES)] = total;
+          totals[i / (4 / HALVES) * KNOWN] = total;
+          if (KNOWN == 2) {
+            totals[i / (4 / HALVES) * KNOWN + 1] = near.back;
+          }
         }
       }
     }
-  }
-  if (SUMS == 1) {
-    clear_parts();
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
 
@@ -180,16 +186,16 @@ inline float pick_bits(uint mask, float a, float b) { return as_type<float>(as_t
       uint first = q + t * 2;
       Factors factors[2 * HALVES];
       factors_of_two(reader, first, factors);
-      threadgroup const float* my_totals = totals + (stage * RUNS + first) * HALVES;
+      threadgroup const float* my_totals = totals + (stage * RUNS + first) * (HALVES * KNOWN);
       for (uint i = 0; i < 2 * HALVES; ++i) {
         if (SHORT && stage * RUNS + first + i / HALVES >= p.k / RUN) {
           continue;
         }
         Factors f = factors[i];
-        sum = fma(f.scale, mine[i], sum);
+        sum = fma(f.scale, SMALL<Reader> ? mine[i] * my_totals[i * KNOWN + 1] : mine[i], sum);
         if (TOTALS) {
           float minimum = R::OFFSET == 0 ? f.minimum : fma(-float(int(R::OFFSET)), f.scale, f.minimum);
-          sum = fma(minimum, my_totals[i], sum);
+          sum = fma(minimum, my_totals[i * KNOWN], sum);
         }
       }
     }

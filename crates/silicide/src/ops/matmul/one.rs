@@ -47,11 +47,11 @@ pub(super) fn form(device: &Device, x: DType, p: &Params, products: &[Product]) 
     })
 }
 
-/// Sums of x for each 32 columns that a format's kernel has.
+/// Numbers that a format's kernel keeps of each 32 columns of x.
 fn totals(format: QuantFormat, x: DType) -> u32 {
     use GgmlFormat::{Q2_K, Q4_0, Q4_1, Q4_K, Q5_1, Q5_K, Q6_K};
     match format {
-        QuantFormat::Ggml(Q2_K) => 2,
+        QuantFormat::Ggml(Q2_K) | QuantFormat::Affine { bits: 4, .. } => 2,
         QuantFormat::Ggml(Q6_K) if x == DType::BF16 => 2,
         QuantFormat::Affine { .. } | QuantFormat::Ggml(Q4_0 | Q4_1 | Q5_1 | Q4_K | Q5_K) => 1,
         _ => 0,
