@@ -20,6 +20,7 @@ const HEADERS: &[(&str, &str)] = &[
     ("order.h", include_str!("order.h")),
     ("packed.h", include_str!("packed.h")),
     ("packet.h", include_str!("packet.h")),
+    ("parts.h", include_str!("parts.h")),
     ("product.h", include_str!("product.h")),
     ("products.h", include_str!("products.h")),
     ("quantized_attention.h", include_str!("quantized_attention.h")),

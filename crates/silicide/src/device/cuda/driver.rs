@@ -259,6 +259,13 @@ impl Driver {
             // SAFETY: the function's module is loaded.
             check(unsafe { sys::cuFuncSetAttribute(function.function, SIZE, shared as i32) }, "cuFuncSetAttribute")?;
         }
+        // A threadgroup that is alone on its processor: all of the first cache may be its memory. Measured: decode attention of wide heads
+        // takes 2 to 13 % less time; where two share a processor, products of few rows would take up to 20 % more.
+        if shared > self.threadgroup_memory / 2 {
+            use sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT as SHARE;
+            // SAFETY: the function's module is loaded.
+            check(unsafe { sys::cuFuncSetAttribute(function.function, SHARE, 100) }, "cuFuncSetAttribute")?;
+        }
         // Threads may come up while those of the launch before still run: every kernel begins by waiting for its end, and
         // from 9.0 on that wait is an instruction.
         use sys::CUlaunchAttributeID::{

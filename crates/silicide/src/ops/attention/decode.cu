@@ -10,6 +10,7 @@
 
 #include "attention.h"
 #include "nvidia.h"
+#include "parts.h"
 #include "silicide.h"
 
 constant constexpr uint SIMDGROUPS = 4;
@@ -321,7 +322,7 @@ kernel void attention_decode(
     if (whole && p.has_sinks) {
       all += share(sinks[head], highest_of(h));
     }
-    device float* to = partial + ((ulong(query) * p.q_heads + head) * groups.z + group.z) * (DIM + 2);
+    device float* to = partial + ((ulong(query) * p.q_heads + head) * groups.z + group.z) * part_floats(DIM);
     for (uint j = 0; j < 4; ++j) {
       uint d = of_head / 8 * 32 + j * 8 + of_head % 8;
       if (STEPS % 2 != 0 && d >= DIM) {
@@ -330,11 +331,11 @@ kernel void attention_decode(
       if (whole) {
         out[ulong(h) * p.out_strides[1] + d] = SCALAR(all == 0.0f ? 0.0f : four[j] / all);
       } else {
-        to[d] = four[j];
+        to[PART_SUMS + d] = four[j];
       }
     }
     if (!whole && of_head == 0) {
-      *(device float2*)(to + DIM) = float2(highest_of(h), all);
+      *(device float2*)to = float2(highest_of(h), all);
     }
   }
 }

@@ -8,6 +8,7 @@
 // whole sixteens and that vectors of four lie aligned.
 
 #include "attention.h"
+#include "parts.h"
 #include "silicide.h"
 
 constant constexpr uint SIMDGROUPS = 8;
@@ -189,17 +190,15 @@ kernel void attention(
       out[ulong(h) * p.out_strides[1] + d] = SCALAR(all == 0.0f ? 0.0f : element / all);
       continue;
     }
-    device float* to = partial + ((ulong(query) * p.q_heads + head) * groups.z + group.z) * (p.dim + 2);
-    to[d] = element;
+    device float* to = partial + ((ulong(query) * p.q_heads + head) * groups.z + group.z) * part_floats(p.dim);
+    to[PART_SUMS + d] = element;
     if (d == 0) {
-      to[p.dim] = highest;
-      to[p.dim + 1] = all;
+      *(device float2*)to = float2(highest, all);
     }
   }
 }
 
-// Joins the parts of one query and head, 64 at most, for 64 elements. A lane weighs two parts for all; a simdgroup sums every
-// so-manieth part.
+// Joins the parts of one query and head, for 128 elements.
 kernel void attention_join(
     device const float* partial [[buffer(0)]],
     device const float* sinks [[buffer(1)]],
@@ -207,58 +206,21 @@ kernel void attention_join(
     constant Params& p [[buffer(3)]],
     uint3 group [[threadgroup_position_in_grid]],
     uint lane [[thread_index_in_simdgroup]],
-    uint simdgroup [[simdgroup_index_in_threadgroup]]) {
-  threadgroup float joined[SIMDGROUPS * 64];
+    uint simdgroup [[simdgroup_index_in_threadgroup]],
+    uint simdgroups [[simdgroups_per_threadgroup]]) {
+  constexpr uint EACH = 4;
+  threadgroup float joined[SIMDGROUPS * 32 * EACH];
   uint query = group.x;
   uint head = group.y;
-  uint first = group.z * 64;
-  device const float* from = partial + (ulong(query) * p.q_heads + head) * p.parts * (p.dim + 2);
-  float maxima[2] = {-INFINITY, -INFINITY};
-  float sums[2] = {0.0f, 0.0f};
-  for (uint i = 0; i < 2; ++i) {
-    uint part = i * 32 + lane;
-    if (part < p.parts) {
-      maxima[i] = from[part * (p.dim + 2) + p.dim];
-      sums[i] = from[part * (p.dim + 2) + p.dim + 1];
+  uint first = (group.z * 32 + lane) * EACH;
+  float sink = p.has_sinks ? sinks[head] : -INFINITY;
+  float values[EACH];
+  device const float* from = partial + (ulong(query) * p.q_heads + head) * p.parts * part_floats(p.dim);
+  join_parts<EACH>(from, p.parts, p.dim, first, sink, joined, lane, simdgroup, simdgroups, values);
+  out += ulong(query) * p.out_strides[0] + ulong(head) * p.out_strides[1];
+  for (uint i = 0; i < EACH; ++i) {
+    if (simdgroup == 0 && first + i < p.dim) {
+      out[first + i] = SCALAR(values[i]);
     }
-  }
-  // Asked for before weights are known.
-  float elements[64 / SIMDGROUPS][2];
-  for (uint i = 0; i < 64 / SIMDGROUPS; ++i) {
-    uint part = min(i * SIMDGROUPS + simdgroup, p.parts - 1);
-    for (uint j = 0; j < 2; ++j) {
-      elements[i][j] = from[part * (p.dim + 2) + min(first + j * 32 + lane, p.dim - 1)];
-    }
-  }
-  float highest = greater(maxima[0], maxima[1]);
-  for (uint other = 1; other < 32; other *= 2) {
-    highest = greater(highest, simd_shuffle_xor(highest, other));
-  }
-  if (p.has_sinks) {
-    highest = greater(highest, sinks[head]);
-  }
-  float weights[2] = {share(maxima[0], highest), share(maxima[1], highest)};
-  float all = simd_sum(sums[0] * weights[0] + sums[1] * weights[1]);
-  if (p.has_sinks) {
-    all += share(sinks[head], highest);
-  }
-  float joint[2] = {0.0f, 0.0f};
-  for (uint i = 0; i < 64 / SIMDGROUPS; ++i) {
-    uint part = i * SIMDGROUPS + simdgroup;
-    float weight = simd_shuffle(part < 32 ? weights[0] : weights[1], part % 32);
-    for (uint j = 0; j < 2; ++j) {
-      joint[j] += part < p.parts ? elements[i][j] * weight : 0.0f;
-    }
-  }
-  joined[simdgroup * 64 + lane] = joint[0];
-  joined[simdgroup * 64 + 32 + lane] = joint[1];
-  threadgroup_barrier(mem_flags::mem_threadgroup);
-  uint d = simdgroup * 32 + lane;
-  if (d < 64 && first + d < p.dim) {
-    float element = 0.0f;
-    for (uint s = 0; s < SIMDGROUPS; ++s) {
-      element += joined[s * 64 + d];
-    }
-    out[ulong(query) * p.out_strides[0] + ulong(head) * p.out_strides[1] + first + d] = SCALAR(all == 0.0f ? 0.0f : element / all);
   }
 }

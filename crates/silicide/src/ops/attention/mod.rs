@@ -319,13 +319,23 @@ pub fn attention_into(
         // No part is written.
         return stream.launch(launch(&params).write(out).read_optional(None), NO_CPU, || few);
     }
-    let shape = [params.queries, params.q_heads, parts, dim + 2].map(|n| n as usize);
+    let shape = [params.queries, params.q_heads, parts, part_floats(dim)].map(|n| n as usize);
     let partial = stream.empty(DType::F32, shape)?;
     let joined = Launch::new(OP, &params).read(&partial).read_optional(sinks).write(out);
     stream.launch(launch(&params).read_optional(None).write(&partial), NO_CPU, || few)?;
     stream.launch(joined, NO_CPU, || {
-        gpu("attention_join", [params.queries, params.q_heads, dim.div_ceil(64)], 32 * SIMDGROUPS)
+        gpu("attention_join", [params.queries, params.q_heads, dim.div_ceil(128)], join_threads(parts, 4))
     })
+}
+
+/// Floats of a part of the keys; `parts.h` has the same.
+pub(in crate::ops) fn part_floats(dim: u32) -> u32 {
+    4 + dim.next_multiple_of(4)
+}
+
+/// Threads that join parts, of which a lane has so many elements; `parts.h` has the same.
+pub(in crate::ops) fn join_threads(parts: u32, elements: u32) -> u32 {
+    32 * parts.div_ceil(if elements > 4 { 8 } else { 16 })
 }
 
 /// `attention_join` takes no more.

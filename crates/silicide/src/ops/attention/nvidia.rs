@@ -74,6 +74,8 @@ pub(super) const THREADS: u32 = 128;
 const SIMDGROUPS: u32 = THREADS / 32;
 /// Keys that a simdgroup takes at a time.
 const KEYS: u32 = 16;
+/// Keys that are not parted.
+const FEW_KEYS: u32 = 128;
 /// Bytes that the kernel declares, at most.
 const DECLARED: u32 = 1 << 10;
 
@@ -84,7 +86,11 @@ impl Decode {
         // elsewhere the queries have no say.
         let enough = if p.dim > 128 { 128 } else { 256 };
         let keys = if p.window == 0 { p.keys } else { p.window.min(p.keys) };
-        let parts = (enough / p.kv_heads).min(keys.div_ceil(SIMDGROUPS * KEYS)).clamp(1, super::MOST_PARTS);
+        let parts = match keys {
+            // The launch that joins would take longer than what it saves.
+            ..=FEW_KEYS => 1,
+            _ => (enough / p.kv_heads).min(keys.div_ceil(SIMDGROUPS * KEYS)).clamp(1, super::MOST_PARTS),
+        };
         let heads = p.q_heads / p.kv_heads;
         let form = Decode { parts, ..Decode::shaped(p.dim, heads, memory) };
         (heads <= 16 && form.threadgroup_memory() + DECLARED <= memory).then_some(form)

@@ -17,6 +17,7 @@
 #include "code_tiles.h"
 #include "hadamard.h"
 #include "nvidia.h"
+#include "parts.h"
 #include "quantized_attention.h"
 
 constant constexpr uint STEPS = DIM / 16;
@@ -554,16 +555,15 @@ kernel void quantized_attention_decode(
     constexpr uint STEPS_EACH = BESIDE<V_BITS> / 2;
     uint step = at / 32 * 2 + at % 4 / 2;
     uint d = step / STEPS_EACH * (16 * STEPS_EACH) + at / 4 % 8 * (2 * STEPS_EACH) + step % STEPS_EACH * 2 + at % 2;
-    device float* to = partial + ((ulong(query) * p.q_heads + first_head + h) * groups.z + group.z) * (DIM + 2);
-    to[d] = element;
+    device float* to = partial + ((ulong(query) * p.q_heads + first_head + h) * groups.z + group.z) * part_floats(DIM);
+    to[PART_SUMS + d] = element;
     float highest = simd_shuffle(most, ushort(h));
     if (at == 0) {
       float all = 0.0f;
       for (uint s = 0; s < SIMDGROUPS; ++s) {
         all += sums[s * 8 + h];
       }
-      to[DIM] = highest;
-      to[DIM + 1] = all;
+      *(device float2*)to = float2(highest, all);
     }
   }
 }

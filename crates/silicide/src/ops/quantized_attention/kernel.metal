@@ -14,6 +14,7 @@
 
 #include "silicide.h"
 #include "hadamard.h"
+#include "parts.h"
 #include "quantized_attention.h"
 
 constant constexpr uint SIMDGROUPS = 8;
@@ -334,22 +335,19 @@ kernel void quantized_attention(
     }
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
-  // Of each part its sums, then the greatest score and the sum of weights.
-  partial += ((ulong(query) * p.q_heads + first_head) * groups.z + group.z) * (p.dim + 2);
-  ulong apart = ulong(groups.z) * (p.dim + 2);
+  partial += ((ulong(query) * p.q_heads + first_head) * groups.z + group.z) * part_floats(p.dim);
+  ulong apart = ulong(groups.z) * part_floats(p.dim);
   for (uint r = 0; r < rows; ++r) {
     for (uint d = thread_index; d < p.dim; d += 32 * SIMDGROUPS) {
-      partial[r * apart + d] = joined[r * DIM + d] + joined[(ROWS + r) * DIM + d];
+      partial[r * apart + PART_SUMS + d] = joined[r * DIM + d] + joined[(ROWS + r) * DIM + d];
     }
   }
   if (simdgroup < rows && lane == 0) {
-    partial[simdgroup * apart + p.dim] = maximum;
-    partial[simdgroup * apart + p.dim + 1] = sum;
+    *(device float2*)(partial + simdgroup * apart) = float2(maximum, sum);
   }
 }
 
-// Joins the parts of a query and head, 64 at most, and turns the result back where values are behind a rotation. A lane
-// weighs two parts for all; a simdgroup sums every so-manieth part.
+// Joins the parts of a query and head, and turns the result back where values are behind a rotation.
 kernel void quantized_attention_join(
     device const float* partial [[buffer(0)]],
     device const float* sinks [[buffer(1)]],
@@ -358,87 +356,33 @@ kernel void quantized_attention_join(
     constant Params& p [[buffer(4)]],
     uint3 group [[threadgroup_position_in_grid]],
     uint lane [[thread_index_in_simdgroup]],
-    uint simdgroup [[simdgroup_index_in_threadgroup]]) {
+    uint simdgroup [[simdgroup_index_in_threadgroup]],
+    uint simdgroups [[simdgroups_per_threadgroup]]) {
+  constexpr uint EACH = DIM / 32;
   threadgroup float joined[SIMDGROUPS * DIM];
   uint query = group.x;
   uint head = group.y;
-  device const float* from = partial + (ulong(query) * p.q_heads + head) * p.parts * (p.dim + 2);
-  float maxima[2] = {-INFINITY, -INFINITY};
-  float sums[2] = {0.0f, 0.0f};
-  for (uint i = 0; i < 2; ++i) {
-    uint part = i * 32 + lane;
-    if (part < p.parts) {
-      maxima[i] = from[part * (p.dim + 2) + p.dim];
-      sums[i] = from[part * (p.dim + 2) + p.dim + 1];
-    }
+  bool negative[EACH];
+  for (uint i = 0; i < EACH; ++i) {
+    negative[i] = V_ROTATED && p.v.has_signs && negative_sign(v_signs, lane * EACH + i);
   }
-  // Asked for before weights are known: the elements of the first parts, and signs.
-  constexpr uint PARTS = 64 / SIMDGROUPS;
-  constexpr uint AHEAD = 1024 / DIM < PARTS ? 1024 / DIM : PARTS;
-  float elements[AHEAD][DIM / 32];
-  bool negative[DIM / 32];
-  for (uint i = 0; i < DIM / 32; ++i) {
-    uint d = lane + 32 * i;
-    for (uint j = 0; j < AHEAD; ++j) {
-      uint part = j * SIMDGROUPS + simdgroup;
-      elements[j][i] = part < p.parts && d < p.dim ? from[part * (p.dim + 2) + d] : 0.0f;
-    }
-    negative[i] = V_ROTATED && p.v.has_signs && negative_sign(v_signs, d);
-  }
-  float highest = greater(maxima[0], maxima[1]);
-  for (uint other = 1; other < 32; other *= 2) {
-    highest = greater(highest, simd_shuffle_xor(highest, ushort(other)));
-  }
-  if (p.has_sinks) {
-    highest = greater(highest, sinks[head]);
-  }
-  float weights[2] = {share(maxima[0], highest), share(maxima[1], highest)};
-  float all = simd_sum(sums[0] * weights[0] + sums[1] * weights[1]);
-  if (p.has_sinks) {
-    all += share(sinks[head], highest);
-  }
-
-  float values[DIM / 32];
-  for (uint i = 0; i < DIM / 32; ++i) {
-    values[i] = 0.0f;
-  }
-  for (uint j = 0; j < AHEAD; ++j) {
-    uint part = j * SIMDGROUPS + simdgroup;
-    float weight = simd_shuffle(part < 32 ? weights[0] : weights[1], ushort(part % 32));
-    for (uint i = 0; i < DIM / 32; ++i) {
-      values[i] = fma(elements[j][i], weight, values[i]);
-    }
-  }
-  for (uint part = AHEAD * SIMDGROUPS + simdgroup; part < p.parts; part += SIMDGROUPS) {
-    float weight = simd_shuffle(part < 32 ? weights[0] : weights[1], ushort(part % 32));
-    for (uint i = 0; i < DIM / 32; ++i) {
-      uint d = lane + 32 * i;
-      values[i] += d < p.dim ? from[part * (p.dim + 2) + d] * weight : 0.0f;
-    }
-  }
-  for (uint i = 0; i < DIM / 32; ++i) {
-    joined[simdgroup * DIM + lane + 32 * i] = values[i];
-  }
-  threadgroup_barrier(mem_flags::mem_threadgroup);
+  float sink = p.has_sinks ? sinks[head] : -INFINITY;
+  float values[EACH];
+  device const float* from = partial + (ulong(query) * p.q_heads + head) * p.parts * part_floats(p.dim);
+  join_parts<EACH>(from, p.parts, p.dim, lane * EACH, sink, joined, lane, simdgroup, simdgroups, values);
   if (simdgroup != 0) {
     return;
   }
-  for (uint i = 0; i < DIM / 32; ++i) {
-    for (uint s = 1; s < SIMDGROUPS; ++s) {
-      values[i] += joined[s * DIM + lane + 32 * i];
-    }
-    values[i] = all == 0.0f ? 0.0f : values[i] / all;
-  }
   if (V_ROTATED) {
-    hadamard_registers(values, DIM / 32);
+    hadamard_registers(values, EACH);
     hadamard_lanes(values, lane, 32);
-    for (uint i = 0; i < DIM / 32; ++i) {
+    for (uint i = 0; i < EACH; ++i) {
       values[i] *= negative[i] ? -p.rotation_scale : p.rotation_scale;
     }
   }
   out += ulong(query) * p.out_strides[0] + ulong(head) * p.out_strides[1];
-  for (uint i = 0; i < DIM / 32; ++i) {
-    uint d = lane + 32 * i;
+  for (uint i = 0; i < EACH; ++i) {
+    uint d = lane * EACH + i;
     if (d < p.dim) {
       out[d] = SCALAR(values[i]);
     }

@@ -8,7 +8,9 @@ mod tests;
 use crate::device::cpu::Entry;
 use crate::device::{Gpu, Launch, Stream};
 use crate::kernels::{KernelParams, KernelSource, kernel_params};
-use crate::ops::attention::{Attention, CAUSAL, CacheLayout, FULL, Mask, POSITIONS, attention_into};
+use crate::ops::attention::{
+    Attention, CAUSAL, CacheLayout, FULL, Mask, POSITIONS, attention_into, join_threads, part_floats,
+};
 use crate::ops::check::{check, float_entry, size};
 use crate::ops::kv_quantize::{KvCodec, KvDomain, kv_dequantize};
 use crate::ops::kv_quantize_affine::{AffineRows, Ring, kv_dequantize_affine};
@@ -211,7 +213,7 @@ pub fn quantized_attention_into(
         threadgroups,
         threads: [32 * SIMDGROUPS, 1, 1],
     };
-    let shape = [queries, q_heads, parts, dim as u32 + 2].map(|n| n as usize);
+    let shape = [queries, q_heads, parts, part_floats(dim as u32)].map(|n| n as usize);
     let partial = stream.empty(DType::F32, shape)?;
     let launch = launch(&params).write(&partial);
     let joined = Launch::new(OP, &params).read(&partial).read_optional(sinks).read_optional(v.signs()).write(out);
@@ -224,7 +226,10 @@ pub fn quantized_attention_into(
         })?,
         None => stream.launch(launch, NO_CPU, || gpu("quantized_attention", [queries, heads * form.tiles, parts]))?,
     }
-    stream.launch(joined, NO_CPU, || gpu("quantized_attention_join", [queries, q_heads, 1]))
+    stream.launch(joined, NO_CPU, || Gpu {
+        threads: [join_threads(parts, form.lanes * form.chunks / 4), 1, 1],
+        ..gpu("quantized_attention_join", [queries, q_heads, 1])
+    })
 }
 
 impl<'a> QuantizedRows<'a> {
