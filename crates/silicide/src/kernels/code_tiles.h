@@ -87,11 +87,18 @@ inline uint two_codes(uint word, uint i) {
   return i == 0 ? word & 0x00ff00ffu : pick_bytes(word, 0, 0x4341);
 }
 
-// The level of the code whose lowest bit is `bit`, of those that a lane has from `levels` on.
+// Words from one level of a lane to the next, so that the place of a level is its lane and its code as two bytes.
+constant constexpr uint LEVELS_APART = 64;
+// The level of the code whose lowest bit is `bit`. `mine` is the place of the lane's first, a byte.
 template <uint BITS>
-inline uint level_of(Shared levels, uint word, uint bit) {
-  uint bytes = BITS == 8 ? word : (bit % 8 == 0 ? word : word >> 4) & 0x0f0f0f0fu;
-  return load_word(levels + pick_bytes(bytes, 0, 0x4440 | bit / 8) * 128);
+inline uint level_of(Shared levels, uint mine, uint2 words, uint bit) {
+  if (WHOLE<BITS>) {
+    uint word = bit < 32 ? words.x : words.y;
+    uint bytes = BITS == 8 ? word : (bit % 8 == 0 ? word : word >> 4) & 0x0f0f0f0fu;
+    return load_word(levels + pick_bytes(bytes, mine, 0x5504 | bit % 32 / 8 << 4));
+  }
+  uint code = bit < 8 ? words.x << (8 - bit) : uint((ulong(words.y) << 32 | words.x) >> (bit - 8));
+  return load_word(levels + and_or(code, ((1u << BITS) - 1) << 8, mine));
 }
 
 // Two of some numbers of 16 bits.

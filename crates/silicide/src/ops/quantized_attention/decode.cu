@@ -1,7 +1,7 @@
 // quantized_attention of few queries on NVIDIA's tensor cores: the parts of the keys. kernel.metal is its check, and joins them.
 //
 // A threadgroup computes ROWS of the heads that share a head of keys and values, for one query and one part of the keys that it
-// sees. A simdgroup takes every so-manieth sixteen of keys, whose codes come by asynchronous copies, STAGES - 1 ahead. Scores are
+// sees. A simdgroup takes every so-manieth sixteen of keys, whose codes come by asynchronous copies, a turn ahead. Scores are
 // [keys, heads], sums of values [elements, heads], so that a lane has the same heads of both.
 //
 // All products are of f16 and are summed in f32. An affine code is a subnormal as it is: 2^-24 for each unit, and as much times 16 for
@@ -11,7 +11,7 @@
 //
 // The host defines QUERY, the type of queries; SCALAR, half; K_BITS, K_SCALE, K_ROTATED and K_GROUP of keys and the same of values:
 // the bits of a code, the type of scales, whether codes number levels behind a rotation, and how many elements share a scale; DIM,
-// ROWS, SIMDGROUPS and STAGES; and what quantized_attention.h names.
+// ROWS and SIMDGROUPS; and what quantized_attention.h names.
 
 #include "silicide.h"
 #include "code_tiles.h"
@@ -34,9 +34,13 @@ constant constexpr bool PACKED = ROWS <= 4;
 constant constexpr bool EXACT = !K_ROTATED && sizeof(QUERY) == 2;
 constant constexpr uint Q_HALVES = PACKED || EXACT ? 1 : 2;
 constant constexpr uint V_HALVES = PACKED ? 1 : 2;
+constant constexpr uint Q_ROWS = EXACT && PACKED ? 4 : 8 * Q_HALVES;
+constant constexpr uint Q_PITCH = DIM / 8 + 4;  // by four words, for eight lanes in different banks
 constant constexpr float WEIGHT = 4096.0f;  // what weights are multiplied by, so that few are subnormal
 constant constexpr float SLACK = 2.0f;     // see LOG2_E: products of weights with WEIGHT and a scale below 2 are halves still
 constant constexpr uint PADDED = PACKED ? 4 : 8;
+// Products that go side by side, so that one need not wait for the other.
+constant constexpr uint CHAINS = !K_ROTATED ? 1 : PACKED ? 4 : 2;
 constant constexpr uint PITCH = DIM + 4;  // of sums of a head
 
 // The transpose of an 8x8 matrix of 16 bits, by shuffles: with movmatrix this kernel does not end on Hopper.
@@ -53,6 +57,20 @@ inline uint halves_of(float x) { return pack_two(x, x - unpack_two(pack_two(x, x
 // 2^(exponent - 127), and 2^(127 - exponent).
 inline float power(uint exponent) { return as_type<float>(exponent << 23); }
 inline float inverse_power(uint exponent) { return as_type<float>((254 - exponent) << 23); }
+
+// N levels as two halves each, once for each lane. A simdgroup brings some, of which a lane asks for one.
+template <uint N, typename S>
+inline void fill_levels(threadgroup uint* levels, device const S* from, uint lane, uint simdgroup) {
+  constexpr uint EACH = (N + SIMDGROUPS - 1) / SIMDGROUPS;
+  uint first = simdgroup * EACH;
+  uint own = halves_of(float(from[min(first + lane, N - 1)]));
+  for (uint i = 0; i < EACH; ++i) {
+    uint level = simd_shuffle(own, ushort(i));
+    if (first + i < N) {
+      levels[(first + i) * LEVELS_APART + lane] = level;
+    }
+  }
+}
 
 kernel void quantized_attention_decode(
     device const QUERY* q [[buffer(0)]],
@@ -72,15 +90,16 @@ kernel void quantized_attention_decode(
     uint lane_index [[thread_index_in_simdgroup]],
     uint simdgroup [[simdgroup_index_in_threadgroup]]) {
   uint lane = kept(lane_index);
-  threadgroup float queries[PADDED * DIM];
+  threadgroup uint4 queries[Q_ROWS * Q_PITCH];
   threadgroup float query_sums[PADDED * K_GROUPS];
   threadgroup uint exponents[PADDED];
   threadgroup float maxima[SIMDGROUPS * 8];
   threadgroup float sums[SIMDGROUPS * 8];
   dynamic += align_chunks(shared_address(dynamic)) - shared_address(dynamic);
-  threadgroup uchar* staged = dynamic + simdgroup * (STAGES * STAGE);
-  threadgroup uint* k_levels = (threadgroup uint*)(dynamic + SIMDGROUPS * STAGES * STAGE);
-  threadgroup uint* v_levels = ONE_TABLE ? k_levels : k_levels + 32 * K_LEVELS;
+  threadgroup uchar* staged = dynamic + simdgroup * (2 * STAGE);
+  threadgroup uint* k_levels = (threadgroup uint*)(dynamic + SIMDGROUPS * 2 * STAGE);
+  // A level has a place for each lane, then one for each lane of the other table where there are two.
+  threadgroup uint* v_levels = ONE_TABLE ? k_levels : k_levels + 32;
 
   uint query = group.x;
   uint sharing = p.q_heads / p.kv_heads;
@@ -96,21 +115,11 @@ kernel void quantized_attention_decode(
   v_scales += ulong(kv_head) * p.v.scale_strides[1];
   uint thread_index = simdgroup * 32 + lane;
 
-  // Levels are written by no launch.
-  auto fill = [&](threadgroup uint* levels, uint count, auto* from) {
-    for (uint i = thread_index; i < count * 32; i += 32 * SIMDGROUPS) {
-      levels[i] = halves_of(float(from[i / 32]));
-    }
-  };
-  if (K_ROTATED) {
-    fill(k_levels, K_LEVELS, k_biases);
-  } else {
+  if (!K_ROTATED) {
     k_biases += ulong(kv_head) * p.k.bias_strides[1];
   }
   if (!V_ROTATED) {
     v_biases += ulong(kv_head) * p.v.bias_strides[1];
-  } else if (!ONE_TABLE) {
-    fill(v_levels, V_LEVELS, v_biases);
   }
 
   uint oldest = 0;
@@ -157,15 +166,10 @@ kernel void quantized_attention_decode(
     }
     end_copies();
   };
-  // Launches before may still write the newest rows, and the position: the second cache is asked for what the first turns will likely read.
-  uint likely = has_positions(p) ? peek(positions + query) : 0;
-  oldest = oldest_of(p, likely + 1);
-  take_part(likely);
-  for (uint turn = 0; turn + 1 < STAGES && first_key(turn) < end; ++turn) {
-    // A side of a row has half of the lanes.
-    uint row = row_of(first_key(turn) + lane % 16);
-    auto ask = [&](auto* codes, auto* scales, auto* biases, constant Side& side, uint bytes, bool rotated) {
-      for (uint byte = 0; byte < bytes; byte += LINE) {
+  // Asks the second cache for the rows of a turn, or their factors alone. A side of a row has half of the lanes.
+  auto ask = [&](uint turn, bool codes_too) {
+    auto ask_row = [&](uint row, auto* codes, auto* scales, auto* biases, constant Side& side, uint bytes, bool rotated) {
+      for (uint byte = 0; byte < bytes && codes_too; byte += LINE) {
         prefetch((device const uchar*)row_at(codes, row, side.code_strides[0]) + byte);
       }
       prefetch(row_at(scales, row, side.scale_strides[0]));
@@ -173,11 +177,26 @@ kernel void quantized_attention_decode(
         prefetch(row_at(biases, row, side.bias_strides[0]));
       }
     };
-    if (lane < 16) {
-      ask(k_codes, k_scales, k_biases, p.k, K_TILE / KEYS, K_ROTATED);
-    } else {
-      ask(v_codes, v_scales, v_biases, p.v, V_TILE / KEYS, V_ROTATED);
+    if (first_key(turn) < end) {
+      uint row = row_of(first_key(turn) + lane % 16);
+      if (lane < 16) {
+        ask_row(row, k_codes, k_scales, k_biases, p.k, K_TILE / KEYS, K_ROTATED);
+      } else {
+        ask_row(row, v_codes, v_scales, v_biases, p.v, V_TILE / KEYS, V_ROTATED);
+      }
     }
+  };
+  // Launches before may still write the newest rows, and the position: the second cache is asked for what the first turn will likely read.
+  uint likely = has_positions(p) ? peek(positions + query) : 0;
+  oldest = oldest_of(p, likely + 1);
+  take_part(likely);
+  ask(0, true);
+  // Levels are written by no launch.
+  if constexpr (K_ROTATED) {
+    fill_levels<K_LEVELS>(k_levels, k_biases, lane, simdgroup);
+  }
+  if constexpr (V_ROTATED && !ONE_TABLE) {
+    fill_levels<V_LEVELS>(v_levels, v_biases, lane, simdgroup);
   }
   wait_for_inputs();
   oldest = oldest_position(p, positions, lane);
@@ -187,17 +206,11 @@ kernel void quantized_attention_decode(
   for (uint i = 0; i < DIM / 32; ++i) {
     values[i] = simdgroup < rows ? float(q[ulong(simdgroup) * p.q_strides[1] + lane + 32 * i]) : 0.0f;
   }
-  next_keys = chunk_from<K_BITS>(k_codes, p.k.code_strides[0], first_key(0), lane);
-  next_values = chunk_from<V_BITS>(v_codes, p.v.code_strides[0], first_key(0), lane);
-  for (uint turn = 0; turn + 1 < STAGES; ++turn) {
-    fetch(turn, turn);
-  }
 
   // Row i of a tile of scores is a key as in `row_place`.
   uint t = lane % 4;
   uint g = lane / 4;
   uint first_row_key = g / 2 + g % 2 * 4;
-  // Asked for as soon as those of the turn before are used up.
   Factors<K_SCALE, K_GROUPS, K_ROTATED> k_factors;
   Factors<V_SCALE, V_GROUPS, V_ROTATED> v_factors;
   auto look = [&](auto& factors, uint turn, auto* scales, auto* biases, constant Side& side) {
@@ -212,6 +225,9 @@ kernel void quantized_attention_decode(
   };
   look(k_factors, 0, k_scales, k_biases, p.k);
   look(v_factors, 0, v_scales, v_biases, p.v);
+  next_keys = chunk_from<K_BITS>(k_codes, p.k.code_strides[0], first_key(0), lane);
+  next_values = chunk_from<V_BITS>(v_codes, p.v.code_strides[0], first_key(0), lane);
+  fetch(0, 0);
 
   // Queries are turned as keys were.
   if (simdgroup < PADDED) {
@@ -224,20 +240,37 @@ kernel void quantized_attention_decode(
       hadamard_lanes(values, lane, 32);
     }
     float most = 0.0f;
-    float group_sums[K_GROUPS] = {};
     for (uint i = 0; i < DIM / 32; ++i) {
-      queries[simdgroup * DIM + lane + 32 * i] = values[i];
       most = max(most, abs(values[i]));
-      group_sums[i / (K_GROUP / 32)] += values[i];
     }
-    most = simd_max(most);
-    for (uint i = 0; i < K_GROUPS; ++i) {
-      group_sums[i] = simd_sum(group_sums[i]);
-    }
+    uint exponent = clamp(as_type<uint>(simd_max(most)) >> 23, 1u, 229u);
     if (lane == 0) {
-      exponents[simdgroup] = clamp(as_type<uint>(most) >> 23, 1u, 229u);
-      for (uint i = 0; i < K_GROUPS; ++i) {
-        query_sums[simdgroup * K_GROUPS + i] = group_sums[i] * (p.scale * LOG2_E);
+      exponents[simdgroup] = exponent;
+    }
+    for (uint i = 0; i < K_GROUPS && !K_ROTATED; ++i) {
+      float of_group = 0.0f;
+      for (uint j = 0; j < K_GROUP / 32; ++j) {
+        of_group += values[i * (K_GROUP / 32) + j];
+      }
+      of_group = simd_sum(of_group);
+      if (lane == 0) {
+        query_sums[simdgroup * K_GROUPS + i] = of_group * (p.scale * LOG2_E);
+      }
+    }
+    // Of 32 elements a lane of a product has eight; of bytes four, and four that are 16 further on. A word of queries has the pair that
+    // a word of codes or levels has.
+    uint column = K_BITS == 8 ? lane / 4 % 4 : lane / 8;
+    uint code = K_BITS == 8 ? lane / 16 * 4 + lane % 4 : lane % 8;
+    uint pair = K_ROTATED ? code / 2 : K_BITS == 4 ? code % 4 : code / 4 * 2 + code % 2;
+    uint of_pair = K_ROTATED ? code % 2 : K_BITS == 4 ? code / 4 : code / 2 % 2;
+    threadgroup half* to = (threadgroup half*)(queries + simdgroup * Q_PITCH + column) + pair * 2 + of_pair;
+    float factor = inverse_power(exponent) * (!K_ROTATED && K_BITS == 4 && pair % 2 == 1 ? 0.0625f : 1.0f);
+    for (uint i = 0; i < DIM / 32; ++i) {
+      float x = values[i] * factor;
+      half high = half(x);
+      to[i * 32] = high;
+      if (!EXACT) {
+        to[PADDED * Q_PITCH * 8 + i * 32] = half(x - float(high));
       }
     }
   }
@@ -249,33 +282,24 @@ kernel void quantized_attention_decode(
   for (uint c = 0; c < 2; ++c) {
     uint head = (2 * t + c) % PADDED;
     unit[c] = power(exponents[head]) * (K_ROTATED ? p.k.from_unit : 16777216.0f) * (p.scale * LOG2_E);
-    for (uint i = 0; i < K_GROUPS; ++i) {
+    for (uint i = 0; i < K_GROUPS && !K_ROTATED; ++i) {
       // Of columns that are one head one has them.
       sum_q[c][i] = PACKED && !EXACT && t >= 2 ? 0.0f : query_sums[head * K_GROUPS + i];
     }
   }
   uint mine[Q_HALVES][DIM / 8];
-  for (uint i = 0; i < DIM / 8; ++i) {
-    // The pair i % 4 of those that eight codes make.
-    uint pair = i % 4;
-    uint first = K_ROTATED ? 2 * pair : K_BITS == 4 ? pair : pair / 2 * 4 + pair % 2;
-    uint second = first + (K_ROTATED ? 1 : K_BITS == 4 ? 4 : 2);
-    // Of 32 elements a lane has eight; of bytes four, and four that are 16 further on.
-    uint at = g % PADDED * DIM + i / 4 * 32 + t * (K_BITS == 8 ? 4 : 8);
-    auto place_of = [](uint code) { return K_BITS == 8 ? code / 4 * 16 + code % 4 : code; };
-    float factor = inverse_power(exponents[g % PADDED]) * (!K_ROTATED && K_BITS == 4 && pair % 2 == 1 ? 0.0625f : 1.0f);
-    float2 x = float2(queries[at + place_of(first)], queries[at + place_of(second)]) * factor;
-    uint high = pack_two(x.x, x.y);
-    float2 rest = x - unpack_two(high);
-    uint low = EXACT ? high : pack_two(rest.x, rest.y);
-    mine[0][i] = PACKED && g >= 4 ? low : high;
-    if (Q_HALVES == 2) {
-      mine[Q_HALVES - 1][i] = low;
+  for (uint h = 0; h < Q_HALVES; ++h) {
+    for (uint i = 0; i < DIM / 32; ++i) {
+      uint4 four = queries[(h * 8 + g % Q_ROWS) * Q_PITCH + i * 4 + t];
+      for (uint j = 0; j < 4; ++j) {
+        mine[h][i * 4 + j] = four[j];
+      }
     }
   }
 
-  Shared my_k_levels = kept(shared_address(k_levels + lane));
-  Shared my_v_levels = ONE_TABLE ? my_k_levels : kept(shared_address(v_levels + lane));
+  Shared all_k_levels = shared_address(k_levels);
+  Shared all_v_levels = shared_address(v_levels);
+  uint my_level = lane * 4;
   uint key_place = row_place<K_BITS>(lane);
   uint value_place = row_place<V_BITS>(lane);
   float sum_v[STEPS][4] = {};
@@ -286,18 +310,24 @@ kernel void quantized_attention_decode(
   float limit = power(2);
   uint slot = 0;
   for (uint turn = 0; first_key(turn) < end; ++turn) {
-    wait_for_copies<STAGES - 2>();
+    wait_for_copies<0>();
     simdgroup_barrier(mem_flags::mem_threadgroup);
-    fetch(turn + STAGES - 1, slot == 0 ? STAGES - 1 : slot - 1);
+    fetch(turn + 1, slot ^ 1);
     threadgroup const uchar* keys = staged + slot * STAGE;
-    slot = slot + 1 == STAGES ? 0 : slot + 1;
+    slot ^= 1;
     threadgroup const uchar* values = keys + K_TILE;
     Shared key_matrices = shared_address(keys) + key_place;
     Shared value_matrices = shared_address(values) + value_place;
 
+    // The turn ends with a wait for all that these loads bring, so they come first, and find it in the second cache.
+    ask(turn + 2, false);
+    auto next_k_factors = k_factors;
+    auto next_v_factors = v_factors;
+    look(next_k_factors, turn + 1, k_scales, k_biases, p.k);
+    look(next_v_factors, turn + 1, v_scales, v_biases, p.v);
     float scores[4] = {};
     for (uint i = 0; i < K_GROUPS; ++i) {
-      float dots[4] = {};
+      float chains[CHAINS][4] = {};
       uint four[4];
       for (uint j = i * (K_GROUP / 32); j < (i + 1) * (K_GROUP / 32); ++j) {
         if (K_BITS == 8 || (K_BITS == 4 && j % 2 == 0)) {
@@ -313,18 +343,12 @@ kernel void quantized_attention_decode(
           for (uint pair = 0; pair < 4; ++pair) {
             uint a[4];
             for (uint e = 0; e < 4; ++e) {
-              uint code = pair * 2 + e / 2;
-              if constexpr (WHOLE<K_BITS>) {
-                uint word = code * K_BITS < 32 ? words[e % 2].x : words[e % 2].y;
-                a[e] = level_of<K_BITS>(my_k_levels, word, code * K_BITS % 32);
-              } else {
-                a[e] = load_word(my_k_levels + code_of<K_BITS>(words[e % 2], code) * 128);
-              }
+              a[e] = level_of<K_BITS>(all_k_levels, my_level, words[e % 2], (pair * 2 + e / 2) * K_BITS);
             }
             for (uint h = 0; h < Q_HALVES; ++h) {
               uint two = mine[h][j * 4 + pair];
               uint b[2] = {low_halves(two, two), high_halves(two, two)};
-              multiply(dots, a, b);
+              multiply(chains[pair % CHAINS], a, b);
             }
           }
         } else {
@@ -336,20 +360,22 @@ kernel void quantized_attention_decode(
                                  : two_codes<K_BITS>(at < 2 ? words[e % 2].x : words[e % 2].y, at % 2);
             }
             for (uint h = 0; h < Q_HALVES; ++h) {
-              multiply(dots, a, mine[h] + j * 4 + pair);
+              multiply(chains[0], a, mine[h] + j * 4 + pair);
             }
           }
         }
       }
       for (uint e = 0; e < 4; ++e) {
-        scores[e] = fma(k_factors.scales[e / 2][i] * unit[e % 2], dots[e], scores[e]);
+        float dot = chains[0][e];
+        for (uint c = 1; c < CHAINS; ++c) {
+          dot += chains[c][e];
+        }
+        scores[e] = fma(k_factors.scales[e / 2][i] * unit[e % 2], dot, scores[e]);
         if (!K_ROTATED) {
           scores[e] = fma(k_factors.biases[e / 2][i], sum_q[e % 2][i], scores[e]);
         }
       }
     }
-
-    look(k_factors, turn + 1, k_scales, k_biases, p.k);
 
     // Scores are by the logarithm of 2. A score that is NaN is the greatest of none, but has its say in the sums.
     if (PACKED && !EXACT) {
@@ -456,7 +482,8 @@ kernel void quantized_attention_decode(
                 for (uint r = 0; r < 2; ++r) {
                   uint a[4];
                   for (uint e = 0; e < 4; ++e) {
-                    a[e] = level_of<V_BITS>(my_v_levels, four[chunk * 2 + r], e / 2 * 16 + (step * 2 + e % 2) * V_BITS);
+                    uint bit = e / 2 * 16 + (step * 2 + e % 2) * V_BITS;
+                    a[e] = level_of<V_BITS>(all_v_levels, my_level, uint2(four[chunk * 2 + r], 0), bit);
                   }
                   for (uint h = 0; h < V_HALVES; ++h) {
                     uint two = weights[h][r];
@@ -486,7 +513,7 @@ kernel void quantized_attention_decode(
             for (uint r = 0; r < 2; ++r) {
               uint a[4];
               for (uint e = 0; e < 4; ++e) {
-                a[e] = load_word(my_v_levels + code_of<V_BITS>(words[r * 2 + e / 2], step * 2 + e % 2) * 128);
+                a[e] = level_of<V_BITS>(all_v_levels, my_level, words[r * 2 + e / 2], (step * 2 + e % 2) * V_BITS);
               }
               for (uint h = 0; h < V_HALVES; ++h) {
                 uint two = weights[h][r];
@@ -498,7 +525,8 @@ kernel void quantized_attention_decode(
         }
       }
     }
-    look(v_factors, turn + 1, v_scales, v_biases, p.v);
+    k_factors = next_k_factors;
+    v_factors = next_v_factors;
   }
   wait_for_copies<0>();
 
@@ -543,7 +571,6 @@ kernel void quantized_attention_decode(
   }
   threadgroup_barrier(mem_flags::mem_threadgroup);
 
-  // Of each part its sums, then the greatest score and the sum of weights.
   for (uint i = thread_index; i < rows * DIM; i += SIMDGROUPS * 32) {
     uint h = i / DIM;
     uint at = i % DIM;

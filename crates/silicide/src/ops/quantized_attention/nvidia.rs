@@ -12,7 +12,6 @@ pub(in crate::ops) struct Decode {
     /// Threadgroups among which the heads that share keys are.
     pub(super) tiles: u32,
     simdgroups: u32,
-    stages: u32,
     /// That the keys of a query are computed in.
     pub(super) parts: u32,
 }
@@ -43,34 +42,32 @@ impl Decode {
     pub(in crate::ops) fn shaped(dim: u32, sharing: u32, codes: [Code; 2], memory: u32) -> Decode {
         let tiles = sharing.div_ceil(8);
         let rows = sharing.div_ceil(tiles);
-        // As many as a processor has registers for.
-        let simdgroups = match dim {
+        // As many as a processor has registers for, and memory.
+        let most = match dim {
             256 => 8,
             _ if codes.iter().any(|code| code.rotated) => 12,
             _ => 16,
         };
-        let form = Decode { dim, codes, rows, tiles, simdgroups, stages: 0, parts: 1 };
-        let room = memory.saturating_sub(DECLARED + form.tables());
-        let stages = (room / (simdgroups * form.stage())).clamp(2, 4);
-        Decode { stages, ..form }
+        let form = Decode { dim, codes, rows, tiles, simdgroups: most, parts: 1 };
+        let fits = form.threadgroup_memory() + DECLARED <= memory;
+        Decode { simdgroups: if fits { most } else { 8 }, ..form }
     }
 
-    /// Bytes that a simdgroup has of a stage.
+    /// Bytes that a simdgroup's keys and values take.
     fn stage(&self) -> u32 {
         self.codes.iter().map(|code| KEYS * self.dim * code.bits / 8).sum()
     }
 
-    /// Bytes of the levels, once for each lane.
+    /// Bytes of the levels: of keys and of values in turn, once for each lane.
     fn tables(&self) -> u32 {
-        let table = |code: &Code| if code.rotated { (4 * 32) << code.bits } else { 0 };
-        let [k, v] = [0, 1].map(|side| table(&self.codes[side]));
-        if k == v { k } else { k + v }
+        let table = |code: &Code| if code.rotated { (2 * 4 * 32) << code.bits } else { 0 };
+        self.codes.iter().map(table).max().unwrap_or(0)
     }
 
-    /// Bytes that the stages and levels take, and at the end the sums of all simdgroups.
+    /// Bytes that two stages and the levels take, and at the end the sums of all simdgroups.
     pub(super) fn threadgroup_memory(&self) -> u32 {
         let sums = 8 * (self.dim + 4) * 4;
-        (self.simdgroups * self.stages * self.stage() + self.tables()).max(self.simdgroups * sums) + 128
+        (self.simdgroups * 2 * self.stage() + self.tables()).max(self.simdgroups * sums) + 128
     }
 
     pub(super) fn threads(&self) -> u32 {
@@ -78,10 +75,10 @@ impl Decode {
     }
 
     pub(in crate::ops) fn defines(&self, q: DType, cache: CacheLayout) -> String {
-        let Decode { dim, codes, rows, simdgroups, stages, .. } = self;
+        let Decode { dim, codes, rows, simdgroups, .. } = self;
         format!(
             "{}#define QUERY {}\n#define SCALAR half\n#define DIM {dim}\n#define ROWS {rows}\n#define SIMDGROUPS {simdgroups}\n\
-             #define STAGES {stages}\n#define K_GROUP {}\n#define V_GROUP {}",
+             #define K_GROUP {}\n#define V_GROUP {}",
             defines_of(*codes, cache),
             q.msl(),
             codes[0].group,
@@ -91,7 +88,7 @@ impl Decode {
 }
 
 /// Bytes that are left to what the kernel declares.
-const DECLARED: u32 = 27 << 10;
+const DECLARED: u32 = 11 << 10;
 
 pub(in crate::ops) static DECODE: KernelSource = KernelSource {
     name: "quantized_attention/decode.cu",
