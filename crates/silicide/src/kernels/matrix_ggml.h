@@ -1,5 +1,5 @@
 // GGUF formats: blocks that carry their own scales. Each struct reads unit `u` of one block, its codes one a byte, less ZERO:
-// all sixteen as a uint4, or as a uint the four from `first` on. Rows are whole blocks, so ALIGNMENT, the power of two in a
+// all sixteen as a uint4, or as a uint the four from `first` on, or as a ushort two. Rows are whole blocks, so ALIGNMENT, the power of two in a
 // block's size, is what loads can rely on. GROUP is how many columns share a scale.
 
 template <typename Block>
@@ -28,6 +28,10 @@ struct Blocks {
 };
 
 // Bytes, by loads of no more than ALIGNMENT.
+template <uint ALIGNMENT>
+inline void load_bytes(device const uchar* at, thread ushort& two) {
+  two = *(device const ushort*)at;
+}
 template <uint ALIGNMENT>
 inline void load_bytes(device const uchar* at, thread uint& word) {
   if (ALIGNMENT >= 4) {
@@ -61,6 +65,7 @@ inline W bytes_at(device const uchar* at) {
 inline float load_half(device const uchar* at) { return float(*(device const half*)at); }
 
 // Bits, one to each byte.
+inline void spread_bits(uint bits, thread ushort& two) { two = (bits & 3u) * 0x0081u & 0x0101u; }
 inline void spread_bits(uint bits, thread uint& word) { word = (bits & 15u) * 0x00204081u & 0x01010101u; }
 inline void spread_bits(uint bits, thread uint4& words) {
   words = (uint4(bits, bits >> 4, bits >> 8, bits >> 12) & 15u) * 0x00204081u & 0x01010101u;
@@ -82,6 +87,7 @@ inline uint iq4_codes(uint codes) {
   }
   return bytes;
 }
+inline ushort iq4_codes(ushort codes) { return IQ4_CODES[codes & 15] | IQ4_CODES[codes >> 8 & 15] << 8; }
 inline uint4 iq4_codes(uint4 codes) {
   return uint4(iq4_codes(codes.x), iq4_codes(codes.y), iq4_codes(codes.z), iq4_codes(codes.w));
 }
@@ -152,7 +158,7 @@ struct IQ4_NL {
 
   template <typename W>
   static W codes(device const uchar* block, uint u, uint first) {
-    return iq4_codes(bytes_at<2, W>(block + 2 + first) >> (4 * u) & W(0x0f0f0f0fu));
+    return iq4_codes(W(bytes_at<2, W>(block + 2 + first) >> (4 * u) & W(0x0f0f0f0fu)));
   }
   static Factors factors(device const uchar* block, uint) { return {load_half(block), 0.0f}; }
 };
@@ -262,7 +268,7 @@ struct IQ4_XS {
 
   template <typename W>
   static W codes(device const uchar* block, uint u, uint first) {
-    return iq4_codes(bytes_at<8, W>(block + 8 + u / 2 * 16 + first) >> (u % 2 * 4) & W(0x0f0f0f0fu));
+    return iq4_codes(W(bytes_at<8, W>(block + 8 + u / 2 * 16 + first) >> (u % 2 * 4) & W(0x0f0f0f0fu)));
   }
   static Factors factors(device const uchar* block, uint u) {
     uint g = u / 2;

@@ -205,25 +205,18 @@ inline uint factor_of(thread const SmallFloats<C, E8m0, G>*, uint code) {
   return code == 255 ? 0x7fc07fc0u : code == 0 ? 0x00400040u : code * 0x00800080u;
 }
 
-// Four codes of a unit that lie together, the lane's of four lanes.
+// Two codes of a unit that lie together, one a byte.
 template <typename B>
-inline uint four_codes(Blocks<B> reader, uint unit, uint lane) {
-  return B::template codes<uint>(reader.block(unit), unit % B::UNITS, lane % 4 * 4);
+inline ushort two_codes(Blocks<B> reader, uint unit, uint first) {
+  return B::template codes<ushort>(reader.block(unit), unit % B::UNITS, first);
 }
-
-// Those of columns 2t, 2t + 1, 2t + 8 and 2t + 9 of the unit, lane t of four, as two pairs.
 template <typename B>
-inline void pairs_of(Blocks<B>, uint four, uint lane, thread uint* to) {
+inline uint values_of(Blocks<B>, ushort two) {
   Kept kept = Kept::of(0);
-  uint t = lane % 4;
-  for (uint i = 0; i < 2; ++i) {
-    uint word = simd_shuffle(four, ushort(lane - t + t / 2 + i * 2));
-    uint digits = t % 2 == 0 ? 0x4140 : 0x4342;
-    if constexpr (B::ZERO < 128) {
-      to[i] = less_zero<B::ZERO>(pick_bytes(word, kept.above, digits));
-    } else {
-      to[i] = two_of_eight<false>(pick_bytes(word, 0, digits), kept);
-    }
+  if constexpr (B::ZERO < 128) {
+    return less_zero<B::ZERO>(pick_bytes(two, kept.above, 0x4140));
+  } else {
+    return two_of_eight<false>(pick_bytes(two, 0, 0x4140), kept);
   }
 }
 
@@ -478,20 +471,21 @@ kernel void matmul_wgmma(
             Blocked reader = {as_device(rows + h * BESIDE * PITCH)};
             // Each of four lanes has the scale of one unit.
             uint own = split(reader.factors(part * (TILE_K / 16) + lane % 4).scale);
-            uint four[TILE_K / 16];
+            ushort two[TILE_K / 16][2];
             for (uint k = 0; k < TILE_K / 16; ++k) {
-              four[k] = four_codes(reader, part * (TILE_K / 16) + k, lane);
+              for (uint e = 0; e < 2; ++e) {
+                two[k][e] = two_codes(reader, part * (TILE_K / 16) + k, lane % 4 * 2 + e * 8);
+              }
             }
             uint scale;
             for (uint k = 0; k < TILE_K / 16; ++k) {
               if (k % (W::GROUP / UNIT) == 0) {
                 scale = simd_shuffle(own, ushort(lane / 4 * 4 + k));
               }
-              uint pairs[2];
-              pairs_of(reader, four[k], lane, pairs);
               for (uint e = 0; e < 2; ++e) {
-                uint rest = fma_pairs(pairs[e], high_halves(scale, scale), NEGATIVE_ZEROS);
-                a[k][e * 2 + h] = fma_pairs(pairs[e], low_halves(scale, scale), rest);
+                uint pair = values_of(reader, two[k][e]);
+                uint rest = fma_pairs(pair, high_halves(scale, scale), NEGATIVE_ZEROS);
+                a[k][e * 2 + h] = fma_pairs(pair, low_halves(scale, scale), rest);
               }
             }
           }
