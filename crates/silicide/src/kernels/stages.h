@@ -56,6 +56,9 @@ struct Stages {
   uint rows;                        // that there are
   bool ends;                        // whether the last of these is its weight's
 
+  // An index that is not known would have the compiler keep them in memory.
+  device const uchar* codes_of(uint row) const { return row % SUMS == 0 ? codes[0] : codes[SUMS - 1]; }
+
   // Bytes of a row of scales.
   static uint scale_row(uint k, uint group) { return k / group * L::SCALE; }
 
@@ -95,7 +98,7 @@ struct Stages {
   void copy(threadgroup uchar* stage, uint columns, bool last, uint code_stride, uint k, uint group, uint lane) const {
     uint first = lane % LANES * 16;
     uint first_row = lane / LANES;
-    device const uchar* lane_from = codes[first_row % SUMS] + first_row / SUMS * code_stride;
+    device const uchar* lane_from = codes_of(first_row) + first_row / SUMS * code_stride;
     Shared lane_to = shared_address(stage) + first_row * PITCH + first;
     ulong step = ulong(AT_ONCE / SUMS) * code_stride;
     if (IN_ORDER && columns == COLUMNS && rows == ROWS) {
@@ -104,7 +107,7 @@ struct Stages {
         uint row = (i * 32 + lane) / CHUNKS;
         uint at = (i * 32 + lane) % CHUNKS * 16;
         if (ROWS * CHUNKS % 32 == 0 || row < ROWS) {
-          copy_sixteen(shared_address(stage) + row * PITCH + at, codes[row % SUMS] + row / SUMS * code_stride + at, true);
+          copy_sixteen(shared_address(stage) + row * PITCH + at, codes_of(row) + row / SUMS * code_stride + at, true);
         }
       }
     } else if (EVEN && columns == COLUMNS && rows == ROWS) {
