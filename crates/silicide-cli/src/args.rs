@@ -337,6 +337,8 @@ pub enum DeviceChoice {
     Metal,
     /// NVIDIA's GPU; needs its driver and NVRTC.
     Cuda,
+    /// NVIDIA's GPU with the kernels that it shares with Apple's alone, to measure and check its own beside them.
+    CudaShared,
     /// The Metal kernels, run on the CPU and checked; slow, needs clang 19.
     EmulatedMetal,
     /// The kernels of NVIDIA GPUs, likewise.

@@ -15,12 +15,15 @@ pub fn device(options: &DeviceArgs) -> silicide::Result<Device> {
     let threads = options.threads.unwrap_or(0);
     let cpu = || Device::cpu_with(CpuOptions { threads, ..CpuOptions::default() });
     let memory_limit = options.memory_limit;
-    let cuda = || Device::cuda_with(CudaOptions { memory_limit, ..CudaOptions::default() });
+    let cuda_with =
+        |shared_kernels| Device::cuda_with(CudaOptions { memory_limit, shared_kernels, ..CudaOptions::default() });
+    let cuda = || cuda_with(false);
     match options.device {
         DeviceChoice::Auto => Ok(Device::metal().or_else(|_| cuda()).unwrap_or_else(|_| cpu())),
         DeviceChoice::Cpu => Ok(cpu()),
         DeviceChoice::Metal => Device::metal(),
         DeviceChoice::Cuda => cuda(),
+        DeviceChoice::CudaShared => cuda_with(true),
         DeviceChoice::EmulatedMetal => Device::emulated_metal(checked()),
         DeviceChoice::EmulatedCuda => Device::emulated_cuda(checked()),
     }

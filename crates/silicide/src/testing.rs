@@ -7,19 +7,19 @@ use std::sync::OnceLock;
 
 use half::{bf16, f16};
 
-use crate::device::{CpuOptions, EmulatedOptions};
+use crate::device::{CpuOptions, CudaOptions, EmulatedOptions};
 use crate::formats::Mapped;
 use crate::quant::{GgmlFormat, QuantFormat, QuantView};
 use crate::{DType, Device, Matrix, MatrixFormat, Shape, Stream, Tensor};
 
 /// Runs `test` on every device here: the CPU with three threads, the emulated devices with checks under shuffled schedules,
-/// Metal on a Mac, and an NVIDIA GPU.
+/// Metal on a Mac, and an NVIDIA GPU, with its own kernels and without.
 pub(crate) fn on_every_device(mut test: impl FnMut(&mut Stream)) {
     test(&mut Device::cpu_with(CpuOptions { threads: 3, ..CpuOptions::default() }).stream());
     on_schedules(0..2, Device::emulated_metal, &mut test);
     on_schedules(0..1, Device::emulated_cuda, &mut test);
-    if let Some(device) = cuda() {
-        eprintln!("cuda");
+    for device in cuda() {
+        eprintln!("cuda, {}", device.description());
         test(&mut device.stream());
     }
     #[cfg(target_os = "macos")]
@@ -52,14 +52,14 @@ fn on_schedules(
     }
 }
 
-/// The NVIDIA GPU, opened once. `SILICIDE_REQUIRE_CUDA` says that it must be there.
-fn cuda() -> Option<&'static Device> {
-    static DEVICE: OnceLock<Option<Device>> = OnceLock::new();
-    let open = || match Device::cuda() {
+/// The NVIDIA GPU, opened once: with its own kernels, and with shared ones alone. `SILICIDE_REQUIRE_CUDA` says that it must be there.
+fn cuda() -> &'static [Device] {
+    static DEVICES: OnceLock<Vec<Device>> = OnceLock::new();
+    let open = |shared_kernels| match Device::cuda_with(CudaOptions { shared_kernels, ..CudaOptions::default() }) {
         Err(e) if std::env::var_os("SILICIDE_REQUIRE_CUDA").is_some() => panic!("{e}"),
         device => device.ok(),
     };
-    DEVICE.get_or_init(open).as_ref()
+    DEVICES.get_or_init(|| [false, true].into_iter().filter_map(open).collect())
 }
 
 /// A small deterministic generator (SplitMix64), so that a failure can be repeated from its seed.

@@ -67,11 +67,6 @@ impl DeviceKind {
         }
     }
 
-    /// Whether it takes the kernels that are for NVIDIA GPUs.
-    pub fn is_nvidia(self) -> bool {
-        matches!(self, DeviceKind::Cuda | DeviceKind::EmulatedCuda)
-    }
-
     /// Whether the host stands for a GPU, so that its speed says nothing.
     pub fn is_emulated(self) -> bool {
         matches!(self, DeviceKind::EmulatedMetal | DeviceKind::EmulatedCuda)
@@ -165,6 +160,11 @@ impl Device {
     /// Whether the host reaches its memory.
     pub(crate) fn shares_memory(&self) -> bool {
         self.0.shares_memory()
+    }
+
+    /// Whether it runs kernels written for NVIDIA GPUs.
+    pub(crate) fn takes_nvidia_kernels(&self) -> bool {
+        self.0.takes_nvidia_kernels()
     }
 
     /// Bytes of threadgroup memory that kernels written for NVIDIA GPUs may have, those that they declare included; none elsewhere.
@@ -318,6 +318,10 @@ pub(crate) trait Executor: Send + Sync {
     /// See [`Device::processors`].
     fn processors(&self) -> Option<u32> {
         None
+    }
+    /// See [`Device::takes_nvidia_kernels`].
+    fn takes_nvidia_kernels(&self) -> bool {
+        false
     }
     /// See [`Device::nvidia_threadgroup_memory`].
     fn nvidia_threadgroup_memory(&self) -> u32 {

@@ -31,11 +31,13 @@ pub struct CudaOptions {
     pub memory_limit: Option<usize>,
     /// Where compiled kernels are kept between runs; None keeps them in memory only.
     pub cache_dir: Option<PathBuf>,
+    /// Only the kernels that Apple's GPUs run too, none of those written for NVIDIA's: what these are checked against and have to outrun.
+    pub shared_kernels: bool,
 }
 
 impl Default for CudaOptions {
     fn default() -> Self {
-        CudaOptions { ordinal: 0, memory_limit: None, cache_dir: default_cache_dir() }
+        CudaOptions { ordinal: 0, memory_limit: None, cache_dir: default_cache_dir(), shared_kernels: false }
     }
 }
 
@@ -50,6 +52,7 @@ struct Shared {
     /// Bytes taken now.
     taken: AtomicUsize,
     limit: usize,
+    shared_kernels: bool,
 }
 
 /// What a kernel is compiled by: source, defines, entry, and the bound on threads.
@@ -82,7 +85,8 @@ impl Cuda {
         let compiler = Compiler::new(driver.capability, options.cache_dir)?;
         let limit = options.memory_limit.unwrap_or(usize::MAX);
         let (kernels, taken) = (Mutex::default(), AtomicUsize::new(0));
-        Ok(Cuda { shared: Arc::new(Shared { driver, compiler, kernels, taken, limit }) })
+        let shared_kernels = options.shared_kernels;
+        Ok(Cuda { shared: Arc::new(Shared { driver, compiler, kernels, taken, limit, shared_kernels }) })
     }
 }
 
@@ -92,10 +96,10 @@ impl Executor for Cuda {
     }
 
     fn description(&self) -> String {
-        let Shared { driver, compiler, .. } = &*self.shared;
+        let Shared { driver, compiler, shared_kernels, .. } = &*self.shared;
         let (major, minor) = driver.capability;
         format!(
-            "{}, {} processors, compute capability {major}.{minor}, {} MiB; driver for CUDA {}.{}, NVRTC {}.{}",
+            "{}, {} processors, compute capability {major}.{minor}, {} MiB; driver for CUDA {}.{}, NVRTC {}.{}{}",
             driver.name,
             driver.processors,
             driver.total_memory >> 20,
@@ -103,6 +107,7 @@ impl Executor for Cuda {
             driver.version % 1000 / 10,
             compiler.version.0,
             compiler.version.1,
+            if *shared_kernels { "; shared kernels alone" } else { "" },
         )
     }
 
@@ -153,6 +158,10 @@ impl Executor for Cuda {
 
     fn processors(&self) -> Option<u32> {
         Some(self.shared.driver.processors)
+    }
+
+    fn takes_nvidia_kernels(&self) -> bool {
+        !self.shared.shared_kernels
     }
 
     fn nvidia_threadgroup_memory(&self) -> u32 {

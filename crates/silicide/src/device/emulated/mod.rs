@@ -58,7 +58,7 @@ impl Executor for Emulated {
 
     fn description(&self) -> String {
         let checks = if self.shared.options.checks { "every access checked" } else { "unchecked" };
-        let whose = if self.shared.kind.is_nvidia() { "NVIDIA" } else { "Metal" };
+        let whose = if self.takes_nvidia_kernels() { "NVIDIA" } else { "Metal" };
         format!("{whose} kernels run on the CPU, {checks}")
     }
 
@@ -75,17 +75,21 @@ impl Executor for Emulated {
         Box::new(EmulatedQueue { shared: self.shared.clone(), pending: Vec::new(), order })
     }
 
+    fn takes_nvidia_kernels(&self) -> bool {
+        self.shared.kind == DeviceKind::EmulatedCuda
+    }
+
     fn compute_capability(&self) -> Option<(u32, u32)> {
-        self.shared.kind.is_nvidia().then_some((9, 0))
+        self.takes_nvidia_kernels().then_some((9, 0))
     }
 
     fn processors(&self) -> Option<u32> {
         // So few that threadgroups which stay find work.
-        self.shared.kind.is_nvidia().then_some(2)
+        self.takes_nvidia_kernels().then_some(2)
     }
 
     fn nvidia_threadgroup_memory(&self) -> u32 {
-        if self.shared.kind.is_nvidia() { silicide_msl::MAX_NVIDIA_THREADGROUP_BYTES as u32 } else { 0 }
+        if self.takes_nvidia_kernels() { silicide_msl::MAX_NVIDIA_THREADGROUP_BYTES as u32 } else { 0 }
     }
 }
 

@@ -5,7 +5,7 @@ use crate::{DType, Device, Tensor};
 
 /// Whether they are taken: for one type of 16 bits, heads of whole sixteens, and rows that lie aligned.
 pub(super) fn fits(device: &Device, q: &Tensor, k: &Tensor, v: &Tensor, p: &Params) -> bool {
-    device.kind().is_nvidia()
+    device.takes_nvidia_kernels()
         && q.dtype() != DType::F32
         && k.dtype() == q.dtype()
         && p.masked == 0

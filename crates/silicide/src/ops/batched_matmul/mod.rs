@@ -169,7 +169,7 @@ impl GpuForm {
 /// Whether tensor cores take the products: of many rows, of one type of 16 bits, that are whole chunks of 16 bytes.
 fn tensor_cores(device: &Device, a: &Tensor, b: &Tensor, m: u32) -> bool {
     let fits = |t: &Tensor| t.dtype() != DType::F32 && t.dim(-1).is_multiple_of(8) && t.vectors_align(8);
-    device.kind().is_nvidia() && m > 16 && a.dtype() == b.dtype() && fits(a) && fits(b)
+    device.takes_nvidia_kernels() && m > 16 && a.dtype() == b.dtype() && fits(a) && fits(b)
 }
 
 const OP: &str = "batched_matmul";

@@ -39,7 +39,7 @@ fn check_glu(
     let ids_t = device.tensor(&ids, [tokens, slots]).unwrap();
     let x = rounded(dtype, &random.values(if shared { tokens } else { pairs } * k));
     let xt = case.x(device, &x, k, random);
-    let rounds = device.kind() == DeviceKind::Cpu || device.kind().is_nvidia();
+    let rounds = device.kind() == DeviceKind::Cpu || device.takes_nvidia_kernels();
     for &precision in if rounds { &PRECISIONS[..] } else { &PRECISIONS[..1] } {
         let of_all = stored.each_ref().map(|stack| reference(stack, &x, DType::F32, precision));
         let pair = |pair: usize| {
@@ -281,7 +281,7 @@ fn which_form_takes_gated_units() {
         let stored =
             [(); 2].map(|()| StoredMatrix::random(affine(4, 64, DType::BF16), 4 * 32, 256, &mut Random::new(38)));
         let [g, u] = stacks(device, &stored, 4);
-        let nvidia = device.kind().is_nvidia();
+        let nvidia = device.takes_nvidia_kernels();
         for (tokens, plain, tensor) in [
             (1, "expert_matmul_one", "expert_matmul_units_8"),
             (2000, "expert_matmul_tiled", "expert_matmul_tensor_128"),

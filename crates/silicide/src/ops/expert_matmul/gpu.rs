@@ -79,7 +79,7 @@ pub(super) fn tensor_cores(
     rows: u32,
     precision: Precision,
 ) -> Result<GpuForm, &'static str> {
-    if !x.device().kind().is_nvidia() {
+    if !x.device().takes_nvidia_kernels() {
         return Err("");
     }
     if x.dtype() == DType::F32 {

@@ -68,7 +68,7 @@ fn check_products(
     let bias = bias.then(|| rounded(dtype, &random.values(experts * n)));
     let bias_t = bias.as_ref().map(|b| crate::testing::tensor_of(device, dtype, b, [experts, n]));
     // Only the CPU rounds activations, and NVIDIA's tensor cores weights.
-    let rounds = device.kind() == DeviceKind::Cpu || device.kind().is_nvidia();
+    let rounds = device.kind() == DeviceKind::Cpu || device.takes_nvidia_kernels();
     let precisions = if rounds { &PRECISIONS[..] } else { &PRECISIONS[..1] };
     for &precision in precisions {
         let of_rows: Vec<_> = x.chunks(k).map(|x| reference(stack, x, dtype, precision)).collect();
@@ -225,7 +225,7 @@ fn rows_that_are_not_finite_stay_apart() {
 fn what_tensor_cores_take() {
     on_every_device(|stream| {
         let device = &stream.device().clone();
-        if !device.kind().is_nvidia() {
+        if !device.takes_nvidia_kernels() {
             return;
         }
         let weight = |bits| {

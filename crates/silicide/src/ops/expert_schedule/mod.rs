@@ -80,13 +80,14 @@ impl ExpertSchedule {
 /// ```
 pub fn expert_schedule(stream: &mut Stream, ids: &Tensor, experts: usize) -> Result<ExpertSchedule> {
     let pairs = ids.elements();
+    let nvidia = stream.device().takes_nvidia_kernels();
     let rows = match stream.device().kind() {
         // The CPU has no use for less than all of an expert's rows.
         DeviceKind::Cpu if ids.shape().first() == Some(&1) => None,
         DeviceKind::Cpu => Some(pairs + 1),
         // Tensor cores take larger tiles, and find the few pairs of an expert by themselves.
-        kind if kind.is_nvidia() && pairs <= 32.max(experts / 2) => None,
-        kind if kind.is_nvidia() => {
+        _ if nvidia && pairs <= 32.max(experts / 2) => None,
+        _ if nvidia => {
             let tiles = [8, 16, 32, 64].into_iter().zip([6, 12, 24, 48]);
             let fits = tiles.map(|(rows, most)| (rows, most * experts)).find(|&(_, most)| pairs < most);
             Some(fits.map_or(128, |(rows, _)| rows))

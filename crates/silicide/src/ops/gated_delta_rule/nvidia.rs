@@ -26,7 +26,7 @@ impl Chunked {
     /// None where types, heads or memory are not what it is for.
     pub(super) fn of(device: &Device, tensors: [&Tensor; 4], p: &Params) -> Option<Chunked> {
         let dtype = tensors[0].dtype();
-        let fits = device.kind().is_nvidia()
+        let fits = device.takes_nvidia_kernels()
             && dtype != DType::F32
             && p.dk.is_multiple_of(16)
             && p.dk <= 128

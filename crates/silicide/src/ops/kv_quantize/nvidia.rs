@@ -28,7 +28,7 @@ impl Many {
     /// For `rows` of each head. None where they are few, do not lie so that packets are sixteen bytes of them, or are not of 16 bits.
     pub(super) fn of(device: &Device, op: &str, p: &Params, rows: u32, dtype: DType, aligned: bool) -> Option<Many> {
         let whole = aligned && dtype != DType::F32 && (64..=256).contains(&p.dim);
-        if !(device.kind().is_nvidia() && whole && rows >= FEWEST) {
+        if !(device.takes_nvidia_kernels() && whole && rows >= FEWEST) {
             return None;
         }
         let processors = device.processors().unwrap_or(1);

@@ -69,7 +69,7 @@ fn check_epilogues(
     let xt = random.tensor(device, dtype, &x, [m, k]);
     let bias_t = random.tensor(device, dtype, &bias, [n]);
     let residual_t = random.tensor(device, dtype, &residuals[0], [m, n]);
-    let rounds = device.kind() == DeviceKind::Cpu || device.kind().is_nvidia();
+    let rounds = device.kind() == DeviceKind::Cpu || device.takes_nvidia_kernels();
     for &precision in if rounds { &PRECISIONS[..] } else { &PRECISIONS[..1] } {
         let sums = matrices.each_ref().map(|matrix| reference(matrix, &x, DType::F32, precision));
         let name = |what: &str| format!("{device:?} {:?}, {m} rows of {dtype}, {precision:?}: {what}", weights[0]);

@@ -206,7 +206,7 @@ fn tensor_cores(
     products: &[Product],
     precision: Precision,
 ) -> Result<GpuForm, &'static str> {
-    if !device.kind().is_nvidia() {
+    if !device.takes_nvidia_kernels() {
         return Err("");
     }
     if x.dtype() == DType::F32 {

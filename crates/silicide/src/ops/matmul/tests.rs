@@ -94,10 +94,10 @@ fn check_products_with(stream: &mut Stream, matrix: &StoredMatrix, dtype: DType,
     let device = &stream.device().clone();
     let weight = Weight::new(&matrix.on(device)).unwrap();
     // Only the CPU rounds activations, and NVIDIA's tensor cores weights.
-    let rounds = device.kind() == DeviceKind::Cpu || device.kind().is_nvidia();
+    let rounds = device.kind() == DeviceKind::Cpu || device.takes_nvidia_kernels();
     let precisions = if rounds { &PRECISIONS[..] } else { &PRECISIONS[..1] };
     // NVIDIA GPUs have forms of their own for rows that vectors fit.
-    let units = if device.kind().is_nvidia() { vec![1, 8] } else { vec![[1, 8][random.below(2)]] };
+    let units = if device.takes_nvidia_kernels() { vec![1, 8] } else { vec![[1, 8][random.below(2)]] };
     let (x, m) = (rounded(dtype, x), x.len() / matrix.columns);
     for &precision in precisions {
         let wanted = reference(matrix, &x, dtype, precision);

@@ -21,6 +21,7 @@ pub(super) fn pays(device: &Device, x: &Tensor, x_rows: &Rows, products: &[Produ
     let dense = |m: &Matrix| m.format() == MatrixFormat::Dense(x.dtype());
     // The instructions are those of 9.0 alone, and none that is emulated.
     device.kind() == DeviceKind::Cuda
+        && device.takes_nvidia_kernels()
         && matches!(device.compute_capability(), Some((9, _)))
         && precision == Precision::Reduced
         && x.dtype() != DType::F32

@@ -24,7 +24,7 @@ impl Decode {
     /// has too little threadgroup memory.
     pub(super) fn of(device: &Device, p: &Params, codes: [Code; 2], aligned: bool) -> Option<Decode> {
         let fits = |code: &Code| code.group >= 64 && (p.dim * code.bits).is_multiple_of(128);
-        if !(device.kind().is_nvidia() && matches!(p.dim, 64 | 128 | 256) && aligned && codes.iter().all(fits)) {
+        if !(device.takes_nvidia_kernels() && matches!(p.dim, 64 | 128 | 256) && aligned && codes.iter().all(fits)) {
             return None;
         }
         // A threadgroup for each processor of a large GPU; the number of queries has no say, so that one gives what a few give.

@@ -329,7 +329,7 @@ fn takes_many_keys() {
 #[test]
 fn takes_many_keys_in_one_part() {
     on_every_device(|stream| {
-        if stream.device().kind().is_nvidia() {
+        if stream.device().takes_nvidia_kernels() {
             let v = Store::Affine { bits: 4, group_size: 64, scales: 0 };
             let many = Case { queries: 1, keys: 300, kv_heads: 128, group: 1, shows: Shows::From(290), ..PLAIN };
             check_case(stream, &Case { k: ROTATED, v, dtype: 1, ..many });

@@ -181,7 +181,7 @@ pub(super) fn reference(c: &Case, scale: f64, q: &[f32], k: &[f32], v: &[f32], s
 
 pub(super) fn check_case(stream: &mut Stream, c: &Case) {
     // NVIDIA GPUs have forms of their own for rows that vectors fit.
-    let both = stream.device().kind().is_nvidia() && [4, 8].contains(&c.types);
+    let both = stream.device().takes_nvidia_kernels() && [4, 8].contains(&c.types);
     for unit in if both { vec![1, 8] } else { vec![[1, 8][c.seed as usize % 2]] } {
         check_laid_out(stream, c, unit);
     }
