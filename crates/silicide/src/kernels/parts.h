@@ -10,22 +10,31 @@ inline uint part_floats(uint dim) { return PART_SUMS + (dim + 3) / 4 * 4; }
 // N floats, as many at a time as lie aligned.
 template <uint N>
 inline void load_sums(device const float* from, thread float* sums) {
-  constexpr uint EACH = N % 4 == 0 ? 4 : N % 2 == 0 ? 2 : 1;
-  for (uint i = 0; i < N; i += EACH) {
-    if constexpr (EACH == 1) {
-      sums[i] = from[i];
-    } else {
-      vec<float, EACH> some = *(device const vec<float, EACH>*)(from + i);
-      for (uint j = 0; j < EACH; ++j) {
-        sums[i + j] = some[j];
+  if (N % 4 == 0) {
+    for (uint i = 0; i < N; i += 4) {
+      float4 four = *(device const float4*)(from + i);
+      for (uint j = 0; j < 4; ++j) {
+        sums[i + j] = four[j];
       }
+    }
+  } else if (N % 2 == 0) {
+    for (uint i = 0; i < N; i += 2) {
+      float2 two = *(device const float2*)(from + i);
+      sums[i] = two.x;
+      sums[i + 1] = two.y;
+    }
+  } else {
+    for (uint i = 0; i < N; ++i) {
+      sums[i] = from[i];
     }
   }
 }
 
 // Parts that a simdgroup joins, of which a lane has N elements.
 template <uint N>
-constant constexpr uint JOINED = N > 4 ? 8 : 16;
+struct Joined {
+  static constant constexpr uint PARTS = N > 4 ? 8 : 16;
+};
 
 // N elements from `first` on, a multiple of N, as a head's parts, 64 at most, and its sink give them, which is negative infinity for none.
 // There are simdgroups for all parts; `joined` has room for 32 times N elements of each. Simdgroup 0 has the result, and anything for
@@ -42,6 +51,7 @@ inline void join_parts(
     uint simdgroup,
     uint simdgroups,
     thread float* values) {
+  constexpr uint JOINED = Joined<N>::PARTS;
   uint pitch = part_floats(dim);
   float maxima[2] = {-INFINITY, -INFINITY};
   float sums[2] = {0.0f, 0.0f};
@@ -54,9 +64,9 @@ inline void join_parts(
     }
   }
   // Asked for before weights are known.
-  uint begin = simdgroup * JOINED<N>;
-  float elements[JOINED<N>][N] = {};
-  for (uint j = 0; j < JOINED<N>; ++j) {
+  uint begin = simdgroup * JOINED;
+  float elements[JOINED][N] = {};
+  for (uint j = 0; j < JOINED; ++j) {
     if (begin + j < parts && first < dim) {
       load_sums<N>(partial + (begin + j) * pitch + PART_SUMS + first, elements[j]);
     }
@@ -72,7 +82,7 @@ inline void join_parts(
   for (uint i = 0; i < N; ++i) {
     values[i] = 0.0f;
   }
-  for (uint j = 0; j < JOINED<N>; ++j) {
+  for (uint j = 0; j < JOINED; ++j) {
     float weight = simd_shuffle(begin < 32 ? weights[0] : weights[1], ushort((begin + j) % 32));
     for (uint i = 0; i < N; ++i) {
       values[i] = fma(elements[j][i], weight, values[i]);
