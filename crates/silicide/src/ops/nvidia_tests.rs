@@ -233,6 +233,17 @@ fn every_kernel_of_its_own_compiles_for_nvidia() {
     compile(KernelSource::is_for_nvidia);
 }
 
+/// Metal's language is C++14 with types of its own, and what stands for it here takes more.
+#[test]
+fn shared_kernels_keep_to_what_metal_has() {
+    for source in SOURCES.iter().filter(|source| !source.is_for_nvidia()) {
+        let text = source.assemble("");
+        for newer in ["if constexpr", "[&]", "[=]", "constexpr auto", "decltype(auto)"] {
+            assert!(!text.contains(newer), "{} has {newer}", source.path());
+        }
+    }
+}
+
 fn compile(chosen: fn(&KernelSource) -> bool) {
     if !cuda::is_present() {
         assert!(std::env::var_os("SILICIDE_REQUIRE_NVRTC").is_none(), "NVRTC is not on the library path");
