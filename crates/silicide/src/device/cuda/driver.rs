@@ -1,7 +1,7 @@
 //! The CUDA driver's calls that are used, with their errors as ours.
 
 use std::ffi::{CStr, CString, c_int, c_void};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::sys::{self, CUresult};
 
@@ -193,7 +193,7 @@ impl Driver {
             check(sys::cuModuleLoadData(&mut module, cubin.as_ptr().cast()), "cuModuleLoadData")?;
             check(sys::cuModuleGetFunction(&mut function, module, symbol.as_ptr()), "cuModuleGetFunction")?;
         }
-        Ok(Function { module, function, driver: self.clone() })
+        Ok(Function { module, function, dynamic: Mutex::new(0), driver: self.clone() })
     }
 
     /// What the copy engine must know of a matrix at `address`.
@@ -256,8 +256,13 @@ impl Driver {
         // 48 KiB are given without asking, of which kernels declare 32 at most.
         if shared > 16 << 10 {
             use sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as SIZE;
-            // SAFETY: the function's module is loaded.
-            check(unsafe { sys::cuFuncSetAttribute(function.function, SIZE, shared as i32) }, "cuFuncSetAttribute")?;
+            let mut dynamic = function.dynamic.lock().unwrap_or_else(PoisonError::into_inner);
+            if shared > *dynamic {
+                // SAFETY: the function's module is loaded.
+                let result = unsafe { sys::cuFuncSetAttribute(function.function, SIZE, shared as i32) };
+                check(result, "cuFuncSetAttribute")?;
+                *dynamic = shared;
+            }
         }
         // A threadgroup that is alone on its processor: all of the first cache may be its memory. Measured: decode attention of wide heads
         // takes 2 to 13 % less time; where two share a processor, products of few rows would take up to 20 % more.
@@ -382,6 +387,8 @@ impl Drop for Context {
 pub(super) struct Function {
     module: sys::CUmodule,
     function: sys::CUfunction,
+    /// The most memory beside what it declares that a launch may ask for, which only grows: threads launch it at once.
+    dynamic: Mutex<u32>,
     driver: Arc<Driver>,
 }
 

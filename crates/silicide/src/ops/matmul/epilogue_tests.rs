@@ -144,6 +144,10 @@ fn tiles_beside_each_other() {
             (affine(8, 64, DType::BF16), 40, 4096 + 64, DType::BF16, &[2, 11]),
             (ggml(GgmlFormat::Q6_K), 150, 512, DType::BF16, &[3, 16, 70]),
             (MatrixFormat::Dense(DType::F16), 261, 192, DType::F16, &[5, 65, 130]),
+            // Columns that threadgroups share.
+            (MatrixFormat::Dense(DType::BF16), 264, 2064, DType::BF16, &[33, 64]),
+            (affine(4, 64, DType::BF16), 136, 1088, DType::BF16, &[17, 100]),
+            (ggml(GgmlFormat::Q8_0), 40, 2176, DType::BF16, &[50]),
         ] {
             for &m in ms {
                 check_epilogues(stream, (format, n, k), dtype, m, Gate::Silu, random);

@@ -11,6 +11,8 @@ pub(super) mod one;
 pub(super) mod peak;
 mod stages;
 #[cfg(test)]
+mod tensor_tests;
+#[cfg(test)]
 pub(super) mod tests;
 pub(super) mod wgmma;
 
