@@ -62,6 +62,12 @@ pub(super) fn cases(gpu: bool) -> Vec<Case> {
             cases.push(matmul(LLAMA, format, m, LLAMA.intermediate, LLAMA.hidden));
         }
     }
+    // Sequences that are served together.
+    for format in [FOUR_BITS, ggml(GgmlFormat::Q4_K), BF16].into_iter().filter(|_| gpu) {
+        for (n, k) in [(LLAMA.intermediate, LLAMA.hidden), (LLAMA.hidden, LLAMA.intermediate)] {
+            cases.push(matmul(LLAMA, format, 64, n, k));
+        }
+    }
     // Formats that are dequantised on the way to the tensor cores, and those that are before.
     for &format in FORMATS[1..].iter().filter(|_| gpu) {
         cases.push(matmul(LLAMA, format, 1024, LLAMA.intermediate, LLAMA.hidden));

@@ -18,10 +18,10 @@ pub(in crate::ops) fn bits(format: MatrixFormat) -> Option<u32> {
     }
 }
 
-/// The form for affine codes of 4 or 8 bits and at most 16 rows of x, or none.
+/// The form for affine codes of 4 or 8 bits and at most [`MOST`] rows of x, or none.
 pub(super) fn form(device: &Device, p: &Params, products: &[Product]) -> Option<GpuForm> {
     let (bits, group) = (bits(products[0].matrix.format())?, p.group_size);
-    if p.m > 16 || p.k == 0 || !aligned(products) {
+    if p.m > MOST || p.k == 0 || !aligned(products) {
         return None;
     }
     let tiles: u32 = p.n.iter().map(|n| n.div_ceil(TILE)).sum();
@@ -89,6 +89,8 @@ const ENTRIES_32: [&str; 5] = entries!("32");
 const ENTRIES_64: [&str; 5] = entries!("64");
 const ENTRIES_128: [&str; 5] = entries!("128");
 
+/// Rows of x, here and in `groups.cu`.
+pub(super) const MOST: u32 = 16;
 /// Rows of a tile; columns of a stage, and stages of a simdgroup; `few.cu` has the same.
 const TILE: u32 = 16;
 const COLUMNS: u32 = 256;

@@ -1,14 +1,14 @@
 //! Few rows of 16 bits on NVIDIA's tensor cores with a weight of any format: the kernels of `groups.cu`.
 
-use super::Params;
 use super::gpu::{GpuForm, PARAMS, Product};
 use super::stages::{Stage, fit};
+use super::{Params, few};
 use crate::kernels::KernelSource;
 use crate::matrix::MatrixFormat;
 use crate::quant::{GgmlFormat, QuantFormat};
 use crate::{DType, Device};
 
-/// The form for any format whose elements, before they are scaled, `x`'s type has, and at most 16 rows of x; or none.
+/// The form for any format whose elements, before they are scaled, `x`'s type has, and at most [`few::MOST`] rows of x; or none.
 pub(super) fn form(device: &Device, x: DType, p: &Params, products: &[Product]) -> Option<GpuForm> {
     let format = products[0].matrix.format();
     // Columns of a stage, and floats of a row that are made of its scales and minimums.
@@ -18,7 +18,7 @@ pub(super) fn form(device: &Device, x: DType, p: &Params, products: &[Product]) 
         MatrixFormat::Quantized(format, _) => (256, factors_of(format)),
     };
     let stage = Stage::of(format, p.k, TILE, columns, 0);
-    if !(1..=16).contains(&p.m) || !stage.takes(p, products) {
+    if !(1..=few::MOST).contains(&p.m) || !stage.takes(p, products) {
         return None;
     }
     let (entry, tokens) = if p.m <= 8 { ("matmul_tensor_groups_8", 8) } else { ("matmul_tensor_groups_16", 16) };

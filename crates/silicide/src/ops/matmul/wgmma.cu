@@ -5,7 +5,8 @@
 // Two threadgroups, a cluster, compute 256 rows of the weight by TOKENS rows of x, and stay for as long as there are such tiles. Each has
 // half of the rows of the weight, of which its two consumers, groups of four simdgroups, have 64 each, and fetches half of the rows of x
 // for both. The first group of each is the producer: one thread asks the copy engine for tiles of 64 columns, STAGES ahead, and for slabs of
-// blocks, SLABS ahead. The weight is the first factor, so that it may come from registers, and sums are f32 of [weight's rows, x's rows].
+// blocks, SLABS ahead. A cluster is several such pairs, which share the columns, where tiles are too few for all processors. The weight is
+// the first factor, so that it may come from registers, and sums are f32 of [weight's rows, x's rows].
 
 #define QUICK
 #include "codes.h"
@@ -55,6 +56,7 @@ constant constexpr uint W_BYTES = HALF_N * W_ROW;
 // Rows of blocks are an odd number of sixteen bytes, so that eight of them lie in different banks.
 constant constexpr uint SLABS = IN_BLOCKS ? 2 : 0;
 constant constexpr uint SLAB_STEPS = W::SLAB_COLUMNS / TILE_K;
+constant constexpr uint TOGETHER = W::GROUP > W::SLAB_COLUMNS ? W::GROUP / TILE_K : SLAB_STEPS;  // steps that rows are whole numbers of
 constant constexpr uint PITCH = ((W::BLOCKS + (W::BLOCKS % 16 == 0 ? 0 : 14) + 15) / 16 | 1) * 16;
 constant constexpr uint SLAB = HALF_N * PITCH;
 // Of two weights a tile has first the rows of one and then as many of the other. A simdgroup takes eight rows of each, so that both sums of
@@ -71,10 +73,13 @@ constant constexpr uint GROUPS = W::GROUP >= TILE_K ? 1 : TILE_K / W::GROUP;  //
 
 #define D4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define D16(i) D4(i), D4(i + 4), D4(i + 8), D4(i + 12)
-#define D64(i) D16(i), D16(i + 16), D16(i + 32), D16(i + 48)
-#define SUMS_64                                                        \
+#define D32(i) D16(i), D16(i + 16)
+#define D64(i) D32(i), D32(i + 32)
+#define SUMS_32                                                        \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
-  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
+  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define SUMS_64                                                        \
+  SUMS_32 ", "                                                         \
   "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
   "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 #define SUMS_128                                                       \
@@ -84,7 +89,13 @@ constant constexpr uint GROUPS = W::GROUP >= TILE_K ? 1 : TILE_K / W::GROUP;  //
   "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
   "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 
-// d += a b for a of [64, 16] and b of [16, 128], in threadgroup memory with their columns together; or d = a b.
+// d += a b for a of [64, 16] and b of [16, 2 * d's], in threadgroup memory with their columns together; or d = a b.
+inline void multiply_tiles(thread float (&d)[32], ulong a, ulong b, uint more) {
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
+               "wgmma.mma_async.sync.aligned.m64n64k16." TYPES " {" SUMS_32 "}, %32, %33, p, 1, 1, 0, 0;\n}"
+               : D32(0)
+               : "l"(a), "l"(b), "r"(more));
+}
 inline void multiply_tiles(thread float (&d)[64], ulong a, ulong b, uint more) {
   asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
                "wgmma.mma_async.sync.aligned.m64n128k16." TYPES " {" SUMS_64 "}, %64, %65, p, 1, 1, 0, 0;\n}"
@@ -99,6 +110,12 @@ inline void multiply_tiles(thread float (&d)[128], ulong a, ulong b, uint more) 
 }
 
 // The same with a in registers.
+inline void multiply_tiles(thread float (&d)[32], thread const uint (&a)[4], ulong b, uint more) {
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\n"
+               "wgmma.mma_async.sync.aligned.m64n64k16." TYPES " {" SUMS_32 "}, {%32, %33, %34, %35}, %36, p, 1, 1, 0;\n}"
+               : D32(0)
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(more));
+}
 inline void multiply_tiles(thread float (&d)[64], thread const uint (&a)[4], ulong b, uint more) {
   asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
                "wgmma.mma_async.sync.aligned.m64n128k16." TYPES " {" SUMS_64 "}, {%64, %65, %66, %67}, %68, p, 1, 1, 0;\n}"
@@ -141,17 +158,29 @@ inline void wait_at(uint barrier, uint parity) {
 inline void cluster_barrier() {
   asm volatile("barrier.cluster.arrive.relaxed;\nbarrier.cluster.wait;" ::: "memory");
 }
+inline void cluster_barrier_for_memory() {
+  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
+}
+// What lies at the same place in threadgroup `rank` of the cluster.
+inline float4 load_from(uint at, uint rank) {
+  float4 v;
+  asm volatile("{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %4, %5;\nld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [there];\n}"
+               : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+               : "r"(at), "r"(rank)
+               : "memory");
+  return v;
+}
 
 inline void fetch_tile(uint to, constant TileMap& map, uint column, uint row, uint barrier) {
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(to),
                "l"(&map), "r"(column), "r"(row), "r"(barrier)
                : "memory");
 }
-// To the same place in both threadgroups of the cluster, at whose barriers the bytes are counted.
-inline void fetch_tile_for_both(uint to, constant TileMap& map, uint column, uint row, uint barrier) {
+// To the same place in threadgroups `first` and `first` + 1 of the cluster, at whose barriers the bytes are counted.
+inline void fetch_tile_for_both(uint to, constant TileMap& map, uint column, uint row, uint barrier, uint first) {
   asm volatile(
       "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
-      "l"(&map), "r"(column), "r"(row), "r"(barrier), "h"(ushort(3))
+      "l"(&map), "r"(column), "r"(row), "r"(barrier), "h"(ushort(3 << first))
       : "memory");
 }
 inline void store_tile(constant TileMap& map, uint column, uint row, uint from) {
@@ -253,6 +282,10 @@ kernel void matmul_wgmma(
   uint slab_full = empty + STAGES * 8;
   uint slab_empty = slab_full + SLABS * 8;
 
+  // Where there are few tiles several pairs of a cluster share the columns.
+  uint splits = TOKENS == 64 ? p.splits : 1;
+  uint share = group / 2 % splits;
+  uint pair = share * 2;
   uint rank = group % 2;
   if (thread_index == 0) {
     for (uint i = 0; i < STAGES; ++i) {
@@ -273,7 +306,7 @@ kernel void matmul_wgmma(
   // Tiles that follow each other share rows of the weight, and bands of x that the second cache holds. Where the last of them would leave
   // half of the clusters idle, each is two, of half as many rows of x.
   constexpr uint BAND = 2048 / TOKENS;
-  uint clusters = groups / 2;
+  uint clusters = groups / 2 / splits;
   uint down = (p.m + TOKENS - 1) / TOKENS;
   uint across = p.blocks[0] + p.blocks[1] + p.blocks[2];
   uint tiles = down * across;
@@ -281,7 +314,9 @@ kernel void matmul_wgmma(
   uint whole = TOKENS == 256 && last * 2 <= clusters ? tiles - last : tiles;
   uint pieces = whole + (tiles - whole) * 2;
   auto tile_of = [&](uint piece) { return piece < whole ? piece : whole + (piece - whole) / 2; };
-  uint steps = (p.k + TILE_K - 1) / TILE_K;
+  uint together = ((p.k + TILE_K - 1) / TILE_K) / TOGETHER;
+  uint first_step = share * together / splits * TOGETHER;
+  uint steps = (share + 1) * together / splits * TOGETHER - first_step;
   auto first_token = [&](uint piece) {
     uint tile = tile_of(piece);
     uint band = tile / (BAND * across);
@@ -313,19 +348,20 @@ kernel void matmul_wgmma(
   if (simdgroup < 4) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
     if (thread_index == 0) {
-      for (uint piece = group / 2; piece < pieces; piece += clusters) {
+      for (uint piece = group / 2 / splits; piece < pieces; piece += clusters) {
         bool half_tile = piece >= whole;
         uint token = first_token(piece) + (half_tile ? 0 : rank * (TOKENS / 2));
         Product product = pick(piece);
         uint column = first_column(product);
         for (uint step = 0; step < steps; ++step) {
+          uint at = first_step + step;
           if (IN_BLOCKS && step % SLAB_STEPS == 0) {
             wait_at(slab_empty + slab * 8, slab_parity ^ 1);
             arrive_expecting(slab_full + slab * 8, SLAB);
             for (uint i = 0; i < SUMS; ++i) {
               // Elements of the map are of two bytes.
               fetch_tile(
-                  slabs + slab * SLAB + i * (SLAB / SUMS), mapped.weights[product.which + i], step / SLAB_STEPS * W::BLOCKS / 16 * 8, column,
+                  slabs + slab * SLAB + i * (SLAB / SUMS), mapped.weights[product.which + i], at / SLAB_STEPS * W::BLOCKS / 16 * 8, column,
                   slab_full + slab * 8);
             }
             advance_slab();
@@ -334,16 +370,19 @@ kernel void matmul_wgmma(
           arrive_expecting(full + stage * 8, half_tile ? STAGE - X_BYTES / 2 : STAGE);
           uint to = staged + stage * STAGE;
           if (!half_tile || rank == 0) {
-            fetch_tile_for_both(to + rank * (X_BYTES / 2), mapped.x, step * TILE_K, token, full + stage * 8);
+            fetch_tile_for_both(to + rank * (X_BYTES / 2), mapped.x, at * TILE_K, token, full + stage * 8, pair);
           }
           for (uint i = 0; i < SUMS && !IN_BLOCKS; ++i) {
             fetch_tile(
-                to + X_BYTES + i * (W_BYTES / SUMS), mapped.weights[product.which + i], step * W_ROW / (BITS == 0 ? 2 : 1), column,
+                to + X_BYTES + i * (W_BYTES / SUMS), mapped.weights[product.which + i], at * W_ROW / (BITS == 0 ? 2 : 1), column,
                 full + stage * 8);
           }
           advance();
         }
       }
+    }
+    if (splits > 1) {
+      cluster_barrier_for_memory();
     }
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
@@ -353,7 +392,7 @@ kernel void matmul_wgmma(
     constexpr uint BESIDE = SUMS == 2 ? OF_EACH : 8;                              // from its first eight rows to the others
     auto release = [&](uint stage) {
       if (lane < 2) {
-        arrive_at(empty + stage * 8, lane);
+        arrive_at(empty + stage * 8, pair + lane);
       }
     };
 
@@ -393,7 +432,7 @@ kernel void matmul_wgmma(
         for (uint h = 0; h < 2; ++h) {
           Stored weight = holder_of(product.weight, h);
           uint own = column + row + lane / 4 + (SUMS == 2 ? 0 : h * 8);
-          ulong at = ulong(min(own, product.n - 1)) * groups_of_row;
+          ulong at = ulong(min(own, product.n - 1)) * groups_of_row + first_step * TILE_K / W::GROUP;
           scales[h] = (device const Factor*)weight.scales + at;
           biases[h] = (device const Factor*)weight.biases + at;
         }
@@ -465,7 +504,7 @@ kernel void matmul_wgmma(
             wait_at(slab_full + slab * 8, slab_parity);
           }
           // The copy engine wants to begin on sixteen bytes.
-          uint skipped = step / SLAB_STEPS * W::BLOCKS % 16;
+          uint skipped = (first_step + step) / SLAB_STEPS * W::BLOCKS % 16;
           threadgroup const uchar* rows = dynamic + (slabs + slab * SLAB - shared_address(dynamic)) + (row + lane / 4) * PITCH + skipped;
           for (uint h = 0; h < 2; ++h) {
             Blocked reader = {as_device(rows + h * BESIDE * PITCH)};
@@ -492,7 +531,7 @@ kernel void matmul_wgmma(
           if (part == SLAB_STEPS - 1) {
             simdgroup_barrier(mem_flags::mem_none);
             if (lane == 0) {
-              arrive_at(slab_empty + slab * 8, rank);
+              arrive_at(slab_empty + slab * 8, pair + rank);
             }
             advance_slab();
           }
@@ -536,7 +575,34 @@ kernel void matmul_wgmma(
       asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
       release(before);
 
-      // A consumer lays out 128 rows of x at a time, transposed, as the copy engine takes them.
+      // The first pair adds up the sums of all, which lie where their tiles were.
+      if (splits > 1) {
+        uint own = staged + (thread_index - 128) * 16;
+        asm volatile("bar.sync 3, 256;" ::: "memory");
+        if (share > 0) {
+#pragma unroll
+          for (uint i = 0; i < ROWS / 2; i += 4) {
+            asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(own + i * 1024), "f"(d[i]), "f"(d[i + 1]), "f"(d[i + 2]), "f"(d[i + 3])
+                         : "memory");
+          }
+        }
+        cluster_barrier_for_memory();
+        if (share > 0) {
+          return;
+        }
+        for (uint other = 1; other < splits; ++other) {
+#pragma unroll
+          for (uint i = 0; i < ROWS / 2; i += 4) {
+            float4 sums = load_from(own + i * 1024, other * 2 + rank);
+            d[i] += sums.x;
+            d[i + 1] += sums.y;
+            d[i + 2] += sums.z;
+            d[i + 3] += sums.w;
+          }
+        }
+      }
+
+      // A consumer lays out up to 128 rows of x at a time, transposed, as the copy engine takes them.
       uint out = outs + consumer * OUT;
       uint token = first_token(piece);
       Added added = PICK_ADDED(product);
@@ -548,13 +614,13 @@ kernel void matmul_wgmma(
             min(token + j * 8 + lane % 4 * 2 + e % 2, p.m - 1), min(column + own, product.n - 1), sums, added);
       };
 #pragma unroll
-      for (uint part = 0; part < ROWS / 128; ++part) {
+      for (uint part = 0; part < (ROWS + 127) / 128; ++part) {
         if (thread_index % 128 == 0) {
           asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
         }
         asm volatile("bar.sync %0, 128;" ::"r"(consumer + 1) : "memory");
 #pragma unroll
-        for (uint j = 0; j < 16; j += 2 * SUMS) {
+        for (uint j = 0; j < min(ROWS, 128u) / 8; j += 2 * SUMS) {
           uint packed[4];
 #pragma unroll
           for (uint i = 0; i < 4; ++i) {
@@ -577,7 +643,7 @@ kernel void matmul_wgmma(
         }
       }
     };
-    uint piece = group / 2;
+    uint piece = group / 2 / splits;
     for (; piece < whole; piece += clusters) {
       compute(piece, RowsOfX<TOKENS>());
     }
@@ -594,5 +660,6 @@ kernel void matmul_wgmma(
   cluster_barrier();
 }
 
+instantiate_kernel("matmul_wgmma_64", matmul_wgmma, 64)
 instantiate_kernel("matmul_wgmma_128", matmul_wgmma, 128)
 instantiate_kernel("matmul_wgmma_256", matmul_wgmma, 256)

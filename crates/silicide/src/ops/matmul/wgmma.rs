@@ -1,10 +1,10 @@
-//! Many rows of 16 bits on NVIDIA's Hopper GPUs: the kernel of `wgmma.cu`, behind dequantising to memory where it
+//! More than a few rows of 16 bits on NVIDIA's Hopper GPUs: the kernel of `wgmma.cu`, behind dequantising to memory where it
 //! does not read the rows themselves.
 
 use bytemuck::Zeroable;
 
 use super::gpu::{self, Product};
-use super::{AT_ONCE, OP, Params, Precision, flops, params};
+use super::{AT_ONCE, OP, Params, Precision, few, flops, params};
 use crate::device::{Gpu, Launch, Stream, TileMap, Tiles};
 use crate::kernels::{KernelParams, KernelSource, kernel_params};
 use crate::matrix::{Matrix, MatrixFormat};
@@ -16,7 +16,7 @@ use crate::{DType, Device, DeviceKind, Result, Tensor};
 /// Bytes that dequantised rows of one weight may take for a while.
 const ROOM: usize = 1 << 30;
 
-/// Whether products go this way: enough rows of x to fill tiles, and to repay dequantising.
+/// Whether products go this way: more rows of x than the forms for few take, which repay even dequantising to memory.
 pub(super) fn pays(device: &Device, x: &Tensor, x_rows: &Rows, products: &[Product], precision: Precision) -> bool {
     let dense = |m: &Matrix| m.format() == MatrixFormat::Dense(x.dtype());
     // The instructions are those of 9.0 alone, and none that is emulated.
@@ -25,6 +25,7 @@ pub(super) fn pays(device: &Device, x: &Tensor, x_rows: &Rows, products: &[Produ
         && matches!(device.compute_capability(), Some((9, _)))
         && precision == Precision::Reduced
         && x.dtype() != DType::F32
+        && x_rows.count > few::MOST
         && x_rows.len > 0
         && x_rows.len.is_multiple_of(gpu::UNIT)
         && x.vectors_align(8)
@@ -33,11 +34,8 @@ pub(super) fn pays(device: &Device, x: &Tensor, x_rows: &Rows, products: &[Produ
         && products.iter().all(|Product { matrix, placed }| {
             placed.out.vectors_align(8)
                 && match dense(matrix) {
-                    true => x_rows.count > 64 && aligned(matrix),
-                    false => {
-                        (x_rows.count > 64 && in_registers(x, matrix).is_some())
-                            || (x_rows.count >= 256 && matrix.rows() * matrix.columns() <= ROOM / 2)
-                    }
+                    true => aligned(matrix),
+                    false => in_registers(x, matrix).is_some() || matrix.rows() * matrix.columns() <= ROOM / 2,
                 }
         })
 }
@@ -76,10 +74,16 @@ pub(super) fn launch(
         _ if halves => price,
         _ => 2.0,
     };
-    let (entry, tokens) = match (2 * rounds) as f32 + last < price * tiles(128).div_ceil(clusters) as f32 {
-        true => ("matmul_wgmma_256", 256),
+    let wide = ((2 * rounds) as f32 + last) < price * tiles(128).div_ceil(clusters) as f32;
+    // Narrower yet where each is the only one of its cluster. Clusters of several pairs, which share the columns, find room on three
+    // quarters of the processors.
+    let (entry, tokens) = match tiles(64) <= clusters {
+        true => ("matmul_wgmma_64", 64),
+        false if wide => ("matmul_wgmma_256", 256),
         false => ("matmul_wgmma_128", 128),
     };
+    let fits = |splits: &u32| 4 * tiles(64) * splits <= 3 * clusters && params.k >= LEAST_SHARE * splits;
+    let splits = [4, 3, 2].into_iter().find(fits).unwrap_or(1);
     let pieces = tiles(tokens) + if tokens == 256 && halves { rest } else { 0 };
     // What a row of the weight and of a tile is to the copy engine, of which blocks are pairs of bytes.
     let stride = stored.code_stride() as u32;
@@ -97,6 +101,7 @@ pub(super) fn launch(
     };
     let stage = TILE_K * 2 * tokens + w_bytes;
     let stages = (SHARED - 1024 - OUT - slabs) / (stage + 16);
+    params.splits = splits;
     let mapped = MappedParams {
         x: TileMap::zeroed(),
         weights: [TileMap::zeroed(); AT_ONCE],
@@ -121,13 +126,13 @@ pub(super) fn launch(
         launch = launch.tiles(tiled(1 + i, 1 + 6 * i, w_dtype, (n, w_columns), weight.code_stride(), tile));
     }
     for (i, product) in products.iter().enumerate().take(if glu.is_some() { 1 } else { AT_ONCE }) {
-        let (n, tile) = (params.n[i], (128, of_each / 2));
+        let (n, tile) = (params.n[i], (tokens.min(128), of_each / 2));
         launch = launch.tiles(tiled(4 + i, 6 + 6 * i, x.dtype(), (params.m, n), two(product.placed.stride), tile));
     }
     let launch = launch
         .flops(flops(&params))
         .threadgroup_memory(stages * (stage + 16) + slabs + OUT + 1024)
-        .cluster(2)
+        .cluster(2 * splits)
         .choice(format!("{entry} {format}"), "");
     stream.launch(
         launch,
@@ -136,7 +141,7 @@ pub(super) fn launch(
             source: &SOURCE,
             defines: defines(format, x.dtype(), codes, stages) + &gpu::function(glu),
             entry: entry.into(),
-            threadgroups: [2 * pieces.min(clusters), 1, 1],
+            threadgroups: [2 * splits * pieces.min(clusters), 1, 1],
             threads: [384, 1, 1],
         },
     )
@@ -235,6 +240,8 @@ const TILE_K: u32 = 64;
 const HALF_N: u32 = 128;
 const OUT: u32 = 2 * 128 * 128;
 const SLABS: u32 = 2;
+/// Columns of a row that are worth a share.
+const LEAST_SHARE: u32 = 512;
 /// Threadgroup memory of a processor that one threadgroup can have.
 const SHARED: u32 = 227 << 10;
 
