@@ -14,7 +14,7 @@ pub(super) fn cases() -> Vec<Case> {
         cases.push(kv_quantize(LLAMA, bits, tokens));
     }
     cases.push(kv_quantize_with(LLAMA, 4, 512));
-    for (bits, tokens) in [(4, 512), (4, 16384), (8, 16384)] {
+    for (bits, tokens) in [(4, 512), (4, 2048), (4, 16384), (8, 16384)] {
         cases.push(kv_dequantize(LLAMA, bits, tokens, KvDomain::Original));
     }
     cases.push(kv_dequantize(LLAMA, 8, 16384, KvDomain::Rotated));

@@ -19,7 +19,7 @@ pub(super) struct Many {
 
 /// Rows of a head at a time.
 const ROWS: u32 = 8;
-/// Rows of a head that are worth a table for each lane.
+/// Rows of a head that are worth a table for each lane, where there is work beside looking things up.
 const FEWEST: u32 = 32;
 /// Bytes of threadgroup memory that are left to what the kernels declare.
 const DECLARED: u32 = 2 << 10;
@@ -35,6 +35,10 @@ impl Many {
         let tiles = rows.div_ceil(ROWS) * p.heads;
         // Few tiles are spread over all processors; of many each has as many as its registers hold.
         let few = tiles <= 8 * processors;
+        // Of which codes are read back as fast without a table.
+        if few && op != QUANTIZE {
+            return None;
+        }
         let simdgroups = if few { 4 } else { Many::most(p.dim) };
         let most = if few { 2 * processors } else { processors };
         let threadgroups = tiles.div_ceil(simdgroups).min(most).max(p.heads.div_ceil(simdgroups));

@@ -88,6 +88,62 @@ fn many_rows_follow_the_definition() {
     }
 }
 
+/// So many rows that those of one head come in blocks, of which a simdgroup takes one or, of one form, several. The codes are any.
+#[test]
+fn many_rows_are_read_back() {
+    on_every_device(|stream| {
+        let device = &stream.device().clone();
+        let random = &mut Random::new(5);
+        let (heads, processors) = (3, device.processors().unwrap_or(1) as usize);
+        for (i, dim) in [64, 128, 256].into_iter().enumerate() {
+            for (j, bits) in BITS.into_iter().enumerate() {
+                for norms in 1..=2 {
+                    let blocks = processors * if (i, j, norms) == (0, 0, 1) { 36 } else { 9 };
+                    let rows = 8 * blocks.div_ceil(heads) + 5;
+                    let signs = (j % 2 == 0).then(|| hadamard_signs(device, dim, 1).unwrap());
+                    let words = signs.as_ref().map(|signs| signs.to_vec::<u32>(stream).unwrap());
+                    let codec =
+                        KvCodec::new(device, dim, KvCodecOptions { bits, signs: signs.as_ref(), norms }).unwrap();
+                    let bytes = codec.row_bytes();
+                    let gap = bytes.next_multiple_of(16) + 16;
+                    let stored: Vec<u8> = (0..heads * rows * gap).map(|_| random.below(256) as u8).collect();
+                    let codes = device.tensor(&stored, [heads, rows, gap]).unwrap().slice(2, 0..bytes).unwrap();
+                    let mut sizes: Vec<f32> = random.values(heads * rows * norms).iter().map(|x| x.abs()).collect();
+                    (sizes[0], sizes[norms * 9]) = (0.0, f32::NAN);
+                    let kept = match norms {
+                        1 => device.tensor(&sizes, [heads, rows]),
+                        _ => device.tensor(&sizes, [heads, rows, norms]),
+                    };
+                    let kept = kept.unwrap();
+
+                    let levels = codebook::lloyd_max(bits);
+                    let decoded = |row: usize| -> Vec<f64> {
+                        let parts = sizes[row * norms..][..norms].iter();
+                        let parts = parts.flat_map(|&size| std::iter::repeat_n(size as f64, dim / norms));
+                        let unit = 1.0 / ((dim / norms) as f64).sqrt();
+                        let codes = unpacked(&stored[row * gap..][..bytes], bits);
+                        codes.into_iter().zip(parts).map(|(code, size)| levels[code] * size * unit).collect()
+                    };
+                    let dtype = DType::FLOATS[1 + (i + j + norms) % 2];
+                    for domain in [KvDomain::Original, KvDomain::Rotated] {
+                        let back = kv_dequantize(stream, &codes, &kept, &codec, domain, dtype).unwrap();
+                        let back = values_of(stream, &back);
+                        // The first rows, the last of each head, and others between.
+                        for row in (0..heads * rows).filter(|row| *row < 12 || row % rows + 9 > rows || row % 61 == 0) {
+                            let mut want = decoded(row);
+                            let size = want.iter().fold(0.0f64, |m, y| m.max(y.abs()));
+                            if domain == KvDomain::Original {
+                                want = restored(&want, words.as_deref());
+                            }
+                            assert_close(dtype, &back[row * dim..][..dim], &want, size);
+                        }
+                    }
+                }
+            }
+        }
+    });
+}
+
 #[derive(Clone, Copy)]
 struct Form {
     tokens: usize,
