@@ -47,6 +47,11 @@ pub enum BenchCommand {
     /// measured first. Operands go round a pool of memory that no cache holds, so weights are as cold as those of a model.
     /// Small operations, whose operands the caches hold all the same, can reach more than 100 %.
     Ops(BenchOpsArgs),
+    /// Time the kernels written for NVIDIA GPUs alone beside those that they share with Apple's.
+    ///
+    /// Prints a Markdown table of the shapes of `bench ops` at which such a kernel runs: which, the median time of a call, that
+    /// of the shared kernels, and how many times as fast it is. The two are replayed in turn.
+    Gains(BenchGainsArgs),
 }
 
 const STYLES: Styles = Styles::styled()
@@ -249,6 +254,34 @@ pub struct BenchOpsArgs {
     pub json: bool,
 }
 
+/// Options of `silicide bench gains`.
+#[derive(Debug, Args)]
+pub struct BenchGainsArgs {
+    /// Only kernels of this folder of operations, such as matmul.
+    #[arg(value_name = "FOLDER", value_parser = NonEmptyStringValueParser::new())]
+    pub folder: Option<String>,
+
+    /// Only operations or shapes that contain this, as in `bench ops`.
+    #[arg(short, long, value_name = "NAME", value_parser = NonEmptyStringValueParser::new())]
+    pub filter: Option<String>,
+
+    /// How often each is replayed.
+    #[arg(long, value_name = "N", default_value_t = 9, value_parser = rounds, allow_negative_numbers = true)]
+    pub rounds: usize,
+
+    /// Bytes that operands go round in, read and written apart [default: 512M].
+    #[arg(long, value_name = "SIZE", value_parser = memory_size, allow_negative_numbers = true)]
+    pub pool: Option<usize>,
+
+    /// Write the lines of each folder to its gains.md below this directory as well.
+    #[arg(long, value_name = "DIRECTORY", conflicts_with = "filter")]
+    pub into: Option<PathBuf>,
+
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub device: DeviceArgs,
+}
+
 /// Which model.
 #[derive(Debug, Args)]
 pub struct ModelArgs {
@@ -309,7 +342,7 @@ pub struct HardwareArgs {
 }
 
 /// Where to run.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Hardware")]
 pub struct DeviceArgs {
     /// Where to run.

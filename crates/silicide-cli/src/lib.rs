@@ -87,6 +87,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Devices(args) => devices::devices(&args, out),
         Command::Explain(args) => explain::explain(&args, &library, out, notes),
         Command::Bench(BenchCommand::Ops(args)) => bench::ops(&args, out, notes),
+        Command::Bench(BenchCommand::Gains(args)) => bench::gains(&args, out),
     }
 }
 

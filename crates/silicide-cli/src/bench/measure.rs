@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use silicide::device::Plan;
 use silicide::{DeviceKind, Result, Stream, Tensor};
 
 use super::case::Call;
@@ -71,34 +72,69 @@ fn direct(stream: &mut Stream, calls: &[Call], rounds: usize, budget: Duration) 
 const MOST_SAMPLES: usize = 10_000;
 
 fn replayed(stream: &mut Stream, calls: &[Call], rounds: usize, budget: Duration) -> Result<Times> {
-    /// Long enough that starting a replay and waiting for it do not count.
-    const REPLAY: Duration = Duration::from_millis(4);
-    const MOST_CALLS: usize = 4096;
     let begun = Instant::now();
-    let emulated = stream.device().kind().is_emulated();
-    let mut times = 1;
-    loop {
-        let count = times * calls.len();
-        let (plan, _kept) =
-            stream.record(|stream| (0..count).map(|i| calls[i % calls.len()](stream)).collect::<Result<Vec<_>>>())?;
-        let mut replay = || {
-            let begun = Instant::now();
-            stream.replay(&plan)?;
-            stream.synchronize()?;
-            Ok(begun.elapsed())
-        };
-        // The first compiles what has to be.
-        replay()?;
-        let one = replay()?;
-        if one < REPLAY && count < MOST_CALLS && !emulated {
-            let wanted = (REPLAY.as_secs_f64() / one.as_secs_f64().max(1e-9) * 1.2).ceil() as usize;
+    let replay = Replay::record(stream, calls)?;
+    let mut seconds = Vec::with_capacity(rounds);
+    while seconds.len() < rounds.min(2) || (seconds.len() < rounds && begun.elapsed() < budget.max(REPLAY * 8)) {
+        seconds.push(replay.run(stream)?);
+    }
+    Ok(Times::of(seconds))
+}
+
+/// Times the same calls on two GPUs' streams, replays of one between those of the other.
+pub(super) fn beside(
+    streams: [&mut Stream; 2],
+    calls: [&[Call]; 2],
+    rounds: usize,
+    budget: Duration,
+) -> Result<[Times; 2]> {
+    let [one, other] = streams;
+    let replays = [Replay::record(one, calls[0])?, Replay::record(other, calls[1])?];
+    let (begun, mut seconds) = (Instant::now(), [const { Vec::new() }; 2]);
+    while seconds[0].len() < rounds.min(2) || (seconds[0].len() < rounds && begun.elapsed() < budget) {
+        seconds[0].push(replays[0].run(one)?);
+        seconds[1].push(replays[1].run(other)?);
+    }
+    Ok(seconds.map(Times::of))
+}
+
+/// Long enough that starting a replay and waiting for it do not count.
+const REPLAY: Duration = Duration::from_millis(4);
+
+/// A plan of calls in turn, as often as makes it long enough.
+struct Replay {
+    plan: Plan,
+    count: usize,
+    /// What the calls left.
+    _kept: Vec<Vec<Tensor>>,
+}
+
+impl Replay {
+    fn record(stream: &mut Stream, calls: &[Call]) -> Result<Replay> {
+        const MOST_CALLS: usize = 4096;
+        let emulated = stream.device().kind().is_emulated();
+        let mut times = 1;
+        loop {
+            let count = times * calls.len();
+            let (plan, _kept) = stream
+                .record(|stream| (0..count).map(|i| calls[i % calls.len()](stream)).collect::<Result<Vec<_>>>())?;
+            let replay = Replay { plan, count, _kept };
+            // The first compiles what has to be.
+            replay.run(stream)?;
+            let one = replay.run(stream)? * count as f64;
+            if one >= REPLAY.as_secs_f64() || count >= MOST_CALLS || emulated {
+                return Ok(replay);
+            }
+            let wanted = (REPLAY.as_secs_f64() / one.max(1e-9) * 1.2).ceil() as usize;
             times = (times * wanted.max(2)).min(MOST_CALLS.div_ceil(calls.len()).max(times + 1));
-            continue;
         }
-        let mut seconds = Vec::with_capacity(rounds);
-        while seconds.len() < rounds.min(2) || (seconds.len() < rounds && begun.elapsed() < budget.max(REPLAY * 8)) {
-            seconds.push(replay()?.as_secs_f64() / count as f64);
-        }
-        return Ok(Times::of(seconds));
+    }
+
+    /// Seconds of a call.
+    fn run(&self, stream: &mut Stream) -> Result<f64> {
+        let begun = Instant::now();
+        stream.replay(&self.plan)?;
+        stream.synchronize()?;
+        Ok(begun.elapsed().as_secs_f64() / self.count as f64)
     }
 }

@@ -1,11 +1,14 @@
 //! `silicide bench ops`: every op at the shapes of real models, against what the device does at best.
 //!
+//! `silicide bench gains`: what the kernels that NVIDIA GPUs alone have gain.
+//!
 //! A case is an op at a shape; its operands come from a setup, which counts the bytes that they are. `measure` times it,
 //! `ceiling` says what it could take, `report` prints both.
 
 mod case;
 mod ceiling;
 mod elementwise;
+mod gains;
 mod measure;
 mod models;
 mod products;
@@ -22,14 +25,16 @@ use silicide::{Device, DeviceKind, Stream};
 
 use crate::args::BenchOpsArgs;
 use crate::engine;
-use case::{Case, Setup};
+use case::{Call, Case, Moved, Setup};
 use ceiling::Ceilings;
 use report::{Outcome, Report, Row};
+
+pub use gains::gains;
 
 /// Runs the subcommand.
 pub fn ops(args: &BenchOpsArgs, out: &mut dyn Write, notes: &mut dyn Write) -> anyhow::Result<()> {
     let device = engine::device(&args.device)?;
-    let cases = chosen(cases(device.kind()), args)?;
+    let cases = chosen(cases(device.kind()), args.filter.as_deref(), args.model.as_deref())?;
     let pool = args.pool.unwrap_or_else(|| default_pool(&device));
     let setup = &mut Setup::new(&device, pool)?;
     let matrix_flops = args.matrix_tflops.map(|rate| f64::from(rate) * 1e12);
@@ -78,24 +83,23 @@ fn cases(kind: DeviceKind) -> Vec<Case> {
 }
 
 /// Those that the options name.
-fn chosen(cases: Vec<Case>, args: &BenchOpsArgs) -> anyhow::Result<Vec<Case>> {
-    let holds = |text: &str, part: &Option<String>| {
-        part.as_ref().is_none_or(|part| text.to_lowercase().contains(&part.to_lowercase()))
-    };
+fn chosen(cases: Vec<Case>, filter: Option<&str>, model: Option<&str>) -> anyhow::Result<Vec<Case>> {
+    let holds =
+        |text: &str, part: Option<&str>| part.is_none_or(|part| text.to_lowercase().contains(&part.to_lowercase()));
     let known = |name: fn(&Case) -> &'static str| {
         let mut names: Vec<_> = cases.iter().map(name).collect();
         names.sort_unstable();
         names.dedup();
         names.join(", ")
     };
-    if !cases.iter().any(|case| holds(&case.name(), &args.filter)) {
-        bail!("no op is named {:?}; there are {}", args.filter.as_deref().unwrap_or(""), known(|case| case.op));
+    if !cases.iter().any(|case| holds(&case.name(), filter)) {
+        bail!("no op is named {:?}; there are {}", filter.unwrap_or(""), known(|case| case.op));
     }
-    if !cases.iter().any(|case| holds(case.model, &args.model)) {
-        bail!("no model is named {:?}; there are {}", args.model.as_deref().unwrap_or(""), known(|case| case.model));
+    if !cases.iter().any(|case| holds(case.model, model)) {
+        bail!("no model is named {:?}; there are {}", model.unwrap_or(""), known(|case| case.model));
     }
     let chosen: Vec<_> =
-        cases.into_iter().filter(|case| holds(&case.name(), &args.filter) && holds(case.model, &args.model)).collect();
+        cases.into_iter().filter(|case| holds(&case.name(), filter) && holds(case.model, model)).collect();
     if chosen.is_empty() {
         bail!("that model has no such op");
     }
@@ -109,6 +113,15 @@ fn run(
     pool: usize,
     args: &BenchOpsArgs,
 ) -> silicide::Result<Outcome> {
+    let (calls, moved) = calls(case, setup, pool)?;
+    let times = measure::time(stream, &calls, args.rounds, Duration::from_millis(200));
+    drop(calls);
+    trim(stream)?;
+    Ok(Outcome::Timed(moved, times?))
+}
+
+/// Calls that go once round the pool, and what one of them moves.
+fn calls(case: &Case, setup: &mut Setup, pool: usize) -> silicide::Result<(Vec<Call>, Moved)> {
     /// More would be many launches without one of them reading colder memory.
     const MOST_COPIES: usize = 256;
     let (first, moved) = case.make(setup, 0)?;
@@ -117,12 +130,14 @@ fn run(
     for copy in 1..copies {
         calls.push(case.make(setup, copy)?.0);
     }
-    let times = measure::time(stream, &calls, args.rounds, Duration::from_millis(200));
-    drop(calls);
-    // What an op allocated is not the next one's.
+    Ok((calls, moved))
+}
+
+/// What an op allocated is not the next one's.
+fn trim(stream: &mut Stream) -> silicide::Result<()> {
     stream.synchronize()?;
     stream.trim();
-    Ok(Outcome::Timed(moved, times?))
+    Ok(())
 }
 
 /// Bytes that operands go round in: several times the last cache.

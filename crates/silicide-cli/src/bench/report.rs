@@ -143,7 +143,7 @@ impl Row {
     }
 }
 
-fn microseconds(seconds: f64) -> String {
+pub(super) fn microseconds(seconds: f64) -> String {
     if seconds < 1e-3 {
         format!("{} µs", three_digits(seconds * 1e6))
     } else {
@@ -151,7 +151,7 @@ fn microseconds(seconds: f64) -> String {
     }
 }
 
-fn three_digits(x: f64) -> String {
+pub(super) fn three_digits(x: f64) -> String {
     match x {
         _ if x >= 99.95 => format!("{x:.0}"),
         _ if x >= 9.995 => format!("{x:.1}"),

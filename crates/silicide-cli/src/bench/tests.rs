@@ -96,6 +96,54 @@ fn unknown_names_are_refused_with_the_known_ones() {
     }
 }
 
+/// Runs `silicide bench gains` with these options.
+fn bench_gains(options: &[&str]) -> (String, anyhow::Result<()>) {
+    let line = ["silicide", "bench", "gains"].iter().chain(options);
+    let Command::Bench(BenchCommand::Gains(args)) = Cli::try_parse_from(line).unwrap().command else {
+        unreachable!("it is this subcommand");
+    };
+    let mut out = Vec::new();
+    let result = gains(&args, &mut out);
+    (String::from_utf8(out).unwrap(), result)
+}
+
+#[test]
+fn a_gain_is_shown_where_a_kernel_of_its_own_runs() {
+    if Device::emulated_cuda(engine::checked()).is_err() {
+        assert!(std::env::var_os("SILICIDE_REQUIRE_EMULATED").is_none(), "the emulated device is missing");
+        return;
+    }
+    let options = ["--device=emulated-cuda", "--filter=kv_quantize_with", "--rounds=1", "--pool=64K"];
+    let (out, result) = bench_gains(&options);
+    result.unwrap();
+    let lines: Vec<_> = out.lines().filter(|line| line.starts_with("| kv")).collect();
+    let [line] = lines[..] else { panic!("{out}") };
+    assert!(line.starts_with("| kv_quantize_with | 4 bits, 512 x 8 x 128, a ring | `kv_quantize/many.cu` | "), "{out}");
+    let columns: Vec<_> = line.split('|').map(str::trim).collect();
+    let time = |column: &str| column.split(' ').next().unwrap().parse::<f64>().unwrap();
+    assert!(time(columns[4]) > 0.0 && time(columns[5]) > 0.0 && time(columns[6]) > 0.0, "{line}");
+
+    let (_, result) = bench_gains(&[&options[..], &["matmul"]].concat());
+    assert_eq!(result.unwrap_err().to_string(), "no kernel of matmul's own runs at these shapes");
+    let (_, result) = bench_gains(&["--device=cpu"]);
+    let error = result.unwrap_err().to_string();
+    assert_eq!(error, "cpu runs no kernels of its own: wanted --device cuda, or emulated-cuda");
+}
+
+#[test]
+fn gains_are_written_to_the_folder_of_their_kernel() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::create_dir(directory.path().join("sort")).unwrap();
+    let tables = [("sort".to_owned(), vec!["| a |".to_owned(), "| b |".to_owned()])].into();
+    super::gains::write_tables(directory.path(), "head\n", &tables).unwrap();
+    assert_eq!(std::fs::read_to_string(directory.path().join("sort/gains.md")).unwrap(), "head\n| a |\n| b |\n");
+    let tables = [("missing".to_owned(), Vec::new())].into();
+    let error = super::gains::write_tables(directory.path(), "", &tables).unwrap_err().to_string();
+    assert!(error.contains("missing") && error.ends_with("cannot be written"), "{error}");
+    let left: Vec<_> = std::fs::read_dir(directory.path().join("sort")).unwrap().collect();
+    assert_eq!(left.len(), 1);
+}
+
 #[test]
 fn operands_of_a_call_lie_apart() {
     use silicide::DType;

@@ -286,6 +286,14 @@ impl Launch {
         &self.choice
     }
 
+    /// The file of its kernel among those of the ops, such as `matmul/one.cu`; None on a CPU.
+    pub fn source(&self) -> Option<String> {
+        match &self.body {
+            Body::Gpu(gpu) => Some(gpu.source.path()),
+            Body::None | Body::Cpu(_) => None,
+        }
+    }
+
     /// Refuses memory of another device, writes to read-only memory, and outputs that overlap what they must not.
     pub(super) fn check(&self, device: &super::Device) -> Result<()> {
         for (i, arg) in self.args.iter().enumerate() {

@@ -244,6 +244,26 @@ fn shared_kernels_keep_to_what_metal_has() {
     }
 }
 
+/// NVIDIA's own kernels stand where they outrun the shared ones, as `silicide bench gains` found them to.
+#[test]
+fn every_kernel_of_its_own_has_shown_its_gain() {
+    // What measures the rate of an instruction has none to gain.
+    let measured = |source: &&&KernelSource| source.is_for_nvidia() && source.name != matmul::peak::NVIDIA.name;
+    for source in SOURCES.iter().filter(measured) {
+        let (folder, _) = source.name.split_once('/').unwrap();
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/ops").join(folder).join("gains.md");
+        let report = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let own = format!("`{}`", source.name);
+        let gains: Vec<f64> = report
+            .lines()
+            .filter(|line| line.contains(&own))
+            .map(|line| line.trim_end_matches('|').rsplit('|').next().unwrap().trim().parse().unwrap())
+            .collect();
+        assert!(!gains.is_empty(), "{} has no line in {}", source.name, path.display());
+        assert!(gains.iter().all(|&gain| gain > 1.0), "{}: {gains:?}", source.name);
+    }
+}
+
 fn compile(chosen: fn(&KernelSource) -> bool) {
     if !cuda::is_present() {
         assert!(std::env::var_os("SILICIDE_REQUIRE_NVRTC").is_none(), "NVRTC is not on the library path");
